@@ -1,0 +1,3 @@
+//! Shards to packed batches: order, negatives, packing, masking, prefetch.
+
+pub mod batch;

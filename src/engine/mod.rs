@@ -1,0 +1,463 @@
+//! One device's arithmetic behind one trait, so that forward, backward and the training loop are
+//! written once. The engine knows buffers, rows and offsets; it knows no model.
+//!
+//! Conventions, the same for every implementation:
+//! * matrices are row-major; a linear layer's weight is [N, K] (out, in) as Hugging Face stores it;
+//! * parameters and their gradients live in flat arenas, addressed by offset (`LinearAt`, ...);
+//!   gradients are f32 and are *added to* (several packs accumulate into one step);
+//! * activations are one buffer a field, allocated once at their largest size; every operation
+//!   takes the row count it works on, and never touches rows behind it;
+//! * nothing here allocates per call in a way that the caller can see, waits for the host, or
+//!   depends on how samples were packed: a row's result depends on its own sequence alone;
+//! * reductions have a fixed order: the same call gives the same bits.
+//!
+//! Symbols T, S, M, H, I, A, D, V are those of `model/shape.rs`.
+
+pub mod cpu;
+pub mod random;
+
+use crate::Result;
+pub use random::{Dropout, MaskRule};
+
+/// What buffers hold.
+pub trait Elem: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug {}
+impl Elem for f32 {}
+impl Elem for u32 {}
+
+/// A linear layer's place in a parameter arena: weight [n, k] at `w`, bias [n] at `b`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearAt {
+    pub w: usize,
+    pub b: usize,
+    /// Output columns, N.
+    pub n: usize,
+    /// Input columns, K.
+    pub k: usize,
+}
+
+/// A LayerNorm's place in a parameter arena: gamma [H] and beta [H].
+#[derive(Clone, Copy, Debug)]
+pub struct NormAt {
+    pub gamma: usize,
+    pub beta: usize,
+    pub hidden: usize,
+    /// Added to the variance (BERT: 1e-12).
+    pub eps: f32,
+}
+
+/// The embedding tables' place in a parameter arena: word [V, H], position [P, H], segment [2, H].
+#[derive(Clone, Copy, Debug)]
+pub struct EmbedAt {
+    pub word: usize,
+    pub position: usize,
+    pub segment: usize,
+    pub norm: NormAt,
+    pub vocab: usize,
+}
+
+/// A pooler with a small head on top: pooler bias [H], head weight [k, H], head bias [k].
+/// (The pooler's own [H, H] product is an ordinary `linear`.)
+#[derive(Clone, Copy, Debug)]
+pub struct HeadAt {
+    pub pool_bias: usize,
+    pub w: usize,
+    pub b: usize,
+    pub hidden: usize,
+}
+
+/// What a linear layer does to its product before it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Nothing: the next fused operation adds the bias.
+    None,
+    /// y = x Wᵀ + b
+    Bias,
+}
+
+/// Sizes of a multi-head attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// A
+    pub heads: usize,
+    /// D
+    pub size: usize,
+}
+
+/// Slots of the step's statistics buffer, f32 [`stats::SLOTS`], *added to* by the loss operations
+/// and summed over packs and ranks at the end of a step.
+pub mod stats {
+    /// Sum over masked tokens of the cross-entropy, in nats.
+    pub const MLM_LOSS: usize = 0;
+    /// Masked tokens whose label is the arg max.
+    pub const MLM_CORRECT: usize = 1;
+    /// Masked tokens.
+    pub const MLM_COUNT: usize = 2;
+    /// Sum over sequences of the QDPP cross-entropy, in nats.
+    pub const QDPP_LOSS: usize = 3;
+    /// Sequences whose QDPP class is the arg max.
+    pub const QDPP_CORRECT: usize = 4;
+    /// Sequences.
+    pub const QDPP_COUNT: usize = 5;
+    /// Sum over groups of the ranking loss, in nats.
+    pub const RANK_LOSS: usize = 6;
+    /// Groups whose positive has the highest score.
+    pub const RANK_CORRECT: usize = 7;
+    /// Groups.
+    pub const RANK_COUNT: usize = 8;
+    /// Length of the buffer.
+    pub const SLOTS: usize = 16;
+}
+
+/// A pack on the device. Buffers are allocated once at the pack budget; the counts say how much of
+/// them is in use.
+pub struct DeviceBatch<B: Backend + ?Sized> {
+    /// T
+    pub tokens: usize,
+    /// S
+    pub sequences: usize,
+    /// M
+    pub masked: usize,
+    /// Ranking groups.
+    pub groups: usize,
+    pub epoch: u32,
+    /// Token ids, [T]; `mask_tokens` replaces the chosen ones in place.
+    pub ids: B::Buf<u32>,
+    /// [T]
+    pub positions: B::Buf<u32>,
+    /// [T]
+    pub segments: B::Buf<u32>,
+    /// [T]
+    pub row_sample: B::Buf<u32>,
+    /// [S + 1]; its first S entries are also the rows of the [CLS] tokens.
+    pub cu_seqlens: B::Buf<u32>,
+    /// [S]
+    pub samples: B::Buf<u32>,
+    /// QDPP classes, [S].
+    pub pair_labels: B::Buf<u32>,
+    /// [groups + 1]
+    pub cu_groups: B::Buf<u32>,
+    /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
+    pub masked_rows: B::Buf<u32>,
+    /// Their original ids, [M]; written by `mask_tokens`.
+    pub masked_labels: B::Buf<u32>,
+}
+
+/// What the optimiser applies to one contiguous range of the arena.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamGroup {
+    pub range: std::ops::Range<usize>,
+    /// Weight decay applies (not to biases and LayerNorms).
+    pub decay: bool,
+    /// Multiplies the learning rate; 0 freezes the range.
+    pub lr_scale: f32,
+}
+
+/// One AdamW update (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub lr: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+    /// Update number, from 1.
+    pub step: u32,
+    /// Gradients are scaled by min(1, clip_norm / norm); 0 does not clip.
+    pub clip_norm: f32,
+}
+
+/// A device's operations. Each names its formula; forward and backward stand side by side.
+pub trait Backend {
+    /// Type of weights and activations on this device (f32 on CPU).
+    type Real: Elem;
+    /// Device memory.
+    type Buf<T: Elem>: Send;
+
+    // ---- memory ------------------------------------------------------------------------------
+    /// A zeroed buffer of `len` elements.
+    fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
+    /// Copies `src` to `dst[at..at + src.len()]`.
+    fn upload<T: Elem>(&self, src: &[T], dst: &mut Self::Buf<T>, at: usize) -> Result<()>;
+    /// Copies `src[range]` to the host; waits for it.
+    fn download<T: Elem>(&self, src: &Self::Buf<T>, range: std::ops::Range<usize>) -> Result<Vec<T>>;
+    /// Sets `dst[range]` to zero.
+    fn clear<T: Elem>(&self, dst: &mut Self::Buf<T>, range: std::ops::Range<usize>) -> Result<()>;
+    /// Host f32 values to weights at `at`.
+    fn upload_weights(&self, src: &[f32], dst: &mut Self::Buf<Self::Real>, at: usize) -> Result<()>;
+    /// Weights to host f32 values.
+    fn download_weights(
+        &self,
+        src: &Self::Buf<Self::Real>,
+        range: std::ops::Range<usize>,
+    ) -> Result<Vec<f32>>;
+
+    // ---- masking -----------------------------------------------------------------------------
+    /// Applies `rule` to `batch.ids` in place; writes `masked_rows`, `masked_labels` (ascending
+    /// rows). `batch.masked` was computed on the host by the same function and must agree.
+    /// `continues` [V] is 1 for a WordPiece that continues a word (used by whole-word masking).
+    fn mask_tokens(
+        &self,
+        batch: &mut DeviceBatch<Self>,
+        rule: &MaskRule,
+        continues: &Self::Buf<u32>,
+    ) -> Result<()>;
+
+    // ---- matrix products ---------------------------------------------------------------------
+    /// out [rows, N] = x [rows, K] Wᵀ (+ b).
+    fn linear(
+        &self,
+        x: &Self::Buf<Self::Real>,
+        weights: &Self::Buf<Self::Real>,
+        at: LinearAt,
+        rows: usize,
+        epilogue: Epilogue,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// pre [rows, N] = x Wᵀ + b; act [rows, N] = GELU(pre), the exact erf form of BERT.
+    fn linear_gelu(
+        &self,
+        x: &Self::Buf<Self::Real>,
+        weights: &Self::Buf<Self::Real>,
+        at: LinearAt,
+        rows: usize,
+        pre: &mut Self::Buf<Self::Real>,
+        act: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// dx [rows, K] = dy [rows, N] W (added to dx when `accumulate`).
+    fn linear_backward_input(
+        &self,
+        dy: &Self::Buf<Self::Real>,
+        weights: &Self::Buf<Self::Real>,
+        at: LinearAt,
+        rows: usize,
+        accumulate: bool,
+        dx: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// grads.W [N, K] += dyᵀ x; grads.b [N] += column sums of dy (when `bias`).
+    fn linear_backward_weight(
+        &self,
+        dy: &Self::Buf<Self::Real>,
+        x: &Self::Buf<Self::Real>,
+        at: LinearAt,
+        rows: usize,
+        bias: bool,
+        grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// dact [len] *= GELU'(pre), in place: becomes the gradient of `pre`.
+    fn gelu_backward(
+        &self,
+        pre: &Self::Buf<Self::Real>,
+        dact: &mut Self::Buf<Self::Real>,
+        len: usize,
+    ) -> Result<()>;
+
+    // ---- rows --------------------------------------------------------------------------------
+    /// sum [T, H] = word[id] + position[pos] + segment[seg]; out = dropout(LayerNorm(sum)).
+    /// `row_stats` [T, 2] keeps (mean, 1 / sqrt(var + eps)) of each row.
+    fn embed(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        at: EmbedAt,
+        drop: Dropout,
+        sum: &mut Self::Buf<Self::Real>,
+        row_stats: &mut Self::Buf<f32>,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// Adds the gradients of the three tables and of the LayerNorm. `dout` [T, H] is overwritten.
+    /// The sum over equal ids has a fixed order (no float atomics).
+    fn embed_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        at: EmbedAt,
+        drop: Dropout,
+        sum: &Self::Buf<Self::Real>,
+        row_stats: &Self::Buf<f32>,
+        dout: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// y [T, H], in place: y = residual + dropout(y + bias), kept for backward; out = LayerNorm(y).
+    /// `bias` is the offset of the bias [H] of the linear layer that made y.
+    fn residual_norm(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        bias: usize,
+        norm: NormAt,
+        drop: Dropout,
+        residual: &Self::Buf<Self::Real>,
+        y: &mut Self::Buf<Self::Real>,
+        row_stats: &mut Self::Buf<f32>,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// From dout [T, H]: gradients of gamma, beta and `bias` are added to `grads`;
+    /// dresidual [T, H] = the gradient of the sum (overwritten); dy [T, H] = the same through the
+    /// dropout (overwritten).
+    fn residual_norm_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        bias: usize,
+        norm: NormAt,
+        drop: Dropout,
+        y: &Self::Buf<Self::Real>,
+        row_stats: &Self::Buf<f32>,
+        dout: &Self::Buf<Self::Real>,
+        dresidual: &mut Self::Buf<Self::Real>,
+        dy: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// out [rows, H] = LayerNorm(x).
+    fn norm(
+        &self,
+        x: &Self::Buf<Self::Real>,
+        weights: &Self::Buf<Self::Real>,
+        at: NormAt,
+        rows: usize,
+        row_stats: &mut Self::Buf<f32>,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// d [rows, H], in place: from the gradient of the output to that of x; adds those of gamma, beta.
+    fn norm_backward(
+        &self,
+        x: &Self::Buf<Self::Real>,
+        weights: &Self::Buf<Self::Real>,
+        at: NormAt,
+        rows: usize,
+        row_stats: &Self::Buf<f32>,
+        d: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// out [n, H] = x[rows[i]] for i < n.
+    fn gather_rows(
+        &self,
+        x: &Self::Buf<Self::Real>,
+        rows: &Self::Buf<u32>,
+        n: usize,
+        hidden: usize,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// x[rows[i]] += src [n, H]; the rows are distinct.
+    fn scatter_add_rows(
+        &self,
+        src: &Self::Buf<Self::Real>,
+        rows: &Self::Buf<u32>,
+        n: usize,
+        hidden: usize,
+        x: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+
+    // ---- attention ---------------------------------------------------------------------------
+    /// qkv [T, 3H] (q, k, v; each head by head) -> out [T, H] = dropout(softmax(q kᵀ / sqrt(D))) v
+    /// within each sequence; `lse` [T, A] keeps the log-sum-exp of each row's scaled scores.
+    fn attention(
+        &self,
+        batch: &DeviceBatch<Self>,
+        heads: Heads,
+        drop: Dropout,
+        qkv: &Self::Buf<Self::Real>,
+        lse: &mut Self::Buf<f32>,
+        out: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// dqkv [T, 3H] from dout [T, H] (overwritten, not added).
+    fn attention_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        heads: Heads,
+        drop: Dropout,
+        qkv: &Self::Buf<Self::Real>,
+        lse: &Self::Buf<f32>,
+        out: &Self::Buf<Self::Real>,
+        dout: &Self::Buf<Self::Real>,
+        dqkv: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+
+    // ---- losses ------------------------------------------------------------------------------
+    /// Softmax-cross-entropy over the vocabulary. logits [M, V] without bias; `bias` [V] is added
+    /// here. In place: logits become scale * (softmax - onehot); adds the gradient of the bias to
+    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only.
+    fn mlm_loss(
+        &self,
+        weights: &Self::Buf<Self::Real>,
+        bias: usize,
+        vocab: usize,
+        labels: &Self::Buf<u32>,
+        rows: usize,
+        scale: f32,
+        logits: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+        sums: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// QDPP in one pass. pre [S, H] is the pooler's product without bias; pooled = tanh(pre + b_p),
+    /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S]. In place: pre becomes its
+    /// own gradient times `scale`; adds the gradients of W, b and the pooler's bias to `grads`, and
+    /// loss, accuracy and count to `sums`. `scale` 0 measures only (labels are still read).
+    fn qdpp_head(
+        &self,
+        weights: &Self::Buf<Self::Real>,
+        at: HeadAt,
+        labels: &Self::Buf<u32>,
+        rows: usize,
+        scale: f32,
+        pre: &mut Self::Buf<Self::Real>,
+        logits: &mut Self::Buf<f32>,
+        grads: &mut Self::Buf<f32>,
+        sums: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// Relevance scores. In place: pre [S, H] becomes pooled = tanh(pre + b_p);
+    /// scores [S] = dropout(pooled) wᵀ + b (position 0 of each sample keys the dropout).
+    fn score_head(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        at: HeadAt,
+        drop: Dropout,
+        pre: &mut Self::Buf<Self::Real>,
+        scores: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// In place: pooled [S, H] becomes the gradient of `pre`; adds those of w, b and the pooler's bias.
+    fn score_head_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Self::Buf<Self::Real>,
+        at: HeadAt,
+        drop: Dropout,
+        dscores: &Self::Buf<f32>,
+        pooled: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// Localised contrastive loss (Gao et al. 2021): per group, softmax-cross-entropy of the first
+    /// sequence (the positive) over the group's scores; with one negative it is the pairwise
+    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale`; adds to `sums`.
+    fn rank_loss(
+        &self,
+        batch: &DeviceBatch<Self>,
+        scores: &Self::Buf<f32>,
+        scale: f32,
+        dscores: &mut Self::Buf<f32>,
+        sums: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+
+    // ---- optimiser ---------------------------------------------------------------------------
+    /// out[slot] = sum of squares of src[range] (overwritten), accumulated in f64 on CPU.
+    fn sum_squares(
+        &self,
+        src: &Self::Buf<f32>,
+        range: std::ops::Range<usize>,
+        out: &mut Self::Buf<f32>,
+        slot: usize,
+    ) -> Result<()>;
+    /// One AdamW update of every group, clipping by the global norm sqrt(norm_sq[0]) in the same
+    /// pass. Does nothing when norm_sq[0] is not finite. Also sets the gradients to zero.
+    fn adamw(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        norm_sq: &Self::Buf<f32>,
+        weights: &mut Self::Buf<Self::Real>,
+        grads: &mut Self::Buf<f32>,
+        moment1: &mut Self::Buf<f32>,
+        moment2: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+}

@@ -1,0 +1,18 @@
+//! ctune-dist: coarse-tuning of re-ranking models on query logs.
+//!
+//! The library behind the one binary. Dependencies point one way:
+//! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, dist, ir}`,
+//! `model -> engine`. `engine` knows no model, `data` no model, `model` no `dist`.
+
+pub mod corpus;
+pub mod data;
+pub mod dist;
+pub mod engine;
+pub mod error;
+pub mod ir;
+pub mod model;
+pub mod reference;
+pub mod report;
+pub mod train;
+
+pub use error::{Error, Result};

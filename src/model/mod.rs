@@ -1,0 +1,3 @@
+//! BERT over flat arenas.
+
+pub mod shape;

@@ -1,0 +1,8 @@
+//! The one integration binary: a module a subject, linked once.
+
+mod corpus;
+mod data;
+mod engine;
+mod ir;
+mod reference;
+mod report;
