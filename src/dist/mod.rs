@@ -1,1 +1,173 @@
-//! Placeholder.
+//! Ranks. `World` says who a process is and carries small agreements and, on CPU, the gradients.
+//! Started alone, a process makes no MPI call and runs the same code as a world of one.
+
+mod reduce;
+
+use std::panic;
+use std::time::Duration;
+
+use mpi::environment::Universe;
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::*;
+
+pub use reduce::Reducer;
+
+use crate::{Error, Result};
+
+/// Variables by which a launcher says "you are one of several" and gives the rank: Open MPI, PMIx
+/// (SLURM's and Open MPI's), PMI (MPICH, Intel MPI, SLURM).
+const RANK_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"];
+
+/// Exit code when a rank panics: a fault of the program, reported as a communication failure so
+/// that the whole job ends.
+const PANIC_CODE: i32 = 4;
+
+/// How long ranks above 0 wait before they report an error: where all ranks fail alike, rank 0 has
+/// spoken and ended the job by then, and the user reads one line instead of one a rank.
+const ERROR_DELAY: Duration = Duration::from_millis(400);
+
+/// The processes of a run, seen from one of them.
+pub struct World {
+    rank: usize,
+    size: usize,
+    local_size: usize,
+    mpi: Option<Mpi>,
+}
+
+struct Mpi {
+    comm: SimpleCommunicator,
+    /// Last, so that it is dropped last: dropping it finalises MPI.
+    _universe: Universe,
+}
+
+/// The rank that the launcher gave, before MPI is initialised; `None` without a launcher.
+pub fn launched_rank() -> Option<usize> {
+    RANK_VARIABLES.iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+}
+
+impl World {
+    /// A world of one, without MPI.
+    pub fn solo() -> Self {
+        Self { rank: 0, size: 1, local_size: 1, mpi: None }
+    }
+
+    /// Joins the ranks that the launcher started, or is alone without one.
+    ///
+    /// # Errors
+    /// `Error::Device` when MPI cannot be initialised.
+    pub fn start() -> Result<Self> {
+        if launched_rank().is_none() {
+            return Ok(Self::solo());
+        }
+        let (universe, _) = mpi::initialize_with_threading(mpi::Threading::Funneled).ok_or_else(|| {
+            Error::device("MPI is initialised already in this process: start ranks with mpirun or srun")
+        })?;
+        let comm = universe.world();
+        let rank = comm.rank() as usize;
+        let local = comm.split_shared(comm.rank());
+        abort_on_panic(rank);
+        Ok(Self {
+            rank,
+            size: comm.size() as usize,
+            local_size: local.size() as usize,
+            mpi: Some(Mpi { comm, _universe: universe }),
+        })
+    }
+
+    /// This process, from 0.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Processes of the run.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether this process speaks for the run.
+    pub fn leads(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Threads of this process: the machine's cores shared by its ranks, so that ranks do not fight
+    /// each other. `RAYON_NUM_THREADS` overrides.
+    pub fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|v| v.parse().ok());
+        asked.filter(|n| *n > 0).unwrap_or((cores / self.local_size).max(1))
+    }
+
+    /// Waits for all ranks.
+    pub fn barrier(&self) {
+        if let Some(mpi) = &self.mpi {
+            mpi.comm.barrier();
+        }
+    }
+
+    /// Sums `values` over ranks, in rank order, into every rank's copy.
+    pub fn sum_f64(&self, values: &mut [f64]) {
+        let Some(mpi) = &self.mpi else { return };
+        let mut all = vec![0.0; values.len() * self.size];
+        mpi.comm.all_gather_into(&*values, &mut all[..]);
+        let row = values.len();
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = (0..self.size).map(|rank| all[rank * row + i]).sum();
+        }
+    }
+
+    /// Sends rank 0's text to every rank.
+    pub fn broadcast_text(&self, text: &mut String) {
+        let Some(mpi) = &self.mpi else { return };
+        let root = mpi.comm.process_at_rank(0);
+        let mut len = text.len() as u64;
+        root.broadcast_into(&mut len);
+        let mut bytes = std::mem::take(text).into_bytes();
+        bytes.resize(len as usize, 0);
+        root.broadcast_into(&mut bytes[..]);
+        *text = String::from_utf8_lossy(&bytes).into_owned();
+    }
+
+    /// Rank 0's outcome of work that only it does: its error becomes every rank's error, so that no
+    /// rank waits for a result that will not come.
+    pub fn agree<T>(&self, outcome: Option<Result<T>>) -> Result<Option<T>> {
+        let mut text = match &outcome {
+            Some(Err(e)) => format!("{} {e}", e.exit_code()),
+            _ => String::new(),
+        };
+        self.broadcast_text(&mut text);
+        match (outcome, text.split_once(' ')) {
+            (Some(result), _) => result.map(Some),
+            (None, None) => Ok(None),
+            (None, Some(("2", e))) => Err(Error::config(e)),
+            (None, Some(("4", e))) => Err(Error::device(e)),
+            (None, Some((_, e))) => Err(Error::data(e)),
+        }
+    }
+
+    /// Reports `error` and ends every rank with its exit code.
+    pub fn fail(&self, error: &Error) -> ! {
+        if !self.leads() {
+            std::thread::sleep(ERROR_DELAY);
+        }
+        if self.size > 1 {
+            eprintln!("ctune-dist: rank {}: {error}", self.rank);
+        } else {
+            eprintln!("ctune-dist: {error}");
+        }
+        match &self.mpi {
+            Some(mpi) => mpi.comm.abort(error.exit_code()),
+            None => std::process::exit(error.exit_code()),
+        }
+    }
+}
+
+/// A panic would unwind into MPI_Finalize and wait there for ranks that wait for this one: end the
+/// job instead.
+fn abort_on_panic(rank: usize) {
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        eprintln!("ctune-dist: rank {rank} failed:");
+        report(info);
+        SimpleCommunicator::world().abort(PANIC_CODE);
+    }));
+}

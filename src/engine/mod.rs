@@ -182,6 +182,13 @@ pub trait Backend {
     fn download<T: Elem>(&self, src: &Self::Buf<T>, range: std::ops::Range<usize>) -> Result<Vec<T>>;
     /// Sets `dst[range]` to zero.
     fn clear<T: Elem>(&self, dst: &mut Self::Buf<T>, range: std::ops::Range<usize>) -> Result<()>;
+    /// Hands `buf[range]` to `work` on the host and takes back what it leaves there.
+    fn on_host(
+        &self,
+        buf: &mut Self::Buf<f32>,
+        range: std::ops::Range<usize>,
+        work: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<()>;
     /// Host f32 values to weights at `at`.
     fn upload_weights(&self, src: &[f32], dst: &mut Self::Buf<Self::Real>, at: usize) -> Result<()>;
     /// Weights to host f32 values.
@@ -376,7 +383,8 @@ pub trait Backend {
     // ---- losses ------------------------------------------------------------------------------
     /// Softmax-cross-entropy over the vocabulary. logits [M, V] without bias; `bias` [V] is added
     /// here. In place: logits become scale * (softmax - onehot); adds the gradient of the bias to
-    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only.
+    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only
+    /// (`grads` may then be empty).
     fn mlm_loss(
         &self,
         weights: &Self::Buf<Self::Real>,
@@ -392,7 +400,8 @@ pub trait Backend {
     /// QDPP in one pass. pre [S, H] is the pooler's product without bias; pooled = tanh(pre + b_p),
     /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S]. In place: pre becomes its
     /// own gradient times `scale`; adds the gradients of W, b and the pooler's bias to `grads`, and
-    /// loss, accuracy and count to `sums`. `scale` 0 measures only (labels are still read).
+    /// loss, accuracy and count to `sums`. `scale` 0 measures only
+    /// (labels are still read, `grads` may be empty).
     fn qdpp_head(
         &self,
         weights: &Self::Buf<Self::Real>,

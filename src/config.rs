@@ -1,0 +1,477 @@
+//! The plan of a run: one TOML file plus `--set` overrides, checked whole before anything starts and
+//! printed whole at start and into the run directory. The same names mean the same in every command.
+//!
+//! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
+//! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::data::source::{Negatives, Truncate};
+use crate::engine::MaskRule;
+use crate::model::checkpoint::HeadStart;
+use crate::{Error, Result};
+
+/// A validated plan.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Keys every random decision of the run.
+    pub seed: u32,
+    pub data: Data,
+    pub model: Model,
+    pub objective: Objective,
+    pub train: Train,
+    pub fine: Fine,
+    pub checkpoint: Checkpoint,
+    pub run: Run,
+    pub experiment: Experiment,
+}
+
+/// `[data]`: what is read.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Shard directory of `prepare`.
+    pub shards: Option<PathBuf>,
+    /// Longest sequence, special tokens included.
+    pub max_tokens: usize,
+    pub truncate: Truncate,
+    /// Documents for fine-tuning and re-ranking: TSV of docid, url, title, body.
+    pub documents: Option<PathBuf>,
+    /// Fields of a document that make its text.
+    pub fields: Vec<String>,
+    pub topics: Option<PathBuf>,
+    pub qrels: Option<PathBuf>,
+    /// First-stage TREC run whose documents are re-ranked.
+    pub run: Option<PathBuf>,
+    /// Fold file (Capreolus json); without one, folds are drawn and saved in the run directory.
+    pub folds: Option<PathBuf>,
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            shards: None,
+            max_tokens: 512,
+            truncate: Truncate::Document,
+            documents: None,
+            fields: vec!["title".into(), "body".into()],
+            topics: None,
+            qrels: None,
+            run: None,
+            folds: None,
+        }
+    }
+}
+
+/// `[model]`: weights to start from, or sizes of a model made from scratch.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// Model folder (config.json, model.safetensors).
+    pub path: Option<PathBuf>,
+    pub layers: Option<usize>,
+    pub hidden: Option<usize>,
+    pub heads: Option<usize>,
+    pub intermediate: Option<usize>,
+    /// Rows of the position table; `data.max_tokens` when absent.
+    pub positions: Option<usize>,
+}
+
+/// `[objective]`: what coarse-tuning learns.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Objective {
+    /// Weight of the MLM loss; 0 leaves the text unmasked.
+    pub mlm: f32,
+    /// Weight of the QDPP loss; 0 draws no negatives.
+    pub qdpp: f32,
+    pub mask_rate: f32,
+    pub mask_in: MaskIn,
+    pub whole_word: bool,
+    pub negatives: Negatives,
+    pub negatives_per_positive: u32,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self {
+            mlm: 1.0,
+            qdpp: 1.0,
+            mask_rate: 0.15,
+            mask_in: MaskIn::Both,
+            whole_word: false,
+            negatives: Negatives::RandomDocument,
+            negatives_per_positive: 1,
+        }
+    }
+}
+
+/// Which part of a pair is masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaskIn {
+    Query,
+    Document,
+    Both,
+}
+
+/// `[train]`: the optimisation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Updates to make; exclusive with `epochs`.
+    pub steps: Option<u64>,
+    /// Passes over the samples; exclusive with `steps`.
+    pub epochs: Option<f64>,
+    /// Token budget of a pack.
+    pub pack_tokens: usize,
+    /// Packs of a step over all ranks: the global batch.
+    pub packs_per_step: usize,
+    pub lr: f64,
+    /// Learning rate of a fresh ranking head; `lr` when absent.
+    pub head_lr: Option<f64>,
+    /// Share of the steps in which the learning rate rises.
+    pub warmup: f64,
+    /// Steps in which the learning rate rises; overrides `warmup`.
+    pub warmup_steps: Option<u64>,
+    pub schedule: Schedule,
+    pub weight_decay: f32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    /// Global norm at which gradients are clipped; 0 never clips.
+    pub clip_norm: f32,
+    pub dropout: f32,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            steps: None,
+            epochs: None,
+            pack_tokens: 4096,
+            packs_per_step: 1,
+            lr: 5e-5,
+            head_lr: None,
+            warmup: 0.1,
+            warmup_steps: None,
+            schedule: Schedule::Linear,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip_norm: 1.0,
+            dropout: 0.1,
+        }
+    }
+}
+
+/// Learning rate after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Falls linearly to 0 at the last step.
+    Linear,
+    Constant,
+}
+
+/// `[fine]`: what fine-tuning learns from topics, qrels and a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fine {
+    /// Non-relevant candidates beside each positive; 1 is the pairwise softmax loss.
+    pub negatives: usize,
+    /// Relevant candidates used of one topic in one epoch, drawn anew each epoch.
+    pub positives_per_topic: usize,
+    /// Candidates of a topic: the first `depth` documents of the run.
+    pub depth: usize,
+    pub start: HeadStart,
+    /// Folds to draw when `data.folds` is absent.
+    pub folds: usize,
+    /// Measure of the validation fold that chooses the best epoch.
+    pub measure: String,
+    /// Epochs without a better validation measure before training stops; 0 never stops early.
+    pub patience: usize,
+    /// Epochs between two validations.
+    pub validate_every: usize,
+    /// Training topics to use of each fold; 0 uses all.
+    pub train_topics: usize,
+}
+
+impl Default for Fine {
+    fn default() -> Self {
+        Self {
+            negatives: 4,
+            positives_per_topic: 4,
+            depth: 50,
+            start: HeadStart::NewHead,
+            folds: 5,
+            measure: "ndcg_cut_5".into(),
+            patience: 0,
+            validate_every: 1,
+            train_topics: 0,
+        }
+    }
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between two saved models; 0 saves only the last.
+    pub every_steps: u64,
+}
+
+/// `[run]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Run directory.
+    pub out: PathBuf,
+    pub device: Device,
+    /// Steps between two lines on the terminal.
+    pub log_every: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+    }
+}
+
+/// Where the arithmetic is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// A GPU where there is an engine for one, else the CPU.
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// `[experiment]`: arms x folds x numbers of training topics.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experiment {
+    pub title: String,
+    pub arms: Vec<Arm>,
+    /// Name of the arm that the others are compared with; the first when absent.
+    pub baseline: Option<String>,
+    /// Numbers of training topics of the learning curve (0: no fine-tuning); all topics are always run.
+    pub train_topics: Vec<usize>,
+    /// trec_eval names; the first is the curve's.
+    pub measures: Vec<String>,
+}
+
+impl Default for Experiment {
+    fn default() -> Self {
+        Self {
+            title: "Experiment".into(),
+            arms: Vec::new(),
+            baseline: None,
+            train_topics: Vec::new(),
+            measures: vec!["ndcg_cut_5".into(), "recip_rank".into()],
+        }
+    }
+}
+
+/// One arm: a model to fine-tune.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    pub name: String,
+    /// Model folder.
+    pub model: PathBuf,
+    pub start: HeadStart,
+    /// metrics.jsonl of the training that made the model, for the report.
+    pub metrics: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads `path` (defaults without one), applies `[stage.<stage>]` and then `--set` overrides.
+    ///
+    /// # Errors
+    /// `Error::Config` with file and key.
+    pub fn load(path: Option<&Path>, stage: &str, overrides: &[String]) -> Result<Self> {
+        let mut table = match path {
+            Some(path) => read_table(path)?,
+            None => Table::new(),
+        };
+        let source = path.map_or("--set".into(), |p| p.display().to_string());
+        let stages = match table.remove("stage") {
+            None => Table::new(),
+            Some(Value::Table(stages)) => stages,
+            Some(_) => return Err(Error::config(format!("{source}: stage must be a table"))),
+        };
+        if let Some(name) = stages.keys().find(|name| !STAGES.contains(&name.as_str())) {
+            return Err(Error::config(format!(
+                "{source}: unknown key stage.{name}: stages are {}",
+                STAGES.join(", ")
+            )));
+        }
+        if let Some(Value::Table(over)) = stages.get(stage) {
+            merge(&mut table, over);
+        }
+        for text in overrides {
+            set(&mut table, text)?;
+        }
+        let config: Self = Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| Error::config(format!("{source}: {}", one_line(&e.to_string()))))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The plan as TOML, as it is printed and kept in the run directory.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|e| Error::config(format!("the plan cannot be written as TOML: {e}")))
+    }
+
+    fn check(&self) -> Result<()> {
+        let t = &self.train;
+        positive("train.lr", t.lr)?;
+        if let Some(lr) = t.head_lr {
+            positive("train.head_lr", lr)?;
+        }
+        if let Some(epochs) = t.epochs {
+            positive("train.epochs", epochs)?;
+        }
+        if t.steps.is_some() && t.epochs.is_some() {
+            return Err(Error::config("train.steps and train.epochs are both set: keep one"));
+        }
+        for (key, value) in [
+            ("train.warmup", t.warmup),
+            ("train.dropout", f64::from(t.dropout)),
+            ("train.beta1", f64::from(t.beta1)),
+            ("train.beta2", f64::from(t.beta2)),
+            ("objective.mask_rate", f64::from(self.objective.mask_rate)),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::config(format!("{key} = {value}: must be in [0, 1)")));
+            }
+        }
+        for (key, value) in [
+            ("train.weight_decay", t.weight_decay),
+            ("train.clip_norm", t.clip_norm),
+            ("objective.mlm", self.objective.mlm),
+            ("objective.qdpp", self.objective.qdpp),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(Error::config(format!("{key} = {value}: must be a number of at least 0")));
+            }
+        }
+        for (key, value) in [
+            ("train.pack_tokens", t.pack_tokens),
+            ("train.packs_per_step", t.packs_per_step),
+            ("fine.negatives", self.fine.negatives),
+            ("fine.positives_per_topic", self.fine.positives_per_topic),
+            ("fine.depth", self.fine.depth),
+            ("fine.validate_every", self.fine.validate_every),
+            ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
+        ] {
+            if value == 0 {
+                return Err(Error::config(format!("{key} = 0: must be at least 1")));
+            }
+        }
+        if self.data.max_tokens < 8 {
+            return Err(Error::config(format!(
+                "data.max_tokens = {}: a pair needs at least 8 tokens",
+                self.data.max_tokens
+            )));
+        }
+        if self.data.max_tokens > t.pack_tokens {
+            return Err(Error::config(format!(
+                "data.max_tokens = {} does not fit train.pack_tokens = {}",
+                self.data.max_tokens, t.pack_tokens
+            )));
+        }
+        Ok(())
+    }
+
+    /// The value of an optional key that this command needs.
+    pub fn need<'a, T>(key: &str, value: &'a Option<T>) -> Result<&'a T> {
+        value.as_ref().ok_or_else(|| {
+            Error::config(format!("{key} is not set: this command needs it (in the config or --set {key}=...)"))
+        })
+    }
+}
+
+impl Objective {
+    /// The masking rule for a model with `vocab` tokens; `None` when MLM has no weight.
+    pub fn mask_rule(&self, seed: u32, vocab: usize, special: crate::data::batch::Special) -> Option<MaskRule> {
+        (self.mlm > 0.0 && self.mask_rate > 0.0).then(|| MaskRule {
+            seed,
+            threshold: (f64::from(self.mask_rate) * 4_294_967_296.0) as u32,
+            segments: match self.mask_in {
+                MaskIn::Query => 1,
+                MaskIn::Document => 2,
+                MaskIn::Both => 3,
+            },
+            whole_word: self.whole_word,
+            vocab: vocab as u32,
+            cls: special.cls,
+            sep: special.sep,
+            mask: special.mask,
+        })
+    }
+}
+
+/// Commands that may have a `[stage.NAME]` table.
+const STAGES: [&str; 4] = ["pretrain", "coarse", "fine", "experiment"];
+
+fn read_table(path: &Path) -> Result<Table> {
+    let text = fs::read_to_string(path)
+        .map_err(|e| Error::config(format!("{}: cannot be read: {e}", path.display())))?;
+    text.parse().map_err(|e: toml::de::Error| {
+        Error::config(format!("{}: {}", path.display(), one_line(&e.to_string())))
+    })
+}
+
+/// Lays `over` on `base`: tables are merged, everything else is replaced.
+fn merge(base: &mut Table, over: &Table) {
+    for (key, value) in over {
+        match (base.get_mut(key), value) {
+            (Some(Value::Table(inner)), Value::Table(over)) => merge(inner, over),
+            _ => {
+                base.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Applies one `a.b=c`. The value is TOML where it parses as such, else a string.
+fn set(table: &mut Table, text: &str) -> Result<()> {
+    let Some((key, value)) = text.split_once('=') else {
+        return Err(Error::config(format!("--set {text}: must be KEY=VALUE, as in --set train.lr=1e-4")));
+    };
+    let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+    let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
+    let mut parts: Vec<&str> = key.trim().split('.').collect();
+    let last = parts.pop().unwrap_or_default();
+    let mut at = table;
+    for part in parts {
+        let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
+        at = entry
+            .as_table_mut()
+            .ok_or_else(|| Error::config(format!("--set {text}: {part} is a value, not a table")))?;
+    }
+    at.insert(last.to_owned(), value);
+    Ok(())
+}
+
+fn positive(key: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err(Error::config(format!("{key} = {value}: must be a positive number")))
+}
+
+/// TOML errors span lines (a picture of the place); the user gets one.
+fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,409 @@
+//! The model: forward and backward of a BERT encoder with its heads, written out operation by
+//! operation in the order of the paper (Devlin et al. 2019), over buffers that exist once.
+
+use std::ops::Range;
+
+use super::activations::{Activations, Capacity, LayerActivations, device_batch, sums};
+use super::layout::{HeadSet, LayerAt, Layout};
+use super::shape::Shape;
+use crate::data::batch::Batch;
+use crate::engine::{Backend, DeviceBatch, Dropout, Epilogue, Heads, MaskRule, stats};
+use crate::{Error, Result};
+
+/// What the model is trained for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Objective {
+    /// loss = `mlm` * MLM + `qdpp` * QDPP; a weight of 0 leaves the part out.
+    Pretraining { mlm: f32, qdpp: f32 },
+    /// Localised contrastive loss over ranking groups.
+    Ranking,
+}
+
+/// Whether a forward prepares a backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Dropout on; losses leave their gradients behind.
+    Train,
+    /// Dropout off; losses are only measured.
+    Measure,
+}
+
+/// How a model is to be run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub objective: Objective,
+    pub heads: HeadSet,
+    pub capacity: Capacity,
+    /// Keep activations and gradients for training.
+    pub train: bool,
+    /// Dropout rate of every site while training.
+    pub dropout: f32,
+    /// Keys dropout.
+    pub seed: u32,
+    /// Masking; `None` leaves ids as they are.
+    pub rule: Option<MaskRule>,
+    /// [V]: 1 for pieces that continue a word.
+    pub continues: Vec<u32>,
+}
+
+/// Called when a range of the gradient arena is complete.
+pub type Ready<'a, B> = &'a mut dyn FnMut(&mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
+
+/// A BERT on one device.
+pub struct Bert<B: Backend> {
+    pub backend: B,
+    pub layout: Layout,
+    pub options: Options,
+    /// Parameters, [layout.len]
+    pub weights: B::Buf<B::Real>,
+    /// Their gradients, [layout.len] (empty without training)
+    pub grads: B::Buf<f32>,
+    /// Losses and counts since the last `take_sums`, [stats::SLOTS]
+    pub sums: B::Buf<f32>,
+    /// [V]
+    continues: B::Buf<u32>,
+    acts: Activations<B>,
+    batch: DeviceBatch<B>,
+}
+
+impl<B: Backend> Bert<B> {
+    /// A model with zeroed weights; `checkpoint` and `init` fill them.
+    pub fn new(backend: B, shape: &Shape, options: Options) -> Result<Self> {
+        let layout = Layout::new(shape, options.heads)?;
+        let mut continues = backend.zeros(shape.vocab)?;
+        if options.continues.len() == shape.vocab {
+            backend.upload(&options.continues, &mut continues, 0)?;
+        }
+        Ok(Self {
+            weights: backend.zeros(layout.len)?,
+            grads: backend.zeros(if options.train { layout.len } else { 0 })?,
+            sums: sums(&backend)?,
+            acts: Activations::new(&backend, shape, options.heads, options.capacity, options.train)?,
+            batch: device_batch(&backend, options.capacity)?,
+            continues,
+            backend,
+            layout,
+            options,
+        })
+    }
+
+    /// The losses and counts since the last call, as `engine::stats` orders them.
+    pub fn take_sums(&mut self) -> Result<[f64; stats::SLOTS]> {
+        let values = self.backend.download(&self.sums, 0..stats::SLOTS)?;
+        self.backend.clear(&mut self.sums, 0..stats::SLOTS)?;
+        Ok(std::array::from_fn(|i| f64::from(values[i])))
+    }
+
+    /// Puts a pack on the device.
+    ///
+    /// # Errors
+    /// `Error::Config` when the pack is larger than the capacity the model was made for.
+    fn load(&mut self, batch: &Batch) -> Result<()> {
+        let room = self.options.capacity;
+        let device = &mut self.batch;
+        for (what, used, most) in [
+            ("tokens", batch.tokens(), room.tokens),
+            ("sequences", batch.sequences(), room.sequences),
+            ("masked tokens", batch.masked, room.masked),
+        ] {
+            if used > most {
+                return Err(Error::config(format!(
+                    "a pack has {used} {what}, room was made for {most}: raise train.pack_tokens or lower \
+                     objective.mask_rate"
+                )));
+            }
+        }
+        if let Some(id) = batch.ids.iter().find(|id| **id as usize >= self.layout.shape.vocab) {
+            return Err(Error::data(format!(
+                "token id {id} in the data, but the model's vocabulary has {}: use the tokenizer that the \
+                 model was trained with",
+                self.layout.shape.vocab
+            )));
+        }
+        device.tokens = batch.tokens();
+        device.sequences = batch.sequences();
+        device.masked = batch.masked;
+        device.groups = batch.cu_groups.len().saturating_sub(1);
+        device.epoch = batch.epoch;
+        let b = &self.backend;
+        b.upload(&batch.ids, &mut device.ids, 0)?;
+        b.upload(&batch.positions, &mut device.positions, 0)?;
+        b.upload(&batch.segments, &mut device.segments, 0)?;
+        b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
+        b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
+        b.upload(&batch.samples, &mut device.samples, 0)?;
+        b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
+        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)
+    }
+
+    fn dropout(&self, mode: Mode, site: usize) -> Dropout {
+        match mode {
+            Mode::Train => Dropout::new(self.options.dropout, self.options.seed, site as u32),
+            Mode::Measure => Dropout::OFF,
+        }
+    }
+
+    // ---- forward ---------------------------------------------------------------------------------
+
+    /// Masks, encodes and computes the objective's losses of one pack into `sums`; in
+    /// `Mode::Train`, `backward` of the same pack may follow.
+    pub fn forward(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
+        self.load(batch)?;
+        if let Some(rule) = &self.options.rule {
+            self.backend.mask_tokens(&mut self.batch, rule, &self.continues)?;
+        }
+        self.encode(mode)?;
+        match self.options.objective {
+            Objective::Pretraining { mlm, qdpp } => {
+                if mlm > 0.0 && batch.masked > 0 {
+                    self.mlm_forward(scale(mode, mlm, batch.step_masked))?;
+                }
+                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
+                    self.pair_forward(scale(mode, qdpp, batch.step_pairs))?;
+                }
+                Ok(())
+            }
+            Objective::Ranking => {
+                self.score_forward(mode)?;
+                let heads = &mut self.acts.heads;
+                let factor = scale(mode, 1.0, batch.step_pairs);
+                let b = &self.backend;
+                b.rank_loss(&self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
+            }
+        }
+    }
+
+    /// Relevance scores (logits) of one pack's sequences, [S].
+    pub fn scores(&mut self, batch: &Batch) -> Result<Vec<f32>> {
+        self.load(batch)?;
+        self.encode(Mode::Measure)?;
+        self.score_forward(Mode::Measure)?;
+        self.backend.download(&self.acts.heads.scores, 0..batch.sequences())
+    }
+
+    fn encode(&mut self, mode: Mode) -> Result<()> {
+        let drop = self.dropout(mode, 0);
+        let (b, at) = (&self.backend, self.layout.embed);
+        let acts = &mut self.acts;
+        let (sum, row_stats) = (&mut acts.embed_sum, &mut acts.embed_stats);
+        b.embed(&self.batch, &self.weights, at, drop, sum, row_stats, &mut acts.x[0])?;
+        for l in 0..self.layout.shape.layers {
+            self.layer_forward(l, mode)?;
+        }
+        Ok(())
+    }
+
+    fn layer_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
+        let drops = [1, 2, 3].map(|site| self.dropout(mode, site + 3 * l));
+        let heads = self.heads();
+        let (b, w, batch) = (&self.backend, &self.weights, &self.batch);
+        let at = &self.layout.layers[l];
+        let t = batch.tokens;
+        let kept = self.acts.layers.len();
+        let a = &mut self.acts.layers[l % kept];
+        let [x, next] = input_and_output(&mut self.acts.x, l)?;
+
+        b.linear(x, w, at.qkv, t, Epilogue::Bias, &mut a.qkv)?;
+        b.attention(batch, heads, drops[0], &a.qkv, &mut a.lse, &mut a.context)?;
+        b.linear(&a.context, w, at.output, t, Epilogue::None, &mut a.sum1)?;
+        let (norm, bias) = (at.attention_norm, at.output.b);
+        b.residual_norm(batch, w, bias, norm, drops[1], x, &mut a.sum1, &mut a.stats1, &mut a.normed1)?;
+
+        b.linear_gelu(&a.normed1, w, at.up, t, &mut a.pre, &mut a.act)?;
+        b.linear(&a.act, w, at.down, t, Epilogue::None, &mut a.sum2)?;
+        let (norm, bias) = (at.output_norm, at.down.b);
+        b.residual_norm(batch, w, bias, norm, drops[2], &a.normed1, &mut a.sum2, &mut a.stats2, next)
+    }
+
+    fn heads(&self) -> Heads {
+        Heads { heads: self.layout.shape.heads, size: self.layout.shape.head_size() }
+    }
+
+    /// Index in `acts.x` of the encoder's output.
+    fn output_index(&self) -> usize {
+        self.layout.shape.layers % self.acts.x.len()
+    }
+
+    fn mlm_forward(&mut self, scale: f32) -> Result<()> {
+        let Some(at) = &self.layout.mlm else { return Err(missing_head("MLM")) };
+        let out = self.output_index();
+        let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
+        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        b.gather_rows(&self.acts.x[out], &batch.masked_rows, m, h, &mut a.masked)?;
+        b.linear_gelu(&a.masked, w, at.transform, m, &mut a.transform_pre, &mut a.transform_act)?;
+        b.norm(&a.transform_act, w, at.norm, m, &mut a.transform_stats, &mut a.transformed)?;
+        b.linear(&a.transformed, w, at.decoder, m, Epilogue::None, &mut a.logits)?;
+        let (bias, vocab, labels) = (at.decoder.b, at.decoder.n, &batch.masked_labels);
+        b.mlm_loss(w, bias, vocab, labels, m, scale, &mut a.logits, &mut self.grads, &mut self.sums)
+    }
+
+    /// The pooler's product without its bias, into `heads.pooled`.
+    fn pool(&mut self) -> Result<()> {
+        let out = self.output_index();
+        let (b, batch, a) = (&self.backend, &self.batch, &mut self.acts.heads);
+        let (s, h) = (batch.sequences, self.layout.shape.hidden);
+        b.gather_rows(&self.acts.x[out], &batch.cu_seqlens, s, h, &mut a.cls)?;
+        b.linear(&a.cls, &self.weights, self.layout.pooler, s, Epilogue::None, &mut a.pooled)
+    }
+
+    fn pair_forward(&mut self, scale: f32) -> Result<()> {
+        self.pool()?;
+        let Some(at) = self.layout.pair else { return Err(missing_head("QDPP")) };
+        let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
+        let (labels, s) = (&batch.pair_labels, batch.sequences);
+        let logits = &mut a.pair_logits;
+        b.qdpp_head(w, at, labels, s, scale, &mut a.pooled, logits, &mut self.grads, &mut self.sums)
+    }
+
+    fn score_forward(&mut self, mode: Mode) -> Result<()> {
+        self.pool()?;
+        let drop = self.dropout(mode, 1 + 3 * self.layout.shape.layers);
+        let Some(at) = self.layout.rank else { return Err(missing_head("ranking")) };
+        let a = &mut self.acts.heads;
+        self.backend.score_head(&self.batch, &self.weights, at, drop, &mut a.pooled, &mut a.scores)
+    }
+
+    // ---- backward --------------------------------------------------------------------------------
+
+    /// Adds the gradients of the pack that `forward` has just seen in `Mode::Train`. `ready` is
+    /// called as soon as a range of the gradient arena is complete: heads, layers from last to
+    /// first, embeddings.
+    pub fn backward(&mut self, batch: &Batch, ready: Ready<'_, B>) -> Result<()> {
+        let t = self.batch.tokens;
+        let h = self.layout.shape.hidden;
+        let Some(back) = &mut self.acts.backward else {
+            return Err(Error::config("a model that was made for measuring cannot be trained"));
+        };
+        self.backend.clear(&mut back.dx, 0..t * h)?;
+        match self.options.objective {
+            Objective::Pretraining { mlm, qdpp } => {
+                if mlm > 0.0 && batch.masked > 0 {
+                    self.mlm_backward()?;
+                }
+                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
+                    self.pool_backward()?;
+                }
+            }
+            Objective::Ranking => {
+                self.score_backward()?;
+                self.pool_backward()?;
+            }
+        }
+        ready(&mut self.grads, self.layout.heads_range.clone())?;
+        for l in (0..self.layout.shape.layers).rev() {
+            self.layer_backward(l)?;
+            ready(&mut self.grads, self.layout.layers[l].range.clone())?;
+        }
+        self.embed_backward()?;
+        ready(&mut self.grads, self.layout.embed_range.clone())
+    }
+
+    fn mlm_backward(&mut self) -> Result<()> {
+        let (Some(at), Some(d)) = (&self.layout.mlm, &mut self.acts.backward) else {
+            return Err(missing_head("MLM"));
+        };
+        let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &self.acts.heads);
+        let grads = &mut self.grads;
+        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        // mlm_loss has added the decoder's bias gradient already
+        b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+        b.linear_backward_input(&a.logits, w, at.decoder, m, false, &mut d.dtransformed)?;
+        let row_stats = &a.transform_stats;
+        b.norm_backward(&a.transform_act, w, at.norm, m, row_stats, &mut d.dtransformed, grads)?;
+        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m * h)?;
+        b.linear_backward_weight(&d.dtransformed, &a.masked, at.transform, m, true, grads)?;
+        b.linear_backward_input(&d.dtransformed, w, at.transform, m, false, &mut d.dmasked)?;
+        b.scatter_add_rows(&d.dmasked, &batch.masked_rows, m, h, &mut d.dx)
+    }
+
+    fn score_backward(&mut self) -> Result<()> {
+        let drop = self.dropout(Mode::Train, 1 + 3 * self.layout.shape.layers);
+        let Some(at) = self.layout.rank else { return Err(missing_head("ranking")) };
+        let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
+        b.score_head_backward(batch, w, at, drop, &a.dscores, &mut a.pooled, &mut self.grads)
+    }
+
+    /// From the gradient of the pooler's product (in `heads.pooled`) to the [CLS] rows.
+    fn pool_backward(&mut self) -> Result<()> {
+        let Some(d) = &mut self.acts.backward else { return Err(missing_head("pooler")) };
+        let (b, batch, a) = (&self.backend, &self.batch, &self.acts.heads);
+        let (s, h, at) = (batch.sequences, self.layout.shape.hidden, self.layout.pooler);
+        // the head has added the pooler's bias gradient already
+        b.linear_backward_weight(&a.pooled, &a.cls, at, s, false, &mut self.grads)?;
+        b.linear_backward_input(&a.pooled, &self.weights, at, s, false, &mut d.dcls)?;
+        b.scatter_add_rows(&d.dcls, &batch.cu_seqlens, s, h, &mut d.dx)
+    }
+
+    fn layer_backward(&mut self, l: usize) -> Result<()> {
+        let drops = [1, 2, 3].map(|site| self.dropout(Mode::Train, site + 3 * l));
+        let heads = self.heads();
+        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
+        let (b, w, batch, grads) = (&self.backend, &self.weights, &self.batch, &mut self.grads);
+        let at: &LayerAt = &self.layout.layers[l];
+        let a: &LayerActivations<B> = &self.acts.layers[l];
+        let x = &self.acts.x[l];
+        let (t, i) = (batch.tokens, self.layout.shape.intermediate);
+
+        // FFN: dx is the gradient of this layer's output
+        let (norm, bias) = (at.output_norm, at.down.b);
+        let (sum, st) = (&a.sum2, &a.stats2);
+        b.residual_norm_backward(
+            batch,
+            w,
+            bias,
+            norm,
+            drops[2],
+            sum,
+            st,
+            &d.dx,
+            &mut d.dnormed,
+            &mut d.dy,
+            grads,
+        )?;
+        b.linear_backward_weight(&d.dy, &a.act, at.down, t, false, grads)?;
+        b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
+        b.gelu_backward(&a.pre, &mut d.dact, t * i)?;
+        b.linear_backward_weight(&d.dact, &a.normed1, at.up, t, true, grads)?;
+        b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
+
+        // attention: dnormed is the gradient of normed1
+        let (norm, bias) = (at.attention_norm, at.output.b);
+        let (sum, st) = (&a.sum1, &a.stats1);
+        b.residual_norm_backward(
+            batch, w, bias, norm, drops[1], sum, st, &d.dnormed, &mut d.dx, &mut d.dy, grads,
+        )?;
+        b.linear_backward_weight(&d.dy, &a.context, at.output, t, false, grads)?;
+        b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
+        let (qkv, lse, context) = (&a.qkv, &a.lse, &a.context);
+        b.attention_backward(batch, heads, drops[0], qkv, lse, context, &d.dcontext, &mut d.dqkv)?;
+        b.linear_backward_weight(&d.dqkv, x, at.qkv, t, true, grads)?;
+        b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)
+    }
+
+    fn embed_backward(&mut self) -> Result<()> {
+        let drop = self.dropout(Mode::Train, 0);
+        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
+        let (b, w, at) = (&self.backend, &self.weights, self.layout.embed);
+        let (sum, row_stats) = (&self.acts.embed_sum, &self.acts.embed_stats);
+        b.embed_backward(&self.batch, w, at, drop, sum, row_stats, &mut d.dx, &mut self.grads)
+    }
+}
+
+/// Factor of a loss whose mean is taken over `count` of the whole step.
+fn scale(mode: Mode, weight: f32, count: usize) -> f32 {
+    match mode {
+        Mode::Train => weight / count.max(1) as f32,
+        Mode::Measure => 0.0,
+    }
+}
+
+fn missing_head(name: &str) -> Error {
+    Error::config(format!("the model was made without the {name} part that this objective needs"))
+}
+
+/// Input and output of layer l: neighbours, or two buffers in turn.
+fn input_and_output<T>(x: &mut [T], l: usize) -> Result<[&mut T; 2]> {
+    let n = x.len();
+    x.get_disjoint_mut([l % n, (l + 1) % n])
+        .map_err(|e| Error::config(format!("a model needs at least two layer buffers: {e}")))
+}

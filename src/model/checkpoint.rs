@@ -1,0 +1,315 @@
+//! Hugging Face model folders in and out: `config.json`, `model.safetensors` and the tokenizer's
+//! files, as `transformers` reads and writes them, so that a model comes from anywhere and goes
+//! anywhere. Loading names every tensor that is missing or unexpected; nothing is dropped in silence.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+use super::bert::Bert;
+use super::init::initial;
+use super::layout::{HeadSet, Layout, Param};
+use super::shape::Shape;
+use crate::engine::Backend;
+use crate::{Error, Result};
+
+/// Files beside the weights that make a folder loadable elsewhere.
+const TOKENIZER_FILES: [&str; 4] =
+    ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"];
+
+/// Tensors by Hugging Face name: shape and f32 values in row-major order.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A model folder, read.
+pub struct Checkpoint {
+    pub path: PathBuf,
+    pub shape: Shape,
+    pub tensors: Tensors,
+}
+
+/// Where a ranking head starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadStart {
+    /// Drawn anew.
+    NewHead,
+    /// The QDPP head's "clicked" logit minus its "negative" logit: ranks without fine-tuning.
+    QdppHead,
+}
+
+/// What loading did besides copying.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Parameters that the file does not have; drawn anew.
+    pub missing: Vec<String>,
+    /// Tensors of the file that this model has no place for.
+    pub unexpected: Vec<String>,
+}
+
+impl Checkpoint {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// `Error::Data` naming the file and what is wrong with it; `Error::Config` when the model is
+    /// no BERT of the kind the engine computes (erf GELU, absolute positions, post-LayerNorm).
+    pub fn read(path: &Path) -> Result<Self> {
+        let shape = read_shape(&path.join("config.json"))?;
+        let file = path.join("model.safetensors");
+        let bad = |e: candle_core::Error| {
+            Error::data(format!("{}: cannot be read as safetensors: {e}", file.display()))
+        };
+        if !file.exists() {
+            return Err(Error::data(format!(
+                "{}: no such file: a model folder holds config.json and model.safetensors",
+                file.display()
+            )));
+        }
+        let mut tensors = Tensors::new();
+        for (name, tensor) in candle_core::safetensors::load(&file, &Device::Cpu).map_err(bad)? {
+            if tensor.dtype() == DType::I64 {
+                continue; // position_ids: a constant that old checkpoints carry
+            }
+            let values = tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1());
+            tensors.insert(canonical(&name), (tensor.dims().to_vec(), values.map_err(bad)?));
+        }
+        Ok(Self { path: path.to_owned(), shape, tensors })
+    }
+
+    /// Values of one parameter: from the file, from the QDPP head, or `None`.
+    fn values(&self, param: &Param, start: HeadStart) -> Result<Option<Vec<f32>>> {
+        if start == HeadStart::QdppHead && param.head {
+            return self.rank_from_pair(param).map(Some);
+        }
+        if start == HeadStart::NewHead && param.head {
+            return Ok(None);
+        }
+        let Some((shape, values)) = self.tensors.get(&param.name) else { return Ok(None) };
+        if *shape != param.shape {
+            return Err(Error::data(format!(
+                "{}: tensor {} has shape {shape:?}, the model needs {:?}",
+                self.path.display(),
+                param.name,
+                param.shape
+            )));
+        }
+        Ok(Some(values.clone()))
+    }
+
+    /// Row 0 minus row 1 of the QDPP head's tensor of the same kind.
+    fn rank_from_pair(&self, param: &Param) -> Result<Vec<f32>> {
+        let name = param.name.replace("classifier", "cls.seq_relationship");
+        let Some((_, values)) = self.tensors.get(&name) else {
+            return Err(Error::config(format!(
+                "{}: has no {name}: start = \"qdpp-head\" needs a coarse-tuned model; use start = \"new-head\"",
+                self.path.display()
+            )));
+        };
+        let (clicked, negative) = values.split_at(values.len() / 2);
+        Ok(clicked.iter().zip(negative).map(|(a, b)| a - b).collect())
+    }
+
+    /// Puts the weights into `model`; parameters that the file lacks are drawn from `seed`.
+    pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
+        let mut report = LoadReport::default();
+        for param in &model.layout.params {
+            let values = match start {
+                Fill::AsSaved if param.head => self.saved_head(param)?,
+                Fill::AsSaved => self.values(param, HeadStart::NewHead)?,
+                Fill::Head(start) => self.values(param, start)?,
+            };
+            let values = values.unwrap_or_else(|| {
+                report.missing.push(param.name.clone());
+                initial(param, seed)
+            });
+            model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+        }
+        let known = |name: &String| model.layout.find(name).is_some();
+        report.unexpected = self.tensors.keys().filter(|name| !known(name)).cloned().collect();
+        Ok(report)
+    }
+
+    /// The ranking head that the file holds: one label, or two of which the second is "relevant".
+    fn saved_head(&self, param: &Param) -> Result<Option<Vec<f32>>> {
+        let Some((shape, values)) = self.tensors.get(&param.name) else {
+            return if self.tensors.contains_key("cls.seq_relationship.weight") {
+                self.rank_from_pair(param).map(Some)
+            } else {
+                Ok(None)
+            };
+        };
+        match shape.first() {
+            Some(1) => Ok(Some(values.clone())),
+            Some(2) => {
+                let (other, relevant) = values.split_at(values.len() / 2);
+                Ok(Some(relevant.iter().zip(other).map(|(a, b)| a - b).collect()))
+            }
+            _ => Err(Error::data(format!(
+                "{}: {} has shape {shape:?}: a re-ranker has 1 or 2 labels",
+                self.path.display(),
+                param.name
+            ))),
+        }
+    }
+}
+
+/// Which ranking head to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// The one in the file (or, without one, the QDPP head's difference): for re-ranking.
+    AsSaved,
+    /// A start for fine-tuning.
+    Head(HeadStart),
+}
+
+/// Draws every parameter anew.
+pub fn fill_fresh<B: Backend>(model: &mut Bert<B>, seed: u32) -> Result<()> {
+    for param in &model.layout.params {
+        model.backend.upload_weights(&initial(param, seed), &mut model.weights, param.offset)?;
+    }
+    Ok(())
+}
+
+/// Names as `BertForPreTraining` has them, whatever wrote the file.
+fn canonical(name: &str) -> String {
+    let name =
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias");
+    let bare = ["embeddings.", "encoder.", "pooler."].iter().any(|prefix| name.starts_with(prefix));
+    if bare { format!("bert.{name}") } else { name }
+}
+
+/// Reads the sizes from a `config.json`.
+fn read_shape(path: &Path) -> Result<Shape> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let config: Value =
+        serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))?;
+    let size = |key: &str| {
+        config[key]
+            .as_u64()
+            .map(|v| v as usize)
+            .ok_or_else(|| Error::data(format!("{}: key \"{key}\" is missing or no number", path.display())))
+    };
+    let must = |key: &str, wanted: &str| match config[key].as_str() {
+        None => Ok(()),
+        Some(value) if value == wanted => Ok(()),
+        Some(value) => Err(Error::config(format!(
+            "{}: {key} = \"{value}\": only \"{wanted}\" is supported",
+            path.display()
+        ))),
+    };
+    must("model_type", "bert")?;
+    must("hidden_act", "gelu")?;
+    must("position_embedding_type", "absolute")?;
+    let shape = Shape {
+        vocab: size("vocab_size")?,
+        hidden: size("hidden_size")?,
+        layers: size("num_hidden_layers")?,
+        heads: size("num_attention_heads")?,
+        intermediate: size("intermediate_size")?,
+        positions: size("max_position_embeddings")?,
+        segments: size("type_vocab_size")?,
+    };
+    shape.check()?;
+    Ok(shape)
+}
+
+/// The `config.json` of a model.
+fn config_json(shape: &Shape, heads: HeadSet) -> Value {
+    let mut config = json!({
+        "architectures": [if heads.rank { "BertForSequenceClassification" } else { "BertForPreTraining" }],
+        "model_type": "bert",
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.intermediate,
+        "max_position_embeddings": shape.positions,
+        "type_vocab_size": shape.segments,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": super::init::STD,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+    });
+    if heads.rank {
+        config["id2label"] = json!({"0": "LABEL_0"});
+        config["label2id"] = json!({"LABEL_0": 0});
+    }
+    config
+}
+
+/// All parameters on the host, by Hugging Face name.
+pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
+    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    Ok(by_name(&model.layout, &all))
+}
+
+/// All gradients on the host, by Hugging Face name.
+pub fn export_gradients<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
+    let all = model.backend.download(&model.grads, 0..model.layout.len)?;
+    Ok(by_name(&model.layout, &all))
+}
+
+fn by_name(layout: &Layout, arena: &[f32]) -> Tensors {
+    let tensor = |p: &Param| (p.name.clone(), (p.shape.clone(), arena[p.range()].to_vec()));
+    layout.params.iter().map(tensor).collect()
+}
+
+/// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
+/// always complete. An existing one is replaced. `tokenizer` is a folder to copy the tokenizer's
+/// files from.
+///
+/// # Errors
+/// `Error::Data` with the file that cannot be written.
+pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -> Result<()> {
+    let parent = dir.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(|e| Error::io("created", parent, e))?;
+    let temporary = tempfile::Builder::new()
+        .prefix(".model-")
+        .tempdir_in(parent)
+        .map_err(|e| Error::io("written in", parent, e))?;
+    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    write_weights(&model.layout, &all, &temporary.path().join("model.safetensors"))?;
+    let config = format!("{:#}\n", config_json(&model.layout.shape, model.options.heads));
+    write_synced(&temporary.path().join("config.json"), config.as_bytes())?;
+    if let Some(from) = tokenizer {
+        for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {
+            let (source, target) = (from.join(file), temporary.path().join(file));
+            fs::copy(&source, &target).map_err(|e| Error::io("copied", &source, e))?;
+        }
+    }
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(|e| Error::io("replaced", dir, e))?;
+    }
+    fs::rename(temporary.keep(), dir).map_err(|e| Error::io("written", dir, e))
+}
+
+fn write_weights(layout: &Layout, arena: &[f32], path: &Path) -> Result<()> {
+    let bad =
+        |e: safetensors::SafeTensorError| Error::data(format!("{}: cannot be written: {e}", path.display()));
+    let views = layout
+        .params
+        .iter()
+        .map(|p| {
+            let bytes: &[u8] = bytemuck::cast_slice(&arena[p.range()]);
+            Ok((p.name.as_str(), TensorView::new(Dtype::F32, p.shape.clone(), bytes).map_err(bad)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // transformers refuses files without this entry
+    let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    let bytes = safetensors::serialize(views, Some(format)).map_err(bad)?;
+    write_synced(path, &bytes)
+}
+
+/// Writes and syncs one file.
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::create(path).map_err(|e| Error::io("written", path, e))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io("written", path, e))
+}
