@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ctune_dist::data::batch::{Batch, Special};
+use ctune_dist::data::batch::Batch;
 use ctune_dist::model::shape::Shape;
 use ctune_dist::reference::Tensors;
 use safetensors::SafeTensors;
@@ -25,7 +25,6 @@ pub struct Golden {
     pub masked_rows: Vec<u32>,
     /// [M]
     pub masked_labels: Vec<u32>,
-    pub special: Special,
     /// (rate, seed) of the cases with dropout.
     pub dropout: (f32, u32),
     pub steps: Steps,
@@ -109,7 +108,6 @@ struct Pack {
     pair_labels: Vec<u32>,
     cu_groups: Vec<u32>,
     epoch: u32,
-    special: Special,
 }
 
 /// The folder: a checkpoint as transformers saves `BertForPreTraining`, and the results.
@@ -145,7 +143,6 @@ pub fn load() -> Golden {
         ranking_batch,
         masked_rows: file.pack.masked_rows,
         masked_labels: file.pack.masked_labels,
-        special: file.pack.special,
         dropout: (file.dropout.rate, file.dropout.seed),
         steps: file.steps,
         steps_float32: file.steps_float32,

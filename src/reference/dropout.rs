@@ -71,3 +71,42 @@ fn kept(drop: &Dropout, counter: [u32; 4], lane: u32) -> bool {
     let half = if lane.is_multiple_of(2) { word & 0xFFFF } else { word >> 16 };
     half >= drop.threshold
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of n elements a share of `rate` is dropped, within five standard deviations of the binomial
+    /// (one chance in two million), and the others carry the scale that keeps the mean.
+    fn check_share(mask: &Tensor, rate: f64) {
+        let values: Vec<f32> = mask.flatten_all().unwrap().to_vec1().unwrap();
+        let n = values.len() as f64;
+        let dropped = values.iter().filter(|x| **x == 0.0).count() as f64;
+        assert!((dropped - n * rate).abs() < 5.0 * (n * rate * (1.0 - rate)).sqrt(), "{dropped} of {n}");
+        let scale = Dropout::new(rate as f32, 0, 0).scale;
+        assert!(values.iter().all(|x| *x == 0.0 || *x == scale));
+    }
+
+    #[test]
+    fn shares_and_scale() {
+        let mut batch = Batch { epoch: 2, ..Batch::default() };
+        let special = crate::data::batch::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
+        batch.push(special, 5, &[7; 90], None);
+        batch.push(special, 6, &[7; 91], Some(&[8; 100]));
+        for rate in [0.1, 0.5] {
+            let masks = DropoutMasks::new(&batch, Some((rate, 9)), DType::F32);
+            let ones = |dims: &[usize]| Tensor::ones(dims, DType::F32, &Device::Cpu).unwrap();
+            let rows = masks.rows(&ones(&[194, 64]), 1, 3).unwrap();
+            check_share(&rows, f64::from(rate));
+            check_share(&masks.attention(&ones(&[4, 92, 92]), 0, 1).unwrap(), f64::from(rate));
+            check_share(&masks.pooled(&ones(&[2, 4096]), 4).unwrap(), f64::from(rate));
+            // Sites, samples and heads draw apart from each other.
+            let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_ne!(flat(rows), flat(masks.rows(&ones(&[194, 64]), 1, 2).unwrap()));
+            let pooled = masks.pooled(&ones(&[2, 4096]), 4).unwrap();
+            assert_ne!(flat(pooled.get(0).unwrap()), flat(pooled.get(1).unwrap()));
+            let heads = masks.attention(&ones(&[2, 92, 92]), 0, 1).unwrap();
+            assert_ne!(flat(heads.get(0).unwrap()), flat(heads.get(1).unwrap()));
+        }
+    }
+}
