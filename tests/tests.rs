@@ -3,6 +3,7 @@
 mod corpus;
 mod data;
 mod engine;
+mod golden;
 mod ir;
 mod reference;
 mod report;
