@@ -1,1 +1,51 @@
-//! Tests of ir.
+//! Retrieval and measuring. Every value here comes from outside the project: trec_eval's published
+//! outputs, hand-computed cases, textbook examples.
+
+mod files;
+mod measures;
+mod statistics;
+
+use std::path::{Path, PathBuf};
+
+use ctune_dist::ir::measures::{Evaluation, Measure, Options, evaluate};
+use ctune_dist::ir::qrels::Qrels;
+use ctune_dist::ir::run::Run;
+
+/// A file with this content, kept as long as the folder.
+fn file(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// A path below the folder of real data sets, `CTUNE_SHARED_DATA` or `../shared/data`; where it is
+/// missing the caller's test ends early and says so.
+fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("CTUNE_SHARED_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        println!("skipped: {} is not there; set CTUNE_SHARED_DATA", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn qrels_of(content: &str) -> Qrels {
+    let folder = folder();
+    Qrels::read(&file(&folder, "qrels", content)).unwrap()
+}
+
+fn run_of(content: &str) -> Run {
+    let folder = folder();
+    Run::read(&file(&folder, "run", content)).unwrap()
+}
+
+fn measured(qrels: &str, run: &str, names: &[&str], options: &Options) -> Evaluation {
+    let measures = names.iter().map(|name| name.parse().unwrap()).collect::<Vec<Measure>>();
+    evaluate(&qrels_of(qrels), &run_of(run), &measures, options).unwrap()
+}

@@ -1,3 +1,18 @@
-//! Shards to packed batches: order, negatives, packing, masking, prefetch.
+//! Shards to packed batches: order, negatives, packing, mask counts, prefetch.
+//!
+//! `source` says what a sample is, `order` and `pack` which samples make the packs of an epoch,
+//! `loader` which packs make a step and which rank gets them. All of it is pure functions of
+//! (seed, epoch, sample id) and of lengths, so every rank computes the same without a message.
 
 pub mod batch;
+pub mod loader;
+pub mod mask;
+pub mod negatives;
+pub mod order;
+pub mod pack;
+pub mod source;
+
+pub use batch::{Batch, Special};
+pub use loader::{Cursor, Loader, LoaderOptions, Step, packs_per_epoch};
+pub use negatives::Negatives;
+pub use source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource, Truncate};

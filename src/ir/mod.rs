@@ -1,1 +1,63 @@
-//! Placeholder.
+//! Retrieval and measuring: topics, relevance judgements (qrels), runs, the BM25 first stage, folds,
+//! and measures that equal trec_eval's to the last printed digit. It stands alone: nothing here knows
+//! a model or a shard, so that what judges a model cannot be bent by it.
+
+pub mod folds;
+pub mod measures;
+pub mod qrels;
+mod ranking;
+pub mod run;
+pub mod significance;
+pub mod topics;
+
+use std::io::Read;
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// A whole file, decompressed when it starts as gzip does, without a UTF-8 byte order mark.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        let mut plain = Vec::with_capacity(bytes.len() * 4);
+        flate2::read::MultiGzDecoder::new(bytes.as_slice())
+            .read_to_end(&mut plain)
+            .map_err(|cause| Error::io("decompressed", path, cause))?;
+        bytes = plain;
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
+}
+
+/// As `read_bytes`, refusing what is not UTF-8 with the line where it starts.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read_bytes(path)?).map_err(|error| {
+        let end = error.utf8_error().valid_up_to();
+        at_line(path, line_of(error.as_bytes(), end), "not UTF-8 text; convert the file to UTF-8")
+    })
+}
+
+/// The error of one line: `path:line: text`.
+pub(crate) fn at_line(path: &Path, line: usize, text: &str) -> Error {
+    Error::data(format!("{}:{line}: {text}", path.display()))
+}
+
+/// The line (from 1) in which the byte at `offset` lies. Only errors ask, so readers carry offsets
+/// and count no lines.
+pub(crate) fn line_of(bytes: &[u8], offset: usize) -> usize {
+    1 + bytes[..offset.min(bytes.len())].iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// Takes the next column off `line`: columns are separated by runs of spaces and tabs, and a
+/// carriage return at the end counts as space, as for trec_eval.
+#[inline]
+pub(crate) fn next_column<'a>(line: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let space = |byte: &u8| byte.is_ascii_whitespace();
+    let start = line.iter().position(|byte| !space(byte))?;
+    let rest = &line[start..];
+    let end = rest.iter().position(space).unwrap_or(rest.len());
+    *line = &rest[end..];
+    Some(&rest[..end])
+}

@@ -1,0 +1,289 @@
+//! What a sample is: its length and its tokens, as pure functions of (sample id, epoch). Packing,
+//! masking counts and the loader know samples only through [`SampleSource`], so click logs,
+//! documents alone and ranking groups share them.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, Special};
+use super::negatives::{self, Negatives};
+use super::order::Permutation;
+use crate::{Error, Result};
+
+/// A set of samples that an epoch visits once each.
+pub trait SampleSource: Send + Sync {
+    /// Samples of an epoch; their ids are `0..samples`.
+    fn samples(&self) -> u32;
+
+    /// Packed tokens that [`push`](Self::push) will append, special tokens included.
+    fn length(&self, sample: u32, epoch: u32) -> usize;
+
+    /// What the sample adds to `Batch::step_pairs`: 1 for a labelled query-document pair or a
+    /// ranking group, 0 for text alone.
+    fn pairs(&self, sample: u32) -> usize;
+
+    /// Appends the sample's sequence or sequences to `batch`.
+    ///
+    /// # Errors
+    /// `Error::Data` when the sample cannot be made (no negative exists).
+    fn push(&self, sample: u32, epoch: u32, batch: &mut Batch) -> Result<()>;
+
+    /// An upper bound of every sample's length, compared with the pack budget before training
+    /// starts. By default it measures every sample of epoch 0.
+    fn longest(&self) -> usize {
+        (0..self.samples()).map(|sample| self.length(sample, 0)).max().unwrap_or(0)
+    }
+}
+
+/// A tokenised click log, read at random. Indices are dense; text is token ids without special
+/// tokens.
+pub trait ClickLog: Send + Sync {
+    fn queries(&self) -> u32;
+    fn documents(&self) -> u32;
+    fn clicks(&self) -> u32;
+    /// (query, document) of a click.
+    fn click(&self, click: u32) -> (u32, u32);
+    /// Documents that the query clicked, ascending and distinct.
+    fn clicked(&self, query: u32) -> &[u32];
+    /// Tokens of a query.
+    fn query_len(&self, query: u32) -> usize;
+    /// Tokens of a document.
+    fn document_len(&self, document: u32) -> usize;
+    /// Appends the first `at_most` tokens of a query.
+    fn extend_query(&self, query: u32, out: &mut Vec<u32>, at_most: usize);
+    /// Appends the first `at_most` tokens of a document.
+    fn extend_document(&self, document: u32, out: &mut Vec<u32>, at_most: usize);
+    /// The special tokens of the log's vocabulary.
+    fn special(&self) -> Special;
+}
+
+/// Which side gives way when a pair is longer than `max_tokens`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Truncate {
+    /// The document, from its end. A query that would leave it fewer than
+    /// [`DOCUMENT_LEAST`] tokens is cut too; [`ClickSource::cut_queries`] counts those.
+    #[default]
+    Document,
+    /// The longer side, token by token, as `longest_first` does in Hugging Face tokenizers.
+    LongestFirst,
+}
+
+/// Tokens of the document that even the longest query leaves room for under [`Truncate::Document`].
+pub const DOCUMENT_LEAST: usize = 8;
+
+/// What a click becomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PairUse {
+    /// The clicked pair and its negatives, labelled for QDPP.
+    #[default]
+    Labelled,
+    /// The same samples with the same texts, packs and masks, but no labels: MLM alone on exactly
+    /// the tokens that the labelled run sees.
+    Unlabelled,
+    /// Clicked pairs alone, without labels; `negatives_per_positive` counts as 0.
+    ClicksOnly,
+}
+
+/// How a click log becomes samples.
+#[derive(Clone, Debug)]
+pub struct ClickOptions {
+    /// Keys the draw of negatives.
+    pub seed: u32,
+    /// Longest sequence, special tokens included.
+    pub max_tokens: usize,
+    pub truncate: Truncate,
+    pub negatives: Negatives,
+    pub negatives_per_positive: u32,
+    pub pairs: PairUse,
+}
+
+/// Query-document pairs of a click log, `[CLS] query [SEP] document [SEP]`.
+///
+/// Sample id = click * (1 + negatives per positive) + j; j = 0 is the clicked pair (class 0), each
+/// j >= 1 a negative of it (class 1).
+pub struct ClickSource {
+    log: Arc<dyn ClickLog>,
+    options: ClickOptions,
+    /// Samples that one click makes.
+    per_click: u32,
+    samples: u32,
+    longest: usize,
+    cut_queries: u32,
+}
+
+impl ClickSource {
+    /// Reads every query's and document's length once, to know the longest sample.
+    ///
+    /// # Errors
+    /// `Error::Config` when `max_tokens` leaves no room for a pair or no negative is asked for
+    /// though pairs are labelled; `Error::Data` when there are no clicks, too many samples for
+    /// 32-bit ids, or a query that clicked every document.
+    pub fn new(log: Arc<dyn ClickLog>, options: ClickOptions) -> Result<Self> {
+        let least = 3 + 1 + DOCUMENT_LEAST;
+        if options.max_tokens < least {
+            return Err(Error::config(format!(
+                "[data] max_tokens = {}: a query-document pair needs at least {least}",
+                options.max_tokens
+            )));
+        }
+        if options.pairs == PairUse::Labelled && options.negatives_per_positive == 0 {
+            return Err(Error::config(
+                "[objective] negatives_per_positive = 0: QDPP needs at least 1 (or set qdpp = 0)",
+            ));
+        }
+        let per_click = match options.pairs {
+            PairUse::ClicksOnly => 1,
+            _ => options.negatives_per_positive.saturating_add(1),
+        };
+        let samples = log.clicks().checked_mul(per_click).filter(|&n| n < u32::MAX).ok_or_else(|| {
+            Error::data(format!(
+                "{} clicks x {per_click} samples a click are more than 2^32 - 2 samples: lower [objective] \
+                 negatives_per_positive",
+                log.clicks()
+            ))
+        })?;
+        if samples == 0 {
+            return Err(Error::data("the shards hold no clicks: nothing to train on"));
+        }
+        let mut source = Self { log, options, per_click, samples, longest: 0, cut_queries: 0 };
+        source.survey()?;
+        Ok(source)
+    }
+
+    /// Queries that even [`Truncate::Document`] cuts, because they would leave the document fewer
+    /// than [`DOCUMENT_LEAST`] tokens.
+    pub fn cut_queries(&self) -> u32 {
+        self.cut_queries
+    }
+
+    fn survey(&mut self) -> Result<()> {
+        let (log, max_tokens) = (&self.log, self.options.max_tokens);
+        let mut longest_query = 0;
+        for query in 0..log.queries() {
+            let length = log.query_len(query);
+            longest_query = longest_query.max(length);
+            self.cut_queries += u32::from(length > max_tokens - 3 - DOCUMENT_LEAST);
+            if self.per_click > 1 && log.clicked(query).len() as u64 >= u64::from(log.documents()) {
+                return Err(Error::data(format!(
+                    "query {query} of the shards clicked all {} documents, so it has no negative: add \
+                     documents that nobody clicked, or train on clicks only",
+                    log.documents()
+                )));
+            }
+        }
+        let longest_document = (0..log.documents()).map(|d| log.document_len(d)).max().unwrap_or(0);
+        self.longest = max_tokens.min(3 + longest_query + longest_document);
+        Ok(())
+    }
+
+    /// (query, document) of a sample.
+    fn pair(&self, sample: u32, epoch: u32) -> Option<(u32, u32)> {
+        if sample.is_multiple_of(self.per_click) {
+            return Some(self.log.click(sample / self.per_click));
+        }
+        let order = Permutation::new(self.samples, self.options.seed, epoch);
+        let key = (self.options.seed, epoch);
+        negatives::draw(self.options.negatives, self.log.as_ref(), order, key, sample, self.per_click)
+    }
+
+    /// Tokens kept of the query and of the document.
+    fn keep(&self, query: u32, document: u32) -> (usize, usize) {
+        let room = self.options.max_tokens - 3;
+        let (query, document) = (self.log.query_len(query), self.log.document_len(document));
+        match self.options.truncate {
+            Truncate::Document => {
+                let query = query.min(room - DOCUMENT_LEAST);
+                (query, document.min(room - query))
+            }
+            Truncate::LongestFirst if query + document <= room => (query, document),
+            Truncate::LongestFirst if query <= room / 2 => (query, room - query),
+            Truncate::LongestFirst if document <= room / 2 => (room - document, document),
+            Truncate::LongestFirst => (room.div_ceil(2), room / 2),
+        }
+    }
+}
+
+impl SampleSource for ClickSource {
+    fn samples(&self) -> u32 {
+        self.samples
+    }
+
+    fn length(&self, sample: u32, epoch: u32) -> usize {
+        // A sample without a negative fails in `push`; its length does not matter.
+        self.pair(sample, epoch).map_or(3, |(query, document)| {
+            let (query, document) = self.keep(query, document);
+            3 + query + document
+        })
+    }
+
+    fn pairs(&self, _sample: u32) -> usize {
+        usize::from(self.options.pairs == PairUse::Labelled)
+    }
+
+    fn push(&self, sample: u32, epoch: u32, batch: &mut Batch) -> Result<()> {
+        let (query, document) = self.pair(sample, epoch).ok_or_else(|| {
+            let (query, document) = self.log.click(sample / self.per_click);
+            Error::data(format!(
+                "click {} (query {query}, document {document}) has no negative: every query clicked this \
+                 document; choose [objective] negatives = \"random-document\"",
+                sample / self.per_click
+            ))
+        })?;
+        let (query_keep, document_keep) = self.keep(query, document);
+        let mut text = Vec::with_capacity(query_keep + document_keep);
+        self.log.extend_query(query, &mut text, query_keep);
+        self.log.extend_document(document, &mut text, document_keep);
+        let (first, second) = text.split_at(query_keep);
+        batch.push(self.log.special(), sample, first, Some(second));
+        if self.options.pairs == PairUse::Labelled {
+            batch.pair_labels.push(u32::from(!sample.is_multiple_of(self.per_click)));
+        }
+        Ok(())
+    }
+
+    fn longest(&self) -> usize {
+        self.longest
+    }
+}
+
+/// Documents alone, `[CLS] document [SEP]`, segment 0, cut to `max_tokens`; sample id = document.
+pub struct DocumentSource {
+    log: Arc<dyn ClickLog>,
+    max_tokens: usize,
+}
+
+impl DocumentSource {
+    /// # Errors
+    /// `Error::Config` when `max_tokens` leaves no room for text, `Error::Data` without documents.
+    pub fn new(log: Arc<dyn ClickLog>, max_tokens: usize) -> Result<Self> {
+        if max_tokens < 3 {
+            return Err(Error::config(format!("[data] max_tokens = {max_tokens}: must be at least 3")));
+        }
+        if log.documents() == 0 {
+            return Err(Error::data("the shards hold no documents: nothing to train on"));
+        }
+        Ok(Self { log, max_tokens })
+    }
+}
+
+impl SampleSource for DocumentSource {
+    fn samples(&self) -> u32 {
+        self.log.documents()
+    }
+
+    fn length(&self, sample: u32, _epoch: u32) -> usize {
+        self.log.document_len(sample).min(self.max_tokens - 2) + 2
+    }
+
+    fn pairs(&self, _sample: u32) -> usize {
+        0
+    }
+
+    fn push(&self, sample: u32, _epoch: u32, batch: &mut Batch) -> Result<()> {
+        let mut text = Vec::with_capacity(self.max_tokens);
+        self.log.extend_document(sample, &mut text, self.max_tokens - 2);
+        batch.push(self.log.special(), sample, &text, None);
+        Ok(())
+    }
+}
