@@ -193,12 +193,12 @@ pub struct Fine {
     pub start: HeadStart,
     /// Folds to draw when `data.folds` is absent.
     pub folds: usize,
-    /// Measure of the validation fold that chooses the best epoch.
+    /// Measure of the validation fold that chooses the best weights.
     pub measure: String,
-    /// Epochs without a better validation measure before training stops; 0 never stops early.
+    /// Updates between two validations; 0 keeps the last weights without looking.
+    pub validate_every: u64,
+    /// Validations without a better measure before training stops; 0 never stops early.
     pub patience: usize,
-    /// Epochs between two validations.
-    pub validate_every: usize,
     /// Training topics to use of each fold; 0 uses all.
     pub train_topics: usize,
 }
@@ -212,8 +212,8 @@ impl Default for Fine {
             start: HeadStart::NewHead,
             folds: 5,
             measure: "ndcg_cut_5".into(),
+            validate_every: 0,
             patience: 0,
-            validate_every: 1,
             train_topics: 0,
         }
     }
@@ -371,7 +371,6 @@ impl Config {
             ("fine.negatives", self.fine.negatives),
             ("fine.positives_per_topic", self.fine.positives_per_topic),
             ("fine.depth", self.fine.depth),
-            ("fine.validate_every", self.fine.validate_every),
             ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
         ] {
             if value == 0 {

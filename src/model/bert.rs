@@ -46,8 +46,8 @@ pub struct Options {
     pub continues: Vec<u32>,
 }
 
-/// Called when a range of the gradient arena is complete.
-pub type Ready<'a, B> = &'a mut dyn FnMut(&mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
+/// Called with the gradient arena when a range of it is complete.
+pub type Ready<'a, B> = &'a mut dyn FnMut(&B, &mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
 
 /// A BERT on one device.
 pub struct Bert<B: Backend> {
@@ -289,13 +289,13 @@ impl<B: Backend> Bert<B> {
                 self.pool_backward()?;
             }
         }
-        ready(&mut self.grads, self.layout.heads_range.clone())?;
+        ready(&self.backend, &mut self.grads, self.layout.heads_range.clone())?;
         for l in (0..self.layout.shape.layers).rev() {
             self.layer_backward(l)?;
-            ready(&mut self.grads, self.layout.layers[l].range.clone())?;
+            ready(&self.backend, &mut self.grads, self.layout.layers[l].range.clone())?;
         }
         self.embed_backward()?;
-        ready(&mut self.grads, self.layout.embed_range.clone())
+        ready(&self.backend, &mut self.grads, self.layout.embed_range.clone())
     }
 
     fn mlm_backward(&mut self) -> Result<()> {

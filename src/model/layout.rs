@@ -236,6 +236,16 @@ impl Layout {
         groups
     }
 
+    /// The ranges that `Bert::backward` completes, in its order: heads, layers from last to first,
+    /// embeddings. Together they are the whole arena.
+    pub fn buckets(&self) -> Vec<Range<usize>> {
+        let layers = self.layers.iter().rev().map(|layer| layer.range.clone());
+        std::iter::once(self.heads_range.clone())
+            .chain(layers)
+            .chain(std::iter::once(self.embed_range.clone()))
+            .collect()
+    }
+
     /// The tensor of this name.
     pub fn find(&self, name: &str) -> Option<&Param> {
         self.params.iter().find(|p| p.name == name)

@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Training. `coarse.rs` holds the loop and is the first file to read; everything else prepares it
+//! (setup, schedule), watches it (metrics) or uses it (fine, experiment).
+
+pub mod coarse;
+pub mod collection;
+pub mod experiment;
+pub mod fine;
+pub mod groups;
+pub mod metrics;
+pub mod pretraining;
+pub mod rerank;
+pub mod run_dir;
+pub mod schedule;
