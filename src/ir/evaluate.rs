@@ -78,8 +78,8 @@ pub fn render(o: &EvaluateOptions) -> Result<String> {
         depth: o.depth,
         f64_scores: o.f64_scores,
     };
-    let qrels = Qrels::read(&o.qrels)?;
-    let run = Run::read(&o.run)?;
+    let (qrels, run) = rayon::join(|| Qrels::read(&o.qrels), || Run::read(&o.run));
+    let (qrels, run) = (qrels?, run?);
     let found = evaluate(&qrels, &run, &measures, &options)?;
     warn(&found, o);
     let mut text = String::new();
