@@ -3,6 +3,7 @@
 
 mod files;
 mod measures;
+mod retrieval;
 mod statistics;
 
 use std::path::{Path, PathBuf};

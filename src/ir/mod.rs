@@ -2,6 +2,8 @@
 //! and measures that equal trec_eval's to the last printed digit. It stands alone: nothing here knows
 //! a model or a shard, so that what judges a model cannot be bent by it.
 
+pub mod bm25;
+pub mod evaluate;
 pub mod folds;
 pub mod measures;
 pub mod qrels;
@@ -9,6 +11,7 @@ mod ranking;
 pub mod run;
 pub mod significance;
 pub mod topics;
+mod words;
 
 use std::io::Read;
 use std::path::Path;

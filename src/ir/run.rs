@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -226,16 +227,11 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
         _ => Path::new("."),
     };
     let fail = |cause| Error::io("written", path, cause);
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(fail)?;
+    // Temporary files are private to their owner; a result is as readable as the user's umask says.
+    let mode = std::fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
     file.as_file().sync_all().map_err(fail)?;
-    // Temporary files are private to their owner; a result is as readable as any other new file.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(mode).map_err(fail)?;
-    }
     file.persist(path).map_err(|error| fail(error.error))?;
     Ok(())
 }

@@ -147,13 +147,7 @@ fn elements(text: &str) -> Vec<Element<'_>> {
 
 fn tagged(text: &str, field: Field) -> Found {
     // Only XML escapes characters; in SGML topics `R&D` is plain text.
-    let xml = {
-        let start = text.trim_start();
-        start.starts_with("<?xml")
-            || !start.get(..4).is_some_and(|tag| tag.eq_ignore_ascii_case("<top"))
-            || start.get(..7).is_some_and(|tag| tag.eq_ignore_ascii_case("<topics"))
-            || start.get(..7).is_some_and(|tag| tag.eq_ignore_ascii_case("<topic "))
-    };
+    let xml = !text.trim_start().get(..5).is_some_and(|tag| tag.eq_ignore_ascii_case("<top>"));
     let mut topics: Vec<(usize, Topic)> = Vec::new();
     for element in elements(text) {
         let value = || if xml { one_line(&unescape(element.text)) } else { one_line(element.text) };

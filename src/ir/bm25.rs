@@ -1,0 +1,380 @@
+//! The first stage: BM25 over an inverted index that tantivy builds. Its numbers enter papers as the
+//! baseline, so the formula is Lucene's to the constant, k1 and b are the user's (tantivy's own scorer
+//! fixes them), ties are broken as trec_eval breaks them, and the run tag names analysis and parameters.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flate2::read::MultiGzDecoder;
+use rayon::prelude::*;
+use tantivy::fieldnorm::FieldNormReader;
+use tantivy::indexer::NoMergePolicy;
+use tantivy::postings::Postings;
+use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions};
+use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
+use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
+
+use super::run::{Hit, Run};
+use super::topics::read_topics;
+use super::words::Words;
+use super::{at_line, read_text};
+use crate::{Error, Result};
+
+/// What `retrieve` reads, does and writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetrieveOptions {
+    /// MS MARCO's TSV: `docid<TAB>url<TAB>title<TAB>body`, plain or gzipped.
+    pub documents: PathBuf,
+    /// A file with one document id a line: only these are indexed, and their statistics are the
+    /// collection's.
+    pub only: Option<PathBuf>,
+    pub topics: PathBuf,
+    /// The TREC run to write.
+    pub out: PathBuf,
+    /// Documents a topic.
+    pub depth: usize,
+    pub k1: f32,
+    pub b: f32,
+    /// Which of url, title and body are indexed, joined as one field.
+    pub fields: Vec<String>,
+    /// Snowball's English stemmer (Porter2).
+    pub stem: bool,
+    /// Drop Lucene's 33 English stop words.
+    pub stop_words: bool,
+}
+
+/// How text becomes terms: words (see `words`), lower case, then as asked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Analysis {
+    pub stem: bool,
+    pub stop_words: bool,
+}
+
+/// A term is at most this long in bytes; what is longer is no word (Lucene's limit is 255 characters).
+const LONGEST_TERM: usize = 256;
+/// Index writer's memory a thread. More means fewer segments, which changes speed and no score.
+const WRITER_BYTES: usize = 100 << 20;
+const ANALYSER: &str = "ctune";
+
+impl Analysis {
+    fn analyser(self) -> Result<TextAnalyzer> {
+        let words = TextAnalyzer::builder(Words::default()).filter(RemoveLongFilter::limit(LONGEST_TERM));
+        let mut chain = words.filter(LowerCaser).dynamic();
+        if self.stop_words {
+            let list = StopWordFilter::new(Language::English)
+                .ok_or_else(|| Error::config("tantivy was built without its stop words"))?;
+            chain = chain.filter_dynamic(list);
+        }
+        if self.stem {
+            chain = chain.filter_dynamic(Stemmer::new(Language::English));
+        }
+        Ok(chain.build())
+    }
+}
+
+/// Collects documents for a `Retriever`.
+pub struct Indexer {
+    writer: IndexWriter,
+    index: Index,
+    analyser: TextAnalyzer,
+    text: Field,
+    ordinal: Field,
+    ids: Vec<String>,
+    folder: tempfile::TempDir,
+}
+
+impl Indexer {
+    /// The index lies in a temporary folder in `folder` until the retriever is dropped; it takes about
+    /// a third of the text's size.
+    pub fn new(folder: &Path, analysis: Analysis) -> Result<Self> {
+        let mut schema = Schema::builder();
+        let indexing = TextFieldIndexing::default()
+            .set_tokenizer(ANALYSER)
+            .set_index_option(IndexRecordOption::WithFreqs)
+            .set_fieldnorms(true);
+        let text = schema.add_text_field("text", TextOptions::default().set_indexing_options(indexing));
+        let ordinal = schema.add_u64_field("ordinal", tantivy::schema::FAST);
+        let place = tempfile::tempdir_in(folder).map_err(|cause| Error::io("written", folder, cause))?;
+        let index = Index::create_in_dir(place.path(), schema.build()).map_err(fail)?;
+        let analyser = analysis.analyser()?;
+        index.tokenizers().register(ANALYSER, analyser.clone());
+        let threads = rayon::current_num_threads().clamp(1, 8);
+        let writer = index.writer_with_num_threads(threads, threads * WRITER_BYTES).map_err(fail)?;
+        // Nothing reads this index but one pass of queries: merging would cost more than it gives.
+        writer.set_merge_policy(Box::new(NoMergePolicy));
+        Ok(Self { writer, index, analyser, text, ordinal, ids: Vec::new(), folder: place })
+    }
+
+    pub fn add(&mut self, id: impl Into<String>, text: &str) -> Result<()> {
+        let mut document = TantivyDocument::default();
+        document.add_text(self.text, text);
+        document.add_u64(self.ordinal, self.ids.len() as u64);
+        self.writer.add_document(document).map_err(fail)?;
+        self.ids.push(id.into());
+        Ok(())
+    }
+
+    /// Makes the index searchable. Errors: no document, an id twice.
+    pub fn finish(mut self, k1: f32, b: f32) -> Result<Retriever> {
+        if self.ids.is_empty() {
+            return Err(Error::data("no document to search in"));
+        }
+        let mut order = (0..self.ids.len()).collect::<Vec<_>>();
+        order.par_sort_unstable_by(|&i, &j| self.ids[i].cmp(&self.ids[j]));
+        if let Some(twice) = order.windows(2).find(|pair| self.ids[pair[0]] == self.ids[pair[1]]) {
+            return Err(Error::data(format!("document '{}' is there twice", self.ids[twice[0]])));
+        }
+        self.writer.commit().map_err(fail)?;
+        let reader = self.index.reader().map_err(fail)?;
+        let (mut segments, mut tokens) = (Vec::new(), 0);
+        for segment in reader.searcher().segment_readers() {
+            let postings = segment.inverted_index(self.text).map_err(fail)?;
+            let ordinals = segment.fast_fields().u64("ordinal").map_err(fail)?.first_or_default_col(0);
+            tokens += postings.total_num_tokens();
+            segments.push(Segment {
+                postings,
+                lengths: segment.get_fieldnorms_reader(self.text).map_err(fail)?,
+                ordinals: (0..segment.max_doc()).map(|document| ordinals.get_val(document) as u32).collect(),
+            });
+        }
+        let documents = self.ids.len() as f64;
+        Ok(Retriever {
+            segments,
+            ids: self.ids,
+            analyser: self.analyser,
+            text: self.text,
+            average_length: tokens as f64 / documents,
+            k1,
+            b,
+            _folder: self.folder,
+        })
+    }
+}
+
+/// One part of the index, with its own document numbers.
+struct Segment {
+    postings: Arc<InvertedIndexReader>,
+    lengths: FieldNormReader,
+    /// [documents of the segment] -> index in `Retriever::ids`.
+    ordinals: Vec<u32>,
+}
+
+/// BM25 over an index.
+pub struct Retriever {
+    segments: Vec<Segment>,
+    ids: Vec<String>,
+    analyser: TextAnalyzer,
+    text: Field,
+    average_length: f64,
+    k1: f32,
+    b: f32,
+    _folder: tempfile::TempDir,
+}
+
+impl Retriever {
+    pub fn documents(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Terms a document after analysis, on average.
+    pub fn average_length(&self) -> f64 {
+        self.average_length
+    }
+
+    /// The `depth` best documents of a query that hold at least one of its terms, best first, ties by
+    /// document id descending. The score is Lucene's since version 8 (Kamphuis et al., ECIR 2020), the
+    /// sum over query terms, each as often as it stands in the query, of
+    /// `ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length / average))`;
+    /// the constant factor k1 + 1 of older forms changes no order and is left out. `length` is in
+    /// tantivy's one-byte code, which is Lucene's: exact to 40, then up to an eighth too short.
+    pub fn search(&self, query: &str, depth: usize) -> Result<Vec<Hit>> {
+        let terms = self.terms(query);
+        let table = self.length_table();
+        let (mut scores, mut touched, mut best) = (Vec::new(), Vec::new(), Vec::new());
+        let weights =
+            terms.iter().map(|(term, count)| self.weight(term, *count)).collect::<Result<Vec<_>>>()?;
+        for segment in &self.segments {
+            scores.clear();
+            scores.resize(segment.ordinals.len(), 0.0_f32);
+            touched.clear();
+            for ((term, _), weight) in terms.iter().zip(&weights) {
+                let postings = segment.postings.read_postings(term, IndexRecordOption::WithFreqs);
+                let Some(mut postings) = postings.map_err(|error| fail(error.into()))? else { continue };
+                let mut document = postings.doc();
+                while document != TERMINATED {
+                    let frequency = postings.term_freq() as f32;
+                    let length = table[usize::from(segment.lengths.fieldnorm_id(document))];
+                    let score = &mut scores[document as usize];
+                    if *score == 0.0 {
+                        touched.push(document);
+                    }
+                    *score += weight * (frequency / (frequency + length));
+                    document = postings.advance();
+                }
+            }
+            best.extend(touched.iter().map(|&d| (scores[d as usize], segment.ordinals[d as usize])));
+            self.keep_best(&mut best, depth);
+        }
+        best.sort_unstable_by(|a, b| self.better(a, b));
+        let hit = |&(score, ordinal): &(f32, u32)| (self.ids[ordinal as usize].clone(), f64::from(score));
+        Ok(best.iter().map(hit).map(|(doc, score)| Hit { doc, score }).collect())
+    }
+
+    /// The query's terms in order of appearance, with their counts. The order fixes the order of
+    /// float additions and so the scores.
+    fn terms(&self, query: &str) -> Vec<(Term, u32)> {
+        let mut analyser = self.analyser.clone();
+        let (mut terms, mut place) = (Vec::<(Term, u32)>::new(), HashMap::new());
+        analyser.token_stream(query).process(&mut |token| {
+            let at = *place.entry(token.text.clone()).or_insert_with(|| {
+                terms.push((Term::from_field_text(self.text, &token.text), 0));
+                terms.len() - 1
+            });
+            terms[at].1 += 1;
+        });
+        terms
+    }
+
+    /// A query term's idf times its count in the query.
+    fn weight(&self, term: &Term, count: u32) -> Result<f32> {
+        let mut found = 0_u64;
+        for segment in &self.segments {
+            found += u64::from(segment.postings.doc_freq(term).map_err(|error| fail(error.into()))?);
+        }
+        let (n, df) = (self.ids.len() as f64, found as f64);
+        Ok((1.0 + (n - df + 0.5) / (df + 0.5)).ln() as f32 * count as f32)
+    }
+
+    /// [256] length code -> k1 * (1 - b + b * length / average).
+    fn length_table(&self) -> Vec<f32> {
+        let (k1, b) = (f64::from(self.k1), f64::from(self.b));
+        let part = |code| f64::from(FieldNormReader::id_to_fieldnorm(code)) / self.average_length;
+        (0..=u8::MAX).map(|code| (k1 * (1.0 - b + b * part(code))) as f32).collect()
+    }
+
+    fn better(&self, a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+        b.0.total_cmp(&a.0).then_with(|| self.ids[b.1 as usize].cmp(&self.ids[a.1 as usize]))
+    }
+
+    fn keep_best(&self, found: &mut Vec<(f32, u32)>, depth: usize) {
+        if found.len() > depth && depth > 0 {
+            found.select_nth_unstable_by(depth - 1, |a, b| self.better(a, b));
+        }
+        found.truncate(depth);
+    }
+}
+
+/// Reads documents and topics, searches with all threads and writes a TREC run. A topic without any
+/// hit is not in the run, which is warned of. Errors: no document, none of the `only` ids found, an id
+/// twice, k1 or b out of range, unknown fields.
+pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
+    if !(o.k1 >= 0.0 && o.k1.is_finite() && (0.0..=1.0).contains(&o.b)) || o.depth == 0 {
+        return Err(Error::config("BM25 needs k1 of at least 0, b from 0 to 1 and a depth of at least 1"));
+    }
+    let topics = read_topics(&o.topics)?;
+    let only = o.only.as_deref().map(read_ids).transpose()?;
+    let folder = match o.out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
+    read_documents(&o.documents, &columns(&o.fields)?, |id, text| match &only {
+        Some(ids) if !ids.contains(id) => Ok(()),
+        _ => indexer.add(id, text),
+    })?;
+    let found = indexer.ids.len();
+    if found == 0 && only.is_some() {
+        let text = "none of the listed document ids is in it; are both of the same MS MARCO version?";
+        return Err(Error::data(format!("{}: {text}", o.documents.display())));
+    }
+    if let Some(ids) = only.filter(|ids| ids.len() > found) {
+        tracing::warn!("{} of {} listed document ids were not found", ids.len() - found, ids.len());
+    }
+    let retriever = indexer.finish(o.k1, o.b).map_err(|error| match error {
+        Error::Data(text) => Error::data(format!("{}: {text}", o.documents.display())),
+        other => other,
+    })?;
+    tracing::info!("{found} documents of {:.1} terms on average", retriever.average_length());
+    let lists =
+        topics.par_iter().map(|topic| retriever.search(&topic.text, o.depth)).collect::<Result<Vec<_>>>()?;
+    let mut run = Run::default();
+    for (topic, hits) in topics.iter().zip(lists) {
+        if hits.is_empty() {
+            tracing::warn!("topic '{}' has no hit and is not in the run: '{}'", topic.id, topic.text);
+        } else {
+            run.insert(topic.id.as_str(), hits)?;
+        }
+    }
+    run.write(&o.out, &tag(o))
+}
+
+/// The run tag: everything that decides the scores, as one word.
+pub fn tag(o: &RetrieveOptions) -> String {
+    let stem = if o.stem { "-porter2" } else { "" };
+    let stop = if o.stop_words { "-stop" } else { "" };
+    format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, o.fields.join("+"))
+}
+
+fn fail(error: tantivy::TantivyError) -> Error {
+    Error::data(format!("the temporary search index: {error}"))
+}
+
+/// One id a line.
+fn read_ids(path: &Path) -> Result<HashSet<String>> {
+    let text = read_text(path)?;
+    let ids =
+        text.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect::<HashSet<_>>();
+    if ids.is_empty() {
+        return Err(Error::data(format!("{}: no document id in it", path.display())));
+    }
+    Ok(ids)
+}
+
+/// The columns of the named fields in MS MARCO's TSV.
+fn columns(fields: &[String]) -> Result<Vec<usize>> {
+    let column = |field: &String| match field.as_str() {
+        "url" => Ok(1),
+        "title" => Ok(2),
+        "body" => Ok(3),
+        _ => Err(Error::config(format!("'{field}' is no document field: url, title or body"))),
+    };
+    match fields {
+        [] => Err(Error::config("no document field to index: choose of url, title and body")),
+        _ => fields.iter().map(column).collect(),
+    }
+}
+
+/// Streams MS MARCO's TSV (no quoting, no header): `each` gets the id and the chosen columns joined
+/// with spaces. A line with fewer than four columns is an error with its place.
+fn read_documents(
+    path: &Path,
+    columns: &[usize],
+    mut each: impl FnMut(&str, &str) -> Result<()>,
+) -> Result<()> {
+    let fail = |cause| Error::io("read", path, cause);
+    let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
+    let mut lines = open_plain_or_gzip(file).map_err(fail)?;
+    let (mut line, mut number) = (String::new(), 0);
+    while lines.read_line(&mut line).map_err(fail)? > 0 {
+        number += 1;
+        let parts = line.trim_end_matches(['\n', '\r']).split('\t').collect::<Vec<_>>();
+        if parts.len() < 4 {
+            let text = format!("{} columns; a document line has docid, url, title and body", parts.len());
+            return Err(at_line(path, number, &text));
+        }
+        let text = columns.iter().map(|&column| parts[column]).collect::<Vec<_>>().join(" ");
+        each(parts[0], &text)?;
+        line.clear();
+    }
+    Ok(())
+}
+
+fn open_plain_or_gzip(mut file: BufReader<File>) -> std::io::Result<Box<dyn BufRead>> {
+    if file.fill_buf()?.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))));
+    }
+    Ok(Box::new(file))
+}
