@@ -1,0 +1,96 @@
+//! A binary shard file in memory: the header and the length are checked once, then it is a slice.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use super::manifest::{HEADER, MAGIC, MANIFEST, Manifest, VERSION};
+use crate::{Error, Result};
+
+/// The file and its length in bytes.
+pub(super) fn open(path: &Path) -> Result<(File, u64)> {
+    let failed = |cause| Error::io("read", path, cause);
+    let file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    Ok((file, bytes))
+}
+
+/// The bytes of a file that is not empty.
+pub(super) fn map(file: &File, path: &Path) -> Result<Mmap> {
+    // SAFETY: mapped read-only; shard files are written once under a temporary name and never changed
+    // in place, which the documentation of `Shards` asks of everyone else.
+    unsafe { Mmap::map(file) }.map_err(|cause| Error::io("mapped", path, cause))
+}
+
+/// One binary file, mapped, its header and length checked.
+pub(super) struct Mapped {
+    path: PathBuf,
+    map: Mmap,
+    width: usize,
+    pub(super) count: usize,
+}
+
+impl Mapped {
+    pub(super) fn open(dir: &Path, name: &str, width: usize, manifest: &Manifest) -> Result<Self> {
+        let path = dir.join(name);
+        let wrong = |what: String| Error::data(format!("{}: {what}", path.display()));
+        let Some(entry) = manifest.files.iter().find(|entry| entry.name == name) else {
+            return Err(wrong(format!("not listed in {MANIFEST}")));
+        };
+        let (file, bytes) = open(&path)?;
+        if bytes != entry.bytes || bytes < HEADER as u64 {
+            let kind = if bytes < entry.bytes { "truncated" } else { "not the file that was written" };
+            return Err(wrong(format!(
+                "{kind}: {bytes} bytes, {} when written; prepare the shards again",
+                entry.bytes
+            )));
+        }
+        let map = map(&file, &path)?;
+        let number = |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
+        if &map[..8] != MAGIC.as_bytes() {
+            return Err(wrong("not a shard file (another magic)".into()));
+        }
+        if number(8) != VERSION {
+            return Err(wrong(format!("shard file of version {}; this program reads {VERSION}", number(8))));
+        }
+        if number(12) as usize != width {
+            return Err(wrong(format!("elements of {} bytes where {width} are due", number(12))));
+        }
+        let count = u64::from(number(16)) | u64::from(number(20)) << 32;
+        if count.checked_mul(width as u64).and_then(|n| n.checked_add(HEADER as u64)) != Some(bytes) {
+            return Err(wrong(format!("{count} elements of {width} bytes do not make {bytes} bytes")));
+        }
+        Ok(Self { path, map, width, count: count as usize })
+    }
+
+    /// The elements. `T` must have the size that `open` was given.
+    pub(super) fn of<T: bytemuck::Pod>(&self) -> &[T] {
+        debug_assert_eq!(size_of::<T>(), self.width);
+        // Cannot fail: maps begin at a page, the header keeps every alignment, `open` checked the length.
+        bytemuck::cast_slice(&self.map[HEADER..])
+    }
+
+    pub(super) fn wrong(&self, what: String) -> Error {
+        Error::data(format!("{}: damaged: {what}; prepare the shards again", self.path.display()))
+    }
+
+    /// Checks `count + 1` ascending u64 offsets from 0 to `end`.
+    pub(super) fn check_offsets(&self, count: usize, end: usize) -> Result<()> {
+        if self.count != count + 1 {
+            return Err(self.wrong(format!("{} offsets where {} are due", self.count, count + 1)));
+        }
+        let offsets = self.of::<u64>();
+        if offsets[0] != 0 || offsets[count] != end as u64 {
+            return Err(self.wrong(format!(
+                "offsets go from {} to {}, not from 0 to {end}",
+                offsets[0], offsets[count]
+            )));
+        }
+        match offsets.par_windows(2).position_first(|pair| pair[0] > pair[1]) {
+            Some(i) => Err(self.wrong(format!("offset {} is smaller than the one before it", i + 1))),
+            None => Ok(()),
+        }
+    }
+}

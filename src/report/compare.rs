@@ -1,0 +1,151 @@
+//! Arms against the baseline arm: mean, difference and paired t-test over topics, in one place for
+//! the terminal and the HTML so that the two never disagree.
+
+use super::results::{Cell, Results};
+use crate::ir::significance::{holm, paired_t};
+use crate::{Error, Result};
+
+/// One arm at full size.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    pub arm: String,
+    /// Topics of the arm's first measure.
+    pub topics: usize,
+    /// One a measure, in the order of `Results::measures`.
+    pub entries: Vec<Entry>,
+}
+
+/// One arm and one measure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub mean: f64,
+    /// `None` for the baseline itself.
+    pub against: Option<Against>,
+}
+
+/// An arm's difference to the baseline, over the topics that both have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Against {
+    /// Topics of both.
+    pub topics: usize,
+    /// Mean of arm - baseline.
+    pub difference: f64,
+    /// Two-sided paired t-test, uncorrected.
+    pub p: f64,
+    /// `p` after Holm's correction over the arms of the table, measure by measure.
+    pub holm: f64,
+}
+
+impl Against {
+    /// `**` below 0.01, `*` below 0.05, after correction.
+    pub fn marker(&self) -> &'static str {
+        match self.holm {
+            p if p < 0.01 => "**",
+            p if p < 0.05 => "*",
+            _ => "",
+        }
+    }
+}
+
+/// The table of arms.
+///
+/// # Errors
+/// `Error::Data` when the baseline has no full-size cell, a value is missing, or an arm shares no
+/// topic with the baseline.
+pub fn rows(results: &Results) -> Result<Vec<Row>> {
+    if results.measures.is_empty() {
+        return Err(Error::data("results.json names no measure: nothing to report"));
+    }
+    let baseline = results.table_cell(&results.baseline).ok_or_else(|| {
+        Error::data(format!(
+            "results.json: the baseline arm \"{}\" has no full-size result (arms: {})",
+            results.baseline,
+            results.arms().join(", ")
+        ))
+    })?;
+    let mut rows = Vec::new();
+    for arm in results.arms() {
+        let Some(cell) = results.table_cell(arm) else { continue };
+        let entries = results.measures.iter().map(|measure| {
+            let against =
+                if arm == results.baseline { None } else { Some(against(cell, baseline, measure)?) };
+            Ok(Entry { mean: cell.mean(measure)?, against })
+        });
+        let topics = cell.topics(&results.measures[0])?.len();
+        rows.push(Row { arm: arm.into(), topics, entries: entries.collect::<Result<_>>()? });
+    }
+    for measure in 0..results.measures.len() {
+        let mut tested: Vec<_> =
+            rows.iter_mut().filter_map(|row| row.entries[measure].against.as_mut()).collect();
+        let corrected = holm(&tested.iter().map(|against| against.p).collect::<Vec<_>>());
+        for (against, p) in tested.iter_mut().zip(corrected) {
+            against.holm = p;
+        }
+    }
+    Ok(rows)
+}
+
+fn against(cell: &Cell, baseline: &Cell, measure: &str) -> Result<Against> {
+    let theirs = baseline.topics(measure)?;
+    let (a, b): (Vec<_>, Vec<_>) = cell
+        .topics(measure)?
+        .iter()
+        .filter_map(|(topic, &value)| theirs.get(topic).map(|&other| (value, other)))
+        .unzip();
+    if a.is_empty() {
+        return Err(Error::data(format!(
+            "results.json: arms \"{}\" and \"{}\" share no topic of {measure}: they were measured on different \
+             test sets",
+            cell.arm, baseline.arm
+        )));
+    }
+    let test = paired_t(&a, &b)?;
+    Ok(Against { topics: a.len(), difference: test.mean_difference, p: test.p, holm: test.p })
+}
+
+/// What the numbers of the table mean; the same words everywhere.
+pub fn legend(results: &Results) -> String {
+    format!(
+        "diff: mean difference to \"{}\" over the topics of both; p: two-sided paired t-test over these topics, \
+         uncorrected; * and **: p below 0.05 and 0.01 after Holm's correction over the arms, each measure by itself.",
+        results.baseline
+    )
+}
+
+/// Four digits, as trec_eval prints measures.
+pub fn p_text(p: f64) -> String {
+    if p < 0.0001 { "<0.0001".into() } else { format!("{p:.4}") }
+}
+
+/// The table of arms for a terminal, its legend below.
+///
+/// # Errors
+/// As [`rows`].
+pub fn table_text(results: &Results) -> Result<String> {
+    let mut head = vec!["arm".to_string(), "topics".into()];
+    for measure in &results.measures {
+        head.extend([measure.clone(), "diff".into(), "p".into()]);
+    }
+    let mut lines = vec![head];
+    for row in rows(results)? {
+        let mut line = vec![row.arm, row.topics.to_string()];
+        for entry in row.entries {
+            line.push(format!("{:.4}", entry.mean));
+            match entry.against {
+                Some(a) => line.extend([format!("{:+.4}", a.difference), p_text(a.p) + a.marker()]),
+                None => line.extend(["baseline".into(), "-".into()]),
+            }
+        }
+        lines.push(line);
+    }
+    let widths: Vec<usize> = (0..lines[0].len())
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for line in &lines {
+        let padded = line.iter().zip(&widths).map(|(field, &width)| format!("{field:<width$}"));
+        text += padded.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    Ok(text + &legend(results) + "\n")
+}
