@@ -5,6 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ctune_dist::corpus::shard_write::{About, ShardWriter};
+use ctune_dist::corpus::{Shards, Tokenizer};
 use ctune_dist::data::order::Permutation;
 use ctune_dist::data::pack::Packer;
 use ctune_dist::data::{
@@ -24,6 +26,7 @@ pub struct MemoryLog {
     documents: Vec<Vec<u32>>,
     clicks: Vec<(u32, u32)>,
     clicked: Vec<Vec<u32>>,
+    special: Special,
 }
 
 impl MemoryLog {
@@ -36,7 +39,7 @@ impl MemoryLog {
             documents.sort_unstable();
             documents.dedup();
         }
-        Self { queries, documents, clicks, clicked }
+        Self { queries, documents, clicks, clicked, special: SPECIAL }
     }
 
     /// Queries of 1 to 12 tokens, documents of 5 to `longest`.
@@ -80,7 +83,7 @@ impl ClickLog for MemoryLog {
         out.extend(self.documents[document as usize].iter().take(at_most));
     }
     fn special(&self) -> Special {
-        SPECIAL
+        self.special
     }
 }
 
@@ -307,6 +310,43 @@ fn documents_alone_are_one_segment() {
         assert_eq!((batch.ids[0], batch.ids[kept + 1], batch.tokens()), (2, 3, kept + 2));
         assert!(batch.segments.iter().all(|&s| s == 0));
     }
+}
+
+#[test]
+fn shards_give_the_samples_of_the_log_they_hold() {
+    let tokenizer = Tokenizer::train(["a quick fox and a lazy dog".to_string()].into_iter(), 60).unwrap();
+    let mut log = MemoryLog::random(40, 30, 90, 70);
+    for id in log.queries.iter_mut().chain(&mut log.documents).flatten() {
+        *id %= tokenizer.vocab() as u32;
+    }
+    log.special = tokenizer.special();
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shards");
+    let mut writer = ShardWriter::create(&path, tokenizer.vocab()).unwrap();
+    for (i, tokens) in log.queries.iter().enumerate() {
+        writer.query(&format!("q{i}"), tokens).unwrap();
+    }
+    for (i, tokens) in log.documents.iter().enumerate() {
+        writer.document(&format!("d{i}"), tokens).unwrap();
+    }
+    for &(query, document) in &log.clicks {
+        writer.click(query, document);
+    }
+    writer.finish(&tokenizer, About { max_tokens: 64, ..About::default() }).unwrap();
+
+    let shards = Arc::new(Shards::open(&path).unwrap());
+    let (log, options) = (Arc::new(log), click_options());
+    // Sample ids come from the order of the clicks.
+    assert!((0..90).all(|i| shards.click(i) == log.clicks[i as usize]));
+    let a = ClickSource::new(log.clone(), options.clone()).unwrap();
+    let b = ClickSource::new(shards.clone(), options).unwrap();
+    let (c, d) = (DocumentSource::new(log, 40).unwrap(), DocumentSource::new(shards, 40).unwrap());
+    for sample in 0..180 {
+        assert_eq!(one(&a, sample, 3), one(&b, sample, 3));
+        assert_eq!(one(&c, sample % 30, 3), one(&d, sample % 30, 3));
+    }
+    assert_eq!((a.samples(), c.samples(), a.longest()), (b.samples(), d.samples(), b.longest()));
 }
 
 // ---- packs ---------------------------------------------------------------------------------------
