@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::batch::{Batch, Special};
 use super::negatives::{self, Negatives};
 use super::order::Permutation;
+use crate::corpus::Shards;
 use crate::{Error, Result};
 
 /// A set of samples that an epoch visits once each.
@@ -54,6 +55,48 @@ pub trait ClickLog: Send + Sync {
     fn extend_document(&self, document: u32, out: &mut Vec<u32>, at_most: usize);
     /// The special tokens of the log's vocabulary.
     fn special(&self) -> Special;
+}
+
+impl ClickLog for Shards {
+    fn queries(&self) -> u32 {
+        self.queries()
+    }
+
+    fn documents(&self) -> u32 {
+        self.documents()
+    }
+
+    fn clicks(&self) -> u32 {
+        self.clicks()
+    }
+
+    fn click(&self, click: u32) -> (u32, u32) {
+        self.click(click)
+    }
+
+    fn clicked(&self, query: u32) -> &[u32] {
+        self.clicked(query)
+    }
+
+    fn query_len(&self, query: u32) -> usize {
+        self.query(query).len()
+    }
+
+    fn document_len(&self, document: u32) -> usize {
+        self.document(document).len()
+    }
+
+    fn extend_query(&self, query: u32, out: &mut Vec<u32>, at_most: usize) {
+        self.query(query).extend(out, at_most);
+    }
+
+    fn extend_document(&self, document: u32, out: &mut Vec<u32>, at_most: usize) {
+        self.document(document).extend(out, at_most);
+    }
+
+    fn special(&self) -> Special {
+        self.manifest().special
+    }
 }
 
 /// Which side gives way when a pair is longer than `max_tokens`.
