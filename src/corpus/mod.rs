@@ -6,6 +6,7 @@
 //! `shard` directory, `inspect` says what is in one.
 
 pub mod clicks;
+pub mod debian;
 pub mod documents;
 pub mod inspect;
 mod join;
