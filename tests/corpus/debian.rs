@@ -8,7 +8,8 @@ use ctune_dist::corpus::{Shards, prepare};
 
 use super::message;
 
-/// Seven packages with a format tag, one of them newer in a second list, one without description.
+/// Seven packages with a format tag, two of them newer in a second list (one with other tags, one with
+/// none, as security updates have it), one without description.
 fn packages() -> (String, String, String) {
     let (mut list, mut translation) = (String::new(), String::new());
     for i in 0..7 {
@@ -23,7 +24,8 @@ fn packages() -> (String, String, String) {
     list += "Package: bare\nVersion: 1\nDescription: says nothing more\nDescription-md5: none\n\n";
     list += "Package: plain\nVersion: 1\nDescription: no tags\n Carries its\n own text\n\n";
     list += "Package: todo\nVersion: 1\nDescription: to be tagged\n text\nTag: works-with::TODO\n";
-    let newer = "Package: pdf3\nVersion: 1:0.1\nDescription: reads new PDF files\nDescription-md5: md5-new\nTag: use::viewing\n\n";
+    let newer = "Package: pdf3\nVersion: 1:0.1\nDescription: reads new PDF files\nDescription-md5: md5-new\nTag: use::viewing\n\n\
+                 Package: pdf4\nVersion: 2.0\nDescription: reads PDF files\nDescription-md5: md5-4\n\n";
     translation +=
         "Package: pdf3\nDescription-md5: md5-new\nDescription-en: reads new PDF files\n The new viewer\n";
     (list, newer.into(), translation)
@@ -64,7 +66,8 @@ fn packages_become_a_log_and_a_test_collection() {
     assert_eq!(clicks[1], "1\treads PDF files\tpdf1\thttp://pdf1.example/", "one query for one text");
     assert_eq!(clicks[3], "2\treads new PDF files\tpdf3\t");
     assert_eq!(clicks.len(), 9);
-    // role is left out, TODO is no label, the newer pdf3 lost its format tag.
+    assert_eq!(documents[4], "pdf4\t\tpdf4\tViewer number 4 * fast");
+    // role is left out, TODO is no label, the newer pdf3 lost its format tag, the newer pdf4 did not.
     assert_eq!(
         read(out.path(), "topics.tsv"),
         "use::viewing\tuse viewing\nworks-with-format::pdf\tworks with format pdf\n"

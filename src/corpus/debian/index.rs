@@ -32,6 +32,24 @@ pub(super) struct Index {
     pub(super) files: Vec<Source>,
 }
 
+impl Index {
+    /// Keeps the newest version of a package. Tags belong to the name, and lists of security updates
+    /// leave them out, so a version without tags has those of another.
+    fn add(&mut self, package: Package) {
+        let Some(known) = self.packages.get_mut(&package.name) else {
+            self.packages.insert(package.name.clone(), package);
+            return;
+        };
+        let mut other = package;
+        if newer(&other.version, &known.version) {
+            std::mem::swap(known, &mut other);
+        }
+        if known.tags.is_empty() {
+            known.tags = other.tags;
+        }
+    }
+}
+
 /// Reads every package list, translation and Release file of a folder.
 ///
 /// # Errors
@@ -56,10 +74,7 @@ pub(super) fn read(lists: &Path) -> Result<Index> {
         let path = lists.join(name);
         for stanza in stanzas(&apt::text(&path)?) {
             if let Some(package) = package(&stanza, &bodies) {
-                let known = index.packages.get(&package.name);
-                if known.is_none_or(|known| newer(&package.version, &known.version)) {
-                    index.packages.insert(package.name.clone(), package);
-                }
+                index.add(package);
             }
         }
         index.files.push(source(&path, name)?);
