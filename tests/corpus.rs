@@ -1,6 +1,9 @@
 //! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. What needs
 //! the shared data folder says so when the folder is missing, and replaces nothing that runs everywhere.
 
+mod debian;
+mod prepare;
+mod read;
 mod shards;
 mod tokenise;
 

@@ -5,8 +5,19 @@
 //! (with `wordpiece` and `vocabulary`) turns text into pieces, `prepare` drives it all into a
 //! `shard` directory, `inspect` says what is in one.
 
+pub mod clicks;
+pub mod debian;
+pub mod documents;
+pub mod inspect;
+mod join;
+mod leak;
+mod lines;
 mod manifest;
 mod mapped;
+mod pipeline;
+mod preparation;
+pub mod prepare;
+mod progress;
 pub mod shard;
 pub mod shard_write;
 pub mod tokenise;

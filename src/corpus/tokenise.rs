@@ -203,7 +203,8 @@ impl Tokenizer {
     }
 }
 
-fn find(path: &Path) -> Result<PathBuf> {
+/// The file that holds the tokenizer at `path`.
+pub(super) fn find(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }

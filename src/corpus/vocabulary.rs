@@ -35,7 +35,7 @@ type Pair = (u32, u32);
 /// `Error::Config` where `size` is too small for any vocabulary or beyond u32, `Error::Data` where
 /// the texts hold no word.
 pub(super) fn train(texts: impl Iterator<Item = String>, size: usize) -> Result<Vec<String>> {
-    if size < 16 || size > 1 << 24 {
+    if !(16..=1 << 24).contains(&size) {
         return Err(Error::config(format!("vocab = {size}: must be from 16 to {}", 1 << 24)));
     }
     let words = count_words(texts)?;

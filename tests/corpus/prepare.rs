@@ -1,0 +1,279 @@
+//! `prepare` from small files: what enters, what does not, and what is said of it.
+
+use std::path::Path;
+
+use ctune_dist::corpus::documents::Field;
+use ctune_dist::corpus::inspect::{self, InspectOptions};
+use ctune_dist::corpus::prepare::{PrepareOptions, run};
+use ctune_dist::corpus::{Shards, Tokenizer};
+
+use super::message;
+
+const DOCUMENTS: &str = "D1\tu1\tFoxes\tThe quick brown fox jumps over the lazy dog again and again and again\n\
+                         D2\tu2\tDogs\tLazy dogs sleep over there\n\
+                         D3\tu3\tNobody\tnobody clicked this fox document\n\
+                         D4\t\t\t \n\
+                         D2\tu2\tAgain\ta second text with the same id\n";
+const CLICKS: &str = "q1\tQuick fox\tD1\tu1\n\
+                      q2\tlazy dogs sleep\tD2\tu2\n\
+                      q1\tQuick fox\tD2\tu2\n\
+                      q1\tQuick fox\tD1\tu1\n\
+                      q3\tdoes not exist\tD9\tu9\n\
+                      q4\tempty document\tD4\tu4\n\
+                      q5\t\u{200b}\tD1\tu1\n";
+
+struct Case {
+    folder: tempfile::TempDir,
+    options: PrepareOptions,
+}
+
+fn case(clicks: &[u8], documents: &[u8]) -> Case {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let options = PrepareOptions {
+        clicks: put("clicks.tsv", clicks),
+        documents: put("documents.tsv", documents),
+        out: folder.path().join("out/shards"),
+        tokenizer: None,
+        vocab: 120,
+        max_tokens: 8,
+        fields: vec![Field::Title, Field::Body],
+        all_documents: true,
+        exclude_topics: vec![],
+        exclude_qrels: vec![],
+        strict: false,
+    };
+    Case { folder, options }
+}
+
+fn usual() -> Case {
+    case(CLICKS.as_bytes(), DOCUMENTS.as_bytes())
+}
+
+impl Case {
+    fn shards(&self) -> Shards {
+        run(&self.options).unwrap();
+        let shards = Shards::open(&self.options.out).unwrap();
+        shards.verify().unwrap();
+        shards
+    }
+
+    fn put(&self, name: &str, content: &str) -> std::path::PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// The error, and that nothing is left behind.
+    fn error(&self) -> String {
+        let text = message(run(&self.options));
+        let out = self.options.out.parent().unwrap();
+        let left = std::fs::read_dir(out).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "something is left in {}", out.display());
+        text
+    }
+}
+
+fn ids(shards: &Shards) -> (Vec<&str>, Vec<&str>) {
+    let documents = (0..shards.documents()).map(|i| shards.document_id(i)).collect();
+    (documents, (0..shards.queries()).map(|i| shards.query_id(i)).collect())
+}
+
+#[test]
+fn text_becomes_tokens_and_rows_become_pairs() {
+    let case = usual();
+    let shards = case.shards();
+    assert_eq!(ids(&shards), (vec!["D1", "D2", "D3"], vec!["q1", "q2"]));
+    assert_eq!((0..shards.clicks()).map(|i| shards.click(i)).collect::<Vec<_>>(), [(0, 0), (1, 1), (0, 1)]);
+    assert_eq!((shards.clicked(0), shards.clicked(1)), (&[0, 1][..], &[1][..]));
+    let tokenizer = shards.tokenizer().unwrap();
+    let pieces = |text: &str, most: usize| tokenizer.encode_batch(&[text], most).unwrap().remove(0);
+    assert_eq!(shards.query(1).to_vec(), pieces("lazy dogs sleep", usize::MAX));
+    assert_eq!(shards.document(1).to_vec(), pieces("Dogs Lazy dogs sleep over there", 8));
+    assert_eq!(shards.document(0).len(), 8, "documents are cut");
+    let about = shards.manifest();
+    assert!(about.documents_cut >= 1);
+    let dropped = |reason: &str| about.dropped.get(reason).copied().unwrap_or(0);
+    assert_eq!(dropped("clicks that came before"), 1);
+    assert_eq!(dropped("clicks whose document is not in the collection"), 1);
+    assert_eq!(dropped("clicks whose document has no text"), 1);
+    assert_eq!(dropped("clicks whose query has no text"), 1);
+    assert_eq!(dropped("documents without text"), 1);
+    assert_eq!(dropped("documents whose id came before"), 1);
+    assert_eq!(dropped("queries of which no click is left"), 2);
+    assert_eq!(about.sources.len(), 2);
+    let text = inspect::describe(&shards);
+    assert!(text.contains("clicks           3\n"), "{text}");
+    assert!(inspect::is_shard_directory(&case.options.out));
+    inspect::run(&InspectOptions { path: case.options.out.clone() }).unwrap();
+}
+
+#[test]
+fn a_query_is_never_cut() {
+    let long = "fox dog ".repeat(200);
+    let clicks = format!("q1\t{long}\tD1\tu\n");
+    let shards = case(clicks.as_bytes(), DOCUMENTS.as_bytes()).shards();
+    assert!(shards.query(0).len() >= 400);
+    assert!(shards.document(0).len() <= 8);
+}
+
+#[test]
+fn the_same_files_give_the_same_shards_and_are_not_read_twice() {
+    let (a, b) = (usual(), usual());
+    assert_eq!(a.shards().fingerprint(), b.shards().fingerprint());
+    let made =
+        |case: &Case| std::fs::metadata(case.options.out.join("clicks.bin")).unwrap().modified().unwrap();
+    let before = made(&a);
+    a.shards();
+    assert_eq!(made(&a), before, "up to date: not made again");
+    let mut other = usual();
+    other.shards();
+    other.options.max_tokens = 4;
+    assert!(message(run(&other.options)).contains("other options"));
+    other.options.max_tokens = 8;
+    other.put("clicks.tsv", &CLICKS.replace("lazy", "tired"));
+    assert!(message(run(&other.options)).contains("other files"));
+}
+
+#[test]
+fn documents_that_nobody_clicked_can_stay_away() {
+    let mut case = usual();
+    case.options.all_documents = false;
+    let shards = case.shards();
+    assert_eq!(ids(&shards).0, ["D1", "D2"]);
+    assert_eq!(shards.manifest().dropped["documents that nobody clicked"], 1);
+}
+
+#[test]
+fn a_given_tokenizer_is_used_and_kept() {
+    let mut case = usual();
+    let given = case.folder.path().join("given");
+    std::fs::create_dir(&given).unwrap();
+    let words = "[PAD]\n[unused]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\nquick\n";
+    std::fs::write(given.join("vocab.txt"), words).unwrap();
+    case.options.tokenizer = Some(given.clone());
+    let shards = case.shards();
+    assert_eq!(shards.query(0).to_vec(), [7, 6]);
+    assert_eq!((shards.manifest().vocab, shards.manifest().special.unk), (8, 2));
+    assert_eq!(std::fs::read_to_string(case.options.out.join("vocab.txt")).unwrap(), words);
+    assert_eq!(Tokenizer::load(&case.options.out).unwrap().vocab(), 8);
+    std::fs::write(given.join("vocab.txt"), "fox\n").unwrap();
+    case.options.out = case.folder.path().join("out2/shards");
+    assert!(case.error().contains("[PAD]"));
+}
+
+#[test]
+fn dirty_files_are_read_and_strict_refuses_them() {
+    let clicks = b"\xef\xbb\xbfq1\tquick fox\tD1\tu\r\nq2\tcaf\xe9 fox\tD2\tu\r\nbroken\r\n";
+    let mut case = case(clicks, b"D1\tu\tt\tcaf\xe9 noir\r\nD2\tu\t\t\xd6l\r\nbroken\r\n");
+    let shards = case.shards();
+    assert_eq!(ids(&shards), (vec!["D1", "D2"], vec!["q1", "q2"]));
+    let dropped = &shards.manifest().dropped;
+    assert_eq!((dropped["click rows that are damaged"], dropped["document rows that are damaged"]), (1, 1));
+    assert_eq!(dropped["document rows with bytes that are not UTF-8 (replaced, not dropped)"], 2);
+    case.options.strict = true;
+    case.options.out = case.folder.path().join("strict/shards");
+    assert!(case.error().contains("line 2"));
+    case.put("clicks.tsv", "q1\tfox\tD1\tu\n");
+    assert!(case.error().contains("documents.tsv, line 1"));
+}
+
+#[test]
+fn nothing_joined_shows_an_id_of_each_side() {
+    let text = case(b"q1\tfox\tD1265400\tu\n", b"msmarco_doc_00_0\tu\tt\tb\n").error();
+    for wanted in ["D1265400", "msmarco_doc_00_0", "version 1"] {
+        assert!(text.contains(wanted), "{text}");
+    }
+}
+
+#[test]
+fn no_pair_is_an_error_that_says_why() {
+    let text = case(b"q4\tempty\tD4\tu\n", DOCUMENTS.as_bytes()).error();
+    assert!(text.contains("1 clicks whose document has no text"), "{text}");
+    let text = case("q1\t\u{200b}\tD1\tu\n".as_bytes(), DOCUMENTS.as_bytes()).error();
+    assert!(text.contains("1 clicks whose query has no text"), "{text}");
+}
+
+#[test]
+fn missing_and_empty_files_are_named() {
+    let mut case = usual();
+    case.options.documents = case.folder.path().join("none.tsv");
+    assert!(case.error().contains("none.tsv"));
+    case.options.documents = case.put("empty.tsv", "");
+    assert!(case.error().contains("empty.tsv: is empty"));
+    case.options.clicks = case.put("empty-clicks.tsv", "");
+    assert!(case.error().contains("empty-clicks.tsv: is empty"));
+}
+
+#[test]
+fn a_target_that_holds_something_else_is_left_alone() {
+    let case = usual();
+    std::fs::create_dir_all(&case.options.out).unwrap();
+    std::fs::write(case.options.out.join("precious"), "x").unwrap();
+    assert!(message(run(&case.options)).contains("there already"));
+    assert!(case.options.out.join("precious").exists());
+}
+
+#[test]
+fn test_topics_and_documents_stay_out() {
+    let mut case = usual();
+    case.options.exclude_topics = vec![case.put("topics.tsv", "301\tLAZY dogs, sleep!\n302\tother words\n")];
+    let shards = case.shards();
+    assert_eq!(ids(&shards).1, ["q1"]);
+    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic"], 1);
+    case.options.out = case.folder.path().join("out2/shards");
+    case.options.exclude_qrels = vec![case.put("qrels.txt", "301 0 D1 0\n301 0 D2 2\n")];
+    let shards = case.shards();
+    assert_eq!(ids(&shards).0, ["D1", "D3"]);
+    assert_eq!(shards.manifest().dropped["clicks whose document is excluded"], 1);
+    assert_eq!(shards.manifest().sources.len(), 4);
+    case.options.out = case.folder.path().join("out3/shards");
+    case.options.exclude_qrels = vec![case.put("bad.txt", "301 0\n")];
+    assert!(case.error().contains("bad.txt"));
+    case.options.exclude_qrels = vec![];
+    case.options.exclude_topics = vec![case.put("empty.tsv", "")];
+    assert!(case.error().contains("no topic"));
+}
+
+#[test]
+fn options_that_cannot_be_are_refused() {
+    let mut case = usual();
+    case.options.fields.clear();
+    assert!(case.error().contains("fields"));
+    case = usual();
+    case.options.max_tokens = 0;
+    assert!(case.error().contains("max_tokens"));
+    case = usual();
+    case.options.vocab = 5;
+    assert!(case.error().contains("vocab = 5"));
+    assert!("headline".parse::<Field>().is_err());
+    assert_eq!("body".parse::<Field>().unwrap(), Field::Body);
+}
+
+/// More text than one batch holds, so that reading and tokenising overlap.
+#[test]
+fn many_batches_keep_their_order() {
+    let body = "quick brown foxes and lazy dogs ".repeat(40);
+    let documents: String = (0..9000).map(|i| format!("D{i}\tu\tt{i}\t{body}\n")).collect();
+    let clicks: String = (0..9000).map(|i| format!("q{i}\tfox {i}\tD{}\tu\n", (i * 7) % 9000)).collect();
+    assert!(documents.len() > 2 * (4 << 20));
+    let case = case(clicks.as_bytes(), documents.as_bytes());
+    let shards = case.shards();
+    let tokenizer = shards.tokenizer().unwrap();
+    for i in (0..9000u32).step_by(501) {
+        assert_eq!(shards.click(i), (i, i * 7 % 9000));
+        assert_eq!(shards.document_id(i), format!("D{i}"));
+        let text = format!("t{i} {body}");
+        assert_eq!(shards.document(i).to_vec(), tokenizer.encode_by_crate(&text, 8).unwrap());
+    }
+    check_folder(Path::new(&case.options.out));
+}
+
+fn check_folder(out: &Path) {
+    let left: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();
+    assert_eq!(left.len(), 1, "only the shards stay");
+}

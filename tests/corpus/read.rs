@@ -1,0 +1,184 @@
+//! The readers of documents and clicks, on clean, dirty and foreign files.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use ctune_dist::corpus::clicks::read_clicks;
+use ctune_dist::corpus::documents::{
+    Document, Field, ReadCounts, ReadOptions, read_documents, read_documents_with,
+};
+use ctune_dist::{Error, Result};
+use proptest::prelude::*;
+
+use super::{message, shared};
+
+const ALL: [Field; 3] = [Field::Url, Field::Title, Field::Body];
+
+fn file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file.tsv");
+    std::fs::write(&path, content).unwrap();
+    (folder, path)
+}
+
+fn documents(content: &[u8], fields: &[Field]) -> Result<(Vec<(String, String)>, ReadCounts)> {
+    let (_folder, path) = file(content);
+    let mut all = Vec::new();
+    let counts = read_documents(&path, fields, |Document { id, text }| {
+        all.push((id, text));
+        Ok(())
+    })?;
+    Ok((all, counts))
+}
+
+fn clicks(content: &[u8], strict: bool) -> Result<(Vec<[String; 3]>, ReadCounts)> {
+    let (_folder, path) = file(content);
+    let mut all = Vec::new();
+    let counts = read_clicks(&path, &ReadOptions { strict, done: None }, |click| {
+        all.push([click.query_id, click.query, click.document_id].map(ToOwned::to_owned));
+        Ok(())
+    })?;
+    Ok((all, counts))
+}
+
+fn pair(id: &str, text: &str) -> (String, String) {
+    (id.into(), text.into())
+}
+
+#[test]
+fn fields_are_joined_in_the_order_asked_for() {
+    let content = b"D1\tu\tt\tb one\nD2\t\t\tb\nD3\tu\t\t\n";
+    let (all, counts) = documents(content, &[Field::Title, Field::Body]).unwrap();
+    assert_eq!(all, [pair("D1", "t b one"), pair("D2", "b"), pair("D3", "")]);
+    assert_eq!((counts.rows, counts.kept, counts.damaged), (3, 3, 0));
+    let (all, _) = documents(content, &ALL).unwrap();
+    assert_eq!(all[0].1, "u t b one");
+}
+
+#[test]
+fn windows_line_ends_bom_quotes_and_blank_lines_are_no_fault() {
+    let content = b"\xef\xbb\xbfD1\tu\t\"t\tb \"quoted\r\n\r\n\nD2\tu\tt\tlast without end";
+    let (all, counts) = documents(content, &[Field::Title, Field::Body]).unwrap();
+    assert_eq!(all, [pair("D1", "\"t b \"quoted"), pair("D2", "t last without end")]);
+    assert_eq!((counts.rows, counts.damaged, counts.not_utf8), (2, 0, 0));
+}
+
+#[test]
+fn damaged_rows_are_counted_and_the_first_ten_shown() {
+    let mut content = b"D0\tu\tt\tcaf\xe9\n".to_vec();
+    for _ in 0..12 {
+        content.extend(b"D1 no tabs\n");
+    }
+    content.extend(b"\tu\tt\tb\nD2\tu\tt\tb\n");
+    let (all, counts) = documents(&content, &[Field::Body]).unwrap();
+    assert_eq!(all, [pair("D0", "caf\u{fffd}"), pair("D2", "b")]);
+    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (15, 2, 13, 1));
+    assert_eq!(counts.shown.len(), 10);
+    assert!(counts.shown[0].contains("line 1: holds bytes that are not UTF-8"), "{}", counts.shown[0]);
+    assert!(counts.shown[1].contains("line 2: 1 columns"), "{}", counts.shown[1]);
+}
+
+#[test]
+fn strict_ends_at_the_first_fault() {
+    let (_folder, path) = file(b"D1\tu\tt\tb\nD2 broken\nD3\tu\tt\tb\n");
+    let strict = ReadOptions { strict: true, done: None };
+    let mut seen = 0;
+    let text = message(read_documents_with(&path, &ALL, &strict, |_| {
+        seen += 1;
+        Ok(())
+    }));
+    assert!(text.contains("line 2") && text.contains("--strict"), "{text}");
+    assert_eq!(seen, 1);
+}
+
+#[test]
+fn gzip_is_known_by_its_bytes_and_a_cut_one_is_an_error() {
+    let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    for i in 0..1000 {
+        writeln!(zip, "D{i}\tu\tt\tbody {i}").unwrap();
+    }
+    let zip = zip.finish().unwrap();
+    // Two members end to end are one file, as `cat a.gz b.gz` makes it.
+    let (all, _) = documents(&[zip.clone(), zip.clone()].concat(), &[Field::Body]).unwrap();
+    assert_eq!(all.len(), 2000);
+    assert_eq!(all[999], pair("D999", "body 999"));
+    let text = message(documents(&zip[..zip.len() / 2], &ALL));
+    assert!(text.contains("file.tsv") && text.contains("cut download"), "{text}");
+}
+
+#[test]
+fn missing_empty_and_foreign_files_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = message(read_documents(&folder.path().join("none.tsv"), &ALL, |_| Ok(())));
+    assert!(text.contains("none.tsv: cannot be read"), "{text}");
+    assert!(message(documents(b"", &ALL)).contains("is empty"));
+    assert!(message(documents(b"\n\n", &ALL)).contains("is empty"));
+    assert!(message(clicks(b"", false)).contains("is empty"));
+    assert!(message(documents(b"{\"docid\": \"msmarco_doc_00_0\"}\n", &ALL)).contains("version 2"));
+    let text = message(clicks(b"q1 a query D1\n", false));
+    assert!(text.contains("none of its 1 rows") && text.contains("line 1: 1 columns"), "{text}");
+}
+
+#[test]
+fn a_line_without_end_does_not_fill_the_memory() {
+    let mut content = vec![b'x'; (64 << 20) + 100];
+    content.extend(b"\nD2\tu\tt\tb\n");
+    let (all, counts) = documents(&content, &[Field::Body]).unwrap();
+    assert_eq!((all, counts.rows, counts.damaged), (vec![pair("D2", "b")], 2, 1));
+    assert!(counts.shown[0].contains("longer than 64 MiB"), "{}", counts.shown[0]);
+}
+
+#[test]
+fn an_error_of_the_caller_ends_the_reading() {
+    let (_folder, path) = file(b"D1\tu\tt\tb\nD2\tu\tt\tb\n");
+    let text = message(read_documents(&path, &ALL, |_| Err(Error::data("enough"))));
+    assert_eq!(text, "enough");
+}
+
+#[test]
+fn clicks_with_and_without_url_and_header() {
+    let row = |id: &str| [id.to_owned(), "a query".to_owned(), "D1".to_owned()];
+    let (all, counts) = clicks(b"1\ta query\tD1\thttp://x\n2\ta query\tD1\n", false).unwrap();
+    assert_eq!(all, [row("1"), row("2")]);
+    assert_eq!(counts.kept, 2);
+    let (all, counts) = clicks(b"qid\tquery\tdid\turl\tlabel\n1\ta query\tD1\tu\tFactual\n", false).unwrap();
+    assert_eq!((all, counts.rows, counts.damaged), (vec![row("1")], 1, 0));
+    // Without a header a fifth column means that a tab got into the row.
+    let (all, counts) =
+        clicks(b"1\ta query\tD1\tu\textra\n2\ta query\tD1\tu\n3\t \tD1\tu\n4\tq\t\tu\n", false).unwrap();
+    assert_eq!((all, counts.rows, counts.damaged), (vec![row("2")], 4, 3));
+    assert!(message(clicks(b"1\tq\tD1\tu\n2\t\tD1\tu\n", true)).contains("line 2: the query is empty"));
+}
+
+#[test]
+fn the_published_sample_of_orcas_parses() {
+    let Some(path) = shared("fixtures/orcas_format/orcas_i_gold_1000.tsv") else { return };
+    let mut first = None;
+    let mut ids = std::collections::HashSet::new();
+    let counts = read_clicks(&path, &ReadOptions { strict: true, done: None }, |click| {
+        assert!(click.document_id.starts_with('D'), "{click:?}");
+        ids.insert(click.query_id.to_owned());
+        first.get_or_insert_with(|| format!("{click:?}"));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (999, 999, 0, 0));
+    assert!(first.unwrap().contains("best reads"));
+    assert!(ids.len() > 900);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+    /// Any bytes: no panic, and every row is either kept or damaged.
+    #[test]
+    fn any_bytes_are_counted(bytes in proptest::collection::vec(prop_oneof![Just(b'\t'), Just(b'\n'), any::<u8>()], 0..400)) {
+        if let Ok((all, counts)) = documents(&bytes, &ALL) {
+            prop_assert_eq!(counts.kept as usize, all.len());
+            prop_assert_eq!(counts.rows, counts.kept + counts.damaged);
+        }
+        if let Ok((all, counts)) = clicks(&bytes, false) {
+            prop_assert_eq!(counts.kept as usize, all.len());
+            prop_assert_eq!(counts.rows, counts.kept + counts.damaged);
+        }
+    }
+}
