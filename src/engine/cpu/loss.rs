@@ -97,10 +97,16 @@ pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
     each(Out(total, 1), COLUMNS, &|first, total| {
         arch.dispatch(|| {
             let total = total.0;
+            // Apart from what is there already, so that small terms meet a small sum.
+            let mut sums = [0.0; COLUMNS];
+            let sums = &mut sums[..total.len()];
             for row in rows.chunks_exact(n) {
-                for (sum, &x) in total.iter_mut().zip(&row[first..]) {
+                for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
                     *sum += x;
                 }
+            }
+            for (total, &sum) in total.iter_mut().zip(&*sums) {
+                *total += sum;
             }
         });
     });
