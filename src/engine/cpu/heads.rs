@@ -101,9 +101,9 @@ fn backward_two(head: Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [f
     for (((d, &p), &w0), &w1) in dpre.iter_mut().zip(pooled).zip(w0).zip(w1) {
         *d = dlogits[0].mul_add(w0, dlogits[1] * w1) * (1.0 - p * p);
     }
-    for k in 0..2 {
-        axpy(dlogits[k], pooled, &mut grads.w[k * h..][..h]);
-        grads.b[k] += dlogits[k];
+    for ((&d, dw), db) in dlogits.iter().zip(grads.w.chunks_exact_mut(h)).zip(&mut grads.b) {
+        axpy(d, pooled, dw);
+        *db += d;
     }
     axpy(1.0, dpre, &mut grads.pool_bias);
 }

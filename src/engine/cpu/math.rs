@@ -47,8 +47,8 @@ fn normal(x: f32) -> (f32, f32) {
     let p = p.mul_add(u, 0.267_731_23);
     let p = p.mul_add(u, -0.169_100_44);
     let p = p.mul_add(u, 0.173_176_7);
-    let p = p.mul_add(u, 0.045_955_999);
-    let p = p.mul_add(u, 0.104_291_785);
+    let p = p.mul_add(u, 0.045_956);
+    let p = p.mul_add(u, 0.104_291_78);
     let p = p.mul_add(u, 0.102_844_98);
     let p = p.mul_add(u, 0.103_768_855);
     let tail = e * u * p;
@@ -64,7 +64,7 @@ pub fn gelu(x: f32) -> f32 {
 /// Its derivative, Phi(x) + x phi(x).
 #[inline(always)]
 pub fn gelu_slope(x: f32) -> f32 {
-    const INV_SQRT_2PI: f32 = 0.398_942_28;
+    const INV_SQRT_2PI: f32 = 0.398_942_3;
     let (cdf, e) = normal(x);
     (x * INV_SQRT_2PI).mul_add(e, cdf)
 }
@@ -76,10 +76,10 @@ pub fn tanh(x: f32) -> f32 {
     let far = 1.0 - 2.0 / (exp(2.0 * t) + 1.0);
     let s = x * x;
     let p = -5.704_988_7e-3f32;
-    let p = p.mul_add(s, 2.063_908_9e-2);
+    let p = p.mul_add(s, 2.063_909e-2);
     let p = p.mul_add(s, -5.373_971_6e-2);
     let p = p.mul_add(s, 1.333_144_2e-1);
-    let p = p.mul_add(s, -3.333_328_2e-1);
+    let p = p.mul_add(s, -3.333_328e-1);
     let near = (p * s).mul_add(t, t);
     let y = if t < 0.625 { near } else { far };
     y.copysign(x)

@@ -136,7 +136,7 @@ unsafe fn column<S: Simd, const V: usize>(
     let mut i = 0;
     macro_rules! rows {
         ($r:literal) => {
-            while i + $r <= m {
+            while m - i >= $r {
                 // SAFETY: rows i..i + r of the caller's matrices.
                 unsafe {
                     let (a, c) = (a.data.as_ptr().add(i * a.rows), c.add(i * c_step));
