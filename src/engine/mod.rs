@@ -166,6 +166,9 @@ pub struct AdamW {
     pub clip_norm: f32,
 }
 
+// One parameter a buffer, as the kernels behind them have: a struct for each operation would only
+// rename them.
+#[allow(clippy::too_many_arguments)]
 /// A device's operations. Each names its formula; forward and backward stand side by side.
 pub trait Backend {
     /// Type of weights and activations on this device (f32 on CPU).

@@ -1,1 +1,679 @@
-//! The CPU engine.
+//! The CPU engine: every operation of `Backend` in f32, on rayon's threads, with vector code chosen
+//! at run time (AVX-512, AVX2 or the target's baseline). Results are the same bits on any number
+//! of threads: sums run over chunks of a fixed size, and partial sums are added in their order.
+//!
+//! This file checks sizes and forwards; the arithmetic is in the modules below.
+
+mod adamw;
+mod attention;
+mod buffer;
+mod dropout;
+mod embed;
+mod gemm;
+mod heads;
+mod loss;
+mod mask;
+mod math;
+mod norm;
+mod tasks;
+mod tile;
+
+use super::{
+    AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, MaskRule, NormAt,
+    ParamGroup, stats,
+};
+use crate::{Error, Result};
+pub use buffer::Buffer;
+use gemm::{AddBias, BiasGelu, Plain, Product};
+use norm::{Affine, Keys};
+use pulp::Arch;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+use tasks::Shared;
+use tile::View;
+
+/// The CPU as a device. Cheap to make; one a process is enough.
+pub struct Cpu {
+    arch: Arch,
+    pool: buffer::Pool,
+    /// Scratch of the embedding gradient: table rows and pack rows, to be sorted.
+    sorted: Mutex<Vec<u64>>,
+}
+
+impl Cpu {
+    /// Uses rayon's current thread pool and the best instruction set that the machine has.
+    pub fn new() -> Self {
+        Self { arch: Arch::new(), pool: buffer::Pool::default(), sorted: Mutex::default() }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn too_short(what: &str, have: usize, range: &Range<usize>) -> Error {
+    Error::device(format!(
+        "{what}: the buffer holds {have} elements, elements {}..{} are asked for",
+        range.start, range.end
+    ))
+}
+
+/// `buffer[at..at + len]`, or an error that names it.
+fn part<'a, T: Elem>(what: &str, buffer: &'a Buffer<T>, at: usize, len: usize) -> Result<&'a [T]> {
+    let range = at..at + len;
+    buffer.get(range.clone()).ok_or_else(|| too_short(what, buffer.len(), &range))
+}
+
+/// As `part`, to write.
+fn part_mut<'a, T: Elem>(
+    what: &str,
+    buffer: &'a mut Buffer<T>,
+    at: usize,
+    len: usize,
+) -> Result<&'a mut [T]> {
+    let (range, have) = (at..at + len, buffer.len());
+    buffer.get_mut(range.clone()).ok_or_else(|| too_short(what, have, &range))
+}
+
+fn affine(weights: &Buffer<f32>, at: NormAt) -> Result<Affine<'_>> {
+    Ok(Affine {
+        gamma: part("gamma", weights, at.gamma, at.hidden)?,
+        beta: part("beta", weights, at.beta, at.hidden)?,
+        eps: at.eps,
+    })
+}
+
+fn head(weights: &Buffer<f32>, at: HeadAt, k: usize) -> Result<heads::Head<'_>> {
+    Ok(heads::Head {
+        pool_bias: part("pooler bias", weights, at.pool_bias, at.hidden)?,
+        w: part("head weight", weights, at.w, k * at.hidden)?,
+        b: part("head bias", weights, at.b, k)?,
+    })
+}
+
+fn add_head(grads: &mut Buffer<f32>, at: HeadAt, from: &heads::HeadGrads) -> Result<()> {
+    for (offset, from) in [(at.pool_bias, &from.pool_bias), (at.w, &from.w), (at.b, &from.b)] {
+        for (sum, &d) in part_mut("head gradient", grads, offset, from.len())?.iter_mut().zip(from) {
+            *sum += d;
+        }
+    }
+    Ok(())
+}
+
+fn keys(batch: &DeviceBatch<Cpu>) -> Result<Keys<'_>> {
+    Ok(Keys {
+        samples: part("row_sample", &batch.row_sample, 0, batch.tokens)?,
+        positions: part("positions", &batch.positions, 0, batch.tokens)?,
+        epoch: batch.epoch,
+    })
+}
+
+fn layout(batch: &DeviceBatch<Cpu>, heads: Heads, drop: Dropout) -> Result<attention::Layout<'_>> {
+    let cu_seqlens = part("cu_seqlens", &batch.cu_seqlens, 0, batch.sequences + 1)?;
+    let ascends = cu_seqlens.windows(2).all(|ends| ends[0] <= ends[1]);
+    if !ascends || cu_seqlens[batch.sequences] as usize != batch.tokens {
+        return Err(Error::device(format!(
+            "attention: cu_seqlens does not ascend to the pack's {} tokens",
+            batch.tokens
+        )));
+    }
+    let samples = part("samples", &batch.samples, 0, batch.sequences)?;
+    Ok(attention::Layout { heads, drop, cu_seqlens, samples, epoch: batch.epoch })
+}
+
+/// Refuses values of `ids` that are no row of a table of `rows` rows.
+fn check_below(what: &str, ids: &[u32], rows: usize) -> Result<()> {
+    match ids.iter().max() {
+        Some(&largest) if largest as usize >= rows => {
+            Err(Error::device(format!("{what} {largest} is outside its table of {rows} rows")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Backend for Cpu {
+    type Real = f32;
+    type Buf<T: Elem> = Buffer<T>;
+
+    fn zeros<T: Elem>(&self, len: usize) -> Result<Buffer<T>> {
+        Ok(Buffer::zeros(len))
+    }
+
+    fn upload<T: Elem>(&self, src: &[T], dst: &mut Buffer<T>, at: usize) -> Result<()> {
+        part_mut("upload", dst, at, src.len())?.copy_from_slice(src);
+        Ok(())
+    }
+
+    fn download<T: Elem>(&self, src: &Buffer<T>, range: Range<usize>) -> Result<Vec<T>> {
+        Ok(part("download", src, range.start, range.len())?.to_vec())
+    }
+
+    fn clear<T: Elem>(&self, dst: &mut Buffer<T>, range: Range<usize>) -> Result<()> {
+        part_mut("clear", dst, range.start, range.len())?.fill(T::default());
+        Ok(())
+    }
+
+    fn upload_weights(&self, src: &[f32], dst: &mut Buffer<f32>, at: usize) -> Result<()> {
+        self.upload(src, dst, at)
+    }
+
+    fn download_weights(&self, src: &Buffer<f32>, range: Range<usize>) -> Result<Vec<f32>> {
+        self.download(src, range)
+    }
+
+    fn mask_tokens(
+        &self,
+        batch: &mut DeviceBatch<Self>,
+        rule: &MaskRule,
+        continues: &Buffer<u32>,
+    ) -> Result<()> {
+        let tokens = mask::Tokens {
+            ids: part_mut("ids", &mut batch.ids, 0, batch.tokens)?,
+            positions: part("positions", &batch.positions, 0, batch.tokens)?,
+            segments: part("segments", &batch.segments, 0, batch.tokens)?,
+            samples: part("row_sample", &batch.row_sample, 0, batch.tokens)?,
+            epoch: batch.epoch,
+        };
+        let rows = part_mut("masked_rows", &mut batch.masked_rows, 0, batch.masked)?;
+        let labels = part_mut("masked_labels", &mut batch.masked_labels, 0, batch.masked)?;
+        mask::mask(tokens, rule, continues, rows, labels)
+    }
+
+    fn linear(
+        &self,
+        x: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        at: LinearAt,
+        rows: usize,
+        epilogue: Epilogue,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let a = View::rows(part("linear x", x, 0, rows * at.k)?, at.k);
+        let b = View::transposed(part("linear weight", weights, at.w, at.n * at.k)?, at.k);
+        let c = Shared::new(part_mut("linear out", out, 0, rows * at.n)?);
+        let (m, n, k) = (rows, at.n, at.k);
+        match epilogue {
+            Epilogue::None => {
+                Product { m, n, k, a, b, c, add: false, epilogue: &Plain }.run(self.arch, &self.pool);
+            }
+            Epilogue::Bias => {
+                let bias = AddBias(part("linear bias", weights, at.b, n)?);
+                Product { m, n, k, a, b, c, add: false, epilogue: &bias }.run(self.arch, &self.pool);
+            }
+        }
+        Ok(())
+    }
+
+    fn linear_gelu(
+        &self,
+        x: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        at: LinearAt,
+        rows: usize,
+        pre: &mut Buffer<f32>,
+        act: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let a = View::rows(part("linear_gelu x", x, 0, rows * at.k)?, at.k);
+        let b = View::transposed(part("linear_gelu weight", weights, at.w, at.n * at.k)?, at.k);
+        let c = Shared::new(part_mut("linear_gelu pre", pre, 0, rows * at.n)?);
+        let act = Shared::new(part_mut("linear_gelu act", act, 0, rows * at.n)?);
+        let epilogue = BiasGelu { bias: part("linear_gelu bias", weights, at.b, at.n)?, act };
+        Product { m: rows, n: at.n, k: at.k, a, b, c, add: false, epilogue: &epilogue }
+            .run(self.arch, &self.pool);
+        Ok(())
+    }
+
+    fn linear_backward_input(
+        &self,
+        dy: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        at: LinearAt,
+        rows: usize,
+        accumulate: bool,
+        dx: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let a = View::rows(part("linear dy", dy, 0, rows * at.n)?, at.n);
+        let b = View::rows(part("linear weight", weights, at.w, at.n * at.k)?, at.k);
+        let c = Shared::new(part_mut("linear dx", dx, 0, rows * at.k)?);
+        Product { m: rows, n: at.k, k: at.n, a, b, c, add: accumulate, epilogue: &Plain }
+            .run(self.arch, &self.pool);
+        Ok(())
+    }
+
+    fn linear_backward_weight(
+        &self,
+        dy: &Buffer<f32>,
+        x: &Buffer<f32>,
+        at: LinearAt,
+        rows: usize,
+        bias: bool,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let dy = part("linear dy", dy, 0, rows * at.n)?;
+        let b = View::rows(part("linear x", x, 0, rows * at.k)?, at.k);
+        let c = Shared::new(part_mut("linear weight gradient", grads, at.w, at.n * at.k)?);
+        let a = View::transposed(dy, at.n);
+        Product { m: at.n, n: at.k, k: rows, a, b, c, add: true, epilogue: &Plain }
+            .run(self.arch, &self.pool);
+        if bias {
+            loss::add_columns(self.arch, dy, part_mut("linear bias gradient", grads, at.b, at.n)?);
+        }
+        Ok(())
+    }
+
+    fn gelu_backward(&self, pre: &Buffer<f32>, dact: &mut Buffer<f32>, len: usize) -> Result<()> {
+        let (pre, dact) = (part("gelu pre", pre, 0, len)?, part_mut("gelu dact", dact, 0, len)?);
+        tasks::each((tasks::In(pre, 1), tasks::Out(dact, 1)), 1 << 14, &|_, (pre, dact)| {
+            self.arch.dispatch(|| {
+                for (d, &x) in dact.0.iter_mut().zip(pre.0) {
+                    *d *= math::gelu_slope(x);
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn embed(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        at: EmbedAt,
+        drop: Dropout,
+        sum: &mut Buffer<f32>,
+        row_stats: &mut Buffer<f32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, at.norm.hidden);
+        let keys = keys(batch)?;
+        let ids = part("ids", &batch.ids, 0, t)?;
+        let segments = part("segments", &batch.segments, 0, t)?;
+        check_below("token id", ids, at.vocab)?;
+        check_below("segment", segments, 2)?;
+        let positions = keys.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        let tables = embed::Tables {
+            word: part("word table", weights, at.word, at.vocab * h)?,
+            position: part("position table", weights, at.position, positions * h)?,
+            segment: part("segment table", weights, at.segment, 2 * h)?,
+        };
+        embed::forward(
+            self.arch,
+            &self.pool,
+            keys,
+            drop,
+            tables,
+            affine(weights, at.norm)?,
+            (ids, segments),
+            part_mut("embed sum", sum, 0, t * h)?,
+            part_mut("embed row_stats", row_stats, 0, 2 * t)?,
+            part_mut("embed out", out, 0, t * h)?,
+        );
+        Ok(())
+    }
+
+    fn embed_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        at: EmbedAt,
+        drop: Dropout,
+        sum: &Buffer<f32>,
+        row_stats: &Buffer<f32>,
+        dout: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, at.norm.hidden);
+        let keys = keys(batch)?;
+        let ids = part("ids", &batch.ids, 0, t)?;
+        let segments = part("segments", &batch.segments, 0, t)?;
+        check_below("token id", ids, at.vocab)?;
+        check_below("segment", segments, 2)?;
+        let dout = part_mut("embed dout", dout, 0, t * h)?;
+        let partials = embed::backward_norm(
+            self.arch,
+            &self.pool,
+            keys,
+            drop,
+            affine(weights, at.norm)?.gamma,
+            part("embed sum", sum, 0, t * h)?,
+            part("embed row_stats", row_stats, 0, 2 * t)?,
+            dout,
+        );
+        norm::add_block(&partials, h, 0, part_mut("gamma gradient", grads, at.norm.gamma, h)?);
+        norm::add_block(&partials, h, 1, part_mut("beta gradient", grads, at.norm.beta, h)?);
+        let positions = keys.positions.iter().max().map_or(0, |&p| p as usize + 1);
+        let mut sorted = self.sorted.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = part_mut("word gradient", grads, at.word, at.vocab * h)?;
+        embed::add_rows(self.arch, ids, dout, h, &mut sorted, word);
+        let position = part_mut("position gradient", grads, at.position, positions * h)?;
+        embed::add_rows(self.arch, keys.positions, dout, h, &mut sorted, position);
+        let segment = part_mut("segment gradient", grads, at.segment, 2 * h)?;
+        embed::add_rows(self.arch, segments, dout, h, &mut sorted, segment);
+        Ok(())
+    }
+
+    fn residual_norm(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        bias: usize,
+        norm: NormAt,
+        drop: Dropout,
+        residual: &Buffer<f32>,
+        y: &mut Buffer<f32>,
+        row_stats: &mut Buffer<f32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, norm.hidden);
+        norm::residual_forward(
+            self.arch,
+            &self.pool,
+            keys(batch)?,
+            drop,
+            part("residual_norm bias", weights, bias, h)?,
+            affine(weights, norm)?,
+            part("residual", residual, 0, t * h)?,
+            part_mut("residual_norm y", y, 0, t * h)?,
+            part_mut("residual_norm row_stats", row_stats, 0, 2 * t)?,
+            part_mut("residual_norm out", out, 0, t * h)?,
+        );
+        Ok(())
+    }
+
+    fn residual_norm_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        bias: usize,
+        norm: NormAt,
+        drop: Dropout,
+        y: &Buffer<f32>,
+        row_stats: &Buffer<f32>,
+        dout: &Buffer<f32>,
+        dresidual: &mut Buffer<f32>,
+        dy: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, norm.hidden);
+        let partials = norm::residual_backward(
+            self.arch,
+            &self.pool,
+            keys(batch)?,
+            drop,
+            affine(weights, norm)?.gamma,
+            part("residual_norm y", y, 0, t * h)?,
+            part("residual_norm row_stats", row_stats, 0, 2 * t)?,
+            part("residual_norm dout", dout, 0, t * h)?,
+            part_mut("dresidual", dresidual, 0, t * h)?,
+            part_mut("residual_norm dy", dy, 0, t * h)?,
+        );
+        for (block, at) in [norm.gamma, norm.beta, bias].into_iter().enumerate() {
+            norm::add_block(&partials, h, block, part_mut("residual_norm gradient", grads, at, h)?);
+        }
+        Ok(())
+    }
+
+    fn norm(
+        &self,
+        x: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        at: NormAt,
+        rows: usize,
+        row_stats: &mut Buffer<f32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        norm::forward(
+            self.arch,
+            part("norm x", x, 0, rows * at.hidden)?,
+            affine(weights, at)?,
+            part_mut("norm row_stats", row_stats, 0, 2 * rows)?,
+            part_mut("norm out", out, 0, rows * at.hidden)?,
+        );
+        Ok(())
+    }
+
+    fn norm_backward(
+        &self,
+        x: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        at: NormAt,
+        rows: usize,
+        row_stats: &Buffer<f32>,
+        d: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let partials = norm::backward(
+            self.arch,
+            &self.pool,
+            part("norm x", x, 0, rows * at.hidden)?,
+            affine(weights, at)?.gamma,
+            part("norm row_stats", row_stats, 0, 2 * rows)?,
+            part_mut("norm d", d, 0, rows * at.hidden)?,
+        );
+        norm::add_block(&partials, at.hidden, 0, part_mut("gamma gradient", grads, at.gamma, at.hidden)?);
+        norm::add_block(&partials, at.hidden, 1, part_mut("beta gradient", grads, at.beta, at.hidden)?);
+        Ok(())
+    }
+
+    fn gather_rows(
+        &self,
+        x: &Buffer<f32>,
+        rows: &Buffer<u32>,
+        n: usize,
+        hidden: usize,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let rows = part("gather rows", rows, 0, n)?;
+        check_below("gathered row", rows, x.len() / hidden)?;
+        let out = part_mut("gather out", out, 0, n * hidden)?;
+        for (out, &row) in out.chunks_exact_mut(hidden).zip(rows) {
+            out.copy_from_slice(&x[row as usize * hidden..][..hidden]);
+        }
+        Ok(())
+    }
+
+    fn scatter_add_rows(
+        &self,
+        src: &Buffer<f32>,
+        rows: &Buffer<u32>,
+        n: usize,
+        hidden: usize,
+        x: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let rows = part("scatter rows", rows, 0, n)?;
+        check_below("scattered row", rows, x.len() / hidden)?;
+        let src = part("scatter src", src, 0, n * hidden)?;
+        for (src, &row) in src.chunks_exact(hidden).zip(rows) {
+            for (x, &s) in x[row as usize * hidden..][..hidden].iter_mut().zip(src) {
+                *x += s;
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        batch: &DeviceBatch<Self>,
+        heads: Heads,
+        drop: Dropout,
+        qkv: &Buffer<f32>,
+        lse: &mut Buffer<f32>,
+        out: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, heads.heads * heads.size);
+        attention::forward(
+            self.arch,
+            &self.pool,
+            layout(batch, heads, drop)?,
+            part("attention qkv", qkv, 0, 3 * t * h)?,
+            part_mut("attention lse", lse, 0, t * heads.heads)?,
+            part_mut("attention out", out, 0, t * h)?,
+        );
+        Ok(())
+    }
+
+    fn attention_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        heads: Heads,
+        drop: Dropout,
+        qkv: &Buffer<f32>,
+        lse: &Buffer<f32>,
+        out: &Buffer<f32>,
+        dout: &Buffer<f32>,
+        dqkv: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let (t, h) = (batch.tokens, heads.heads * heads.size);
+        let kept = attention::Kept {
+            qkv: part("attention qkv", qkv, 0, 3 * t * h)?,
+            lse: part("attention lse", lse, 0, t * heads.heads)?,
+            out: part("attention out", out, 0, t * h)?,
+            dout: part("attention dout", dout, 0, t * h)?,
+        };
+        let dqkv = part_mut("attention dqkv", dqkv, 0, 3 * t * h)?;
+        attention::backward(self.arch, &self.pool, layout(batch, heads, drop)?, kept, dqkv);
+        Ok(())
+    }
+
+    fn mlm_loss(
+        &self,
+        weights: &Buffer<f32>,
+        bias: usize,
+        vocab: usize,
+        labels: &Buffer<u32>,
+        rows: usize,
+        scale: f32,
+        logits: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+        sums: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
+        let labels = part("mlm labels", labels, 0, rows)?;
+        check_below("mlm label", labels, vocab)?;
+        let logits = part_mut("mlm logits", logits, 0, rows * vocab)?;
+        let weights = part("mlm bias", weights, bias, vocab)?;
+        let (loss, right) = loss::mlm(self.arch, &self.pool, weights, labels, scale, logits);
+        if scale != 0.0 {
+            loss::add_columns(self.arch, logits, part_mut("mlm bias gradient", grads, bias, vocab)?);
+        }
+        sums[stats::MLM_LOSS] += loss as f32;
+        sums[stats::MLM_CORRECT] += right as f32;
+        sums[stats::MLM_COUNT] += rows as f32;
+        Ok(())
+    }
+
+    fn qdpp_head(
+        &self,
+        weights: &Buffer<f32>,
+        at: HeadAt,
+        labels: &Buffer<u32>,
+        rows: usize,
+        scale: f32,
+        pre: &mut Buffer<f32>,
+        logits: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+        sums: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let labels = part("qdpp labels", labels, 0, rows)?;
+        check_below("qdpp label", labels, 2)?;
+        let pre = part_mut("qdpp pre", pre, 0, rows * at.hidden)?;
+        let logits = part_mut("qdpp logits", logits, 0, 2 * rows)?;
+        let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
+        match heads::qdpp(self.arch, head(weights, at, 2)?, labels, scale, pre, logits, sums) {
+            Some(gradients) => add_head(grads, at, &gradients),
+            None => Ok(()),
+        }
+    }
+
+    fn score_head(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        at: HeadAt,
+        drop: Dropout,
+        pre: &mut Buffer<f32>,
+        scores: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let s = batch.sequences;
+        let samples = part("samples", &batch.samples, 0, s)?;
+        let pre = part_mut("score pre", pre, 0, s * at.hidden)?;
+        let scores = part_mut("scores", scores, 0, s)?;
+        heads::score(self.arch, head(weights, at, 1)?, drop, (samples, batch.epoch), pre, scores);
+        Ok(())
+    }
+
+    fn score_head_backward(
+        &self,
+        batch: &DeviceBatch<Self>,
+        weights: &Buffer<f32>,
+        at: HeadAt,
+        drop: Dropout,
+        dscores: &Buffer<f32>,
+        pooled: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let s = batch.sequences;
+        let samples = part("samples", &batch.samples, 0, s)?;
+        let dscores = part("dscores", dscores, 0, s)?;
+        let pooled = part_mut("pooled", pooled, 0, s * at.hidden)?;
+        let head = head(weights, at, 1)?;
+        let gradients = heads::score_backward(self.arch, head, drop, (samples, batch.epoch), dscores, pooled);
+        add_head(grads, at, &gradients)
+    }
+
+    fn rank_loss(
+        &self,
+        batch: &DeviceBatch<Self>,
+        scores: &Buffer<f32>,
+        scale: f32,
+        dscores: &mut Buffer<f32>,
+        sums: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let s = batch.sequences;
+        let groups = part("cu_groups", &batch.cu_groups, 0, batch.groups + 1)?;
+        let ascends = groups.windows(2).all(|ends| ends[0] < ends[1]);
+        if !ascends || groups[batch.groups] as usize != s {
+            return Err(Error::device(format!(
+                "rank_loss: cu_groups does not ascend to the pack's {s} sequences"
+            )));
+        }
+        let scores = part("scores", scores, 0, s)?;
+        let dscores = part_mut("dscores", dscores, 0, s)?;
+        loss::rank(groups, scores, scale, dscores, part_mut("statistics", sums, 0, stats::SLOTS)?);
+        Ok(())
+    }
+
+    fn sum_squares(
+        &self,
+        src: &Buffer<f32>,
+        range: Range<usize>,
+        out: &mut Buffer<f32>,
+        slot: usize,
+    ) -> Result<()> {
+        let values = part("sum_squares", src, range.start, range.len())?;
+        part_mut("sum_squares out", out, slot, 1)?[0] =
+            adamw::sum_squares(self.arch, &self.pool, values) as f32;
+        Ok(())
+    }
+
+    fn adamw(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        norm_sq: &Buffer<f32>,
+        weights: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+        moment1: &mut Buffer<f32>,
+        moment2: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let norm_sq = part("norm_sq", norm_sq, 0, 1)?[0];
+        for group in groups {
+            let (at, len) = (group.range.start, group.range.len());
+            let values = (part_mut("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
+            let moments = (part_mut("moment1", moment1, at, len)?, part_mut("moment2", moment2, at, len)?);
+            adamw::update_group(self.arch, update, group, norm_sq, values, moments);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! Speed of the CPU engine's operations at the sizes of the small models that run on it. FLOP/s
+//! and elements/s are criterion's "throughput". `RAYON_NUM_THREADS=1` measures one thread.
+//!
+//! `cargo bench --bench engine`, or one group: `cargo bench --bench engine -- attention`.
+
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
+use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::*;
+use std::time::Duration;
+
+fn values(cpu: &Cpu, len: usize) -> Buffer<f32> {
+    let mut buffer: Buffer<f32> = cpu.zeros(len).expect("host memory");
+    for (i, x) in buffer.iter_mut().enumerate() {
+        *x = (i as u32).wrapping_mul(2_654_435_761) as f32 / 2f32.powi(31) - 1.0;
+    }
+    buffer
+}
+
+fn list(cpu: &Cpu, values: impl Iterator<Item = usize>) -> Buffer<u32> {
+    let values: Vec<u32> = values.map(|x| x as u32).collect();
+    let mut buffer = cpu.zeros(values.len()).expect("host memory");
+    buffer.copy_from_slice(&values);
+    buffer
+}
+
+/// `sequences` of `length` tokens.
+fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch<Cpu> {
+    let t = sequences * length;
+    let none = || list(cpu, std::iter::empty());
+    DeviceBatch {
+        tokens: t,
+        sequences,
+        masked: 0,
+        groups: 0,
+        epoch: 0,
+        ids: list(cpu, (0..t).map(|i| i * 7919 % vocab)),
+        positions: list(cpu, (0..t).map(|i| i % length)),
+        segments: list(cpu, (0..t).map(|i| usize::from(i % length > 9))),
+        row_sample: list(cpu, (0..t).map(|i| i / length)),
+        cu_seqlens: list(cpu, (0..=sequences).map(|i| i * length)),
+        samples: list(cpu, 0..sequences),
+        pair_labels: none(),
+        cu_groups: none(),
+        masked_rows: none(),
+        masked_labels: none(),
+    }
+}
+
+fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
+    group
+}
+
+fn products(c: &mut Criterion) {
+    let cpu = Cpu::new();
+    let mut group = group(c, "linear");
+    for (m, n, k) in
+        [(2048, 1536, 384), (2048, 384, 1536), (2048, 1152, 384), (2048, 384, 128), (300, 30522, 384)]
+    {
+        let at = LinearAt { w: 0, b: n * k, n, k };
+        let (x, weights) = (values(&cpu, m * k), values(&cpu, n * k + n));
+        let (mut y, mut dx, mut grads) = (values(&cpu, m * n), values(&cpu, m * k), values(&cpu, n * k + n));
+        group.throughput(Throughput::Elements(2 * (m * n * k) as u64));
+        let name = |what: &str| format!("{what} {m}x{n}x{k}");
+        group.bench_function(name("forward"), |b| {
+            b.iter(|| cpu.linear(&x, &weights, at, m, Epilogue::Bias, &mut y));
+        });
+        group.bench_function(name("input"), |b| {
+            b.iter(|| cpu.linear_backward_input(&y, &weights, at, m, false, &mut dx));
+        });
+        group.bench_function(name("weight"), |b| {
+            b.iter(|| cpu.linear_backward_weight(&y, &x, at, m, true, &mut grads));
+        });
+        if n == 1536 {
+            let mut act = values(&cpu, m * n);
+            group.bench_function(name("gelu"), |b| {
+                b.iter(|| cpu.linear_gelu(&x, &weights, at, m, &mut y, &mut act));
+            });
+        }
+    }
+}
+
+fn attention(c: &mut Criterion) {
+    let cpu = Cpu::new();
+    let mut group = group(c, "attention");
+    for (sequences, length, heads) in [(27, 75, 4), (8, 256, 12)] {
+        let heads = Heads { heads, size: 32 };
+        let (t, h) = (sequences * length, heads.heads * heads.size);
+        let batch = pack(&cpu, sequences, length, 100);
+        let qkv = values(&cpu, 3 * t * h);
+        let (mut lse, mut out) = (values(&cpu, t * heads.heads), values(&cpu, t * h));
+        let (dout, mut dqkv) = (values(&cpu, t * h), values(&cpu, 3 * t * h));
+        let flops = 4 * t * length * h;
+        for drop in [Dropout::OFF, Dropout::new(0.1, 1, 1)] {
+            let name = |what: &str| {
+                format!("{what} {sequences}x{length} A={} drop={}", heads.heads, drop.threshold > 0)
+            };
+            group.throughput(Throughput::Elements(flops as u64));
+            group.bench_function(name("forward"), |b| {
+                b.iter(|| cpu.attention(&batch, heads, drop, &qkv, &mut lse, &mut out));
+            });
+            group.throughput(Throughput::Elements((flops * 5 / 2) as u64));
+            group.bench_function(name("backward"), |b| {
+                b.iter(|| cpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv));
+            });
+        }
+    }
+}
+
+fn rows(c: &mut Criterion) {
+    let cpu = Cpu::new();
+    let mut group = group(c, "rows");
+    let (h, v, length) = (384, 30522, 256);
+    let batch = pack(&cpu, 8, length, v);
+    let t = batch.tokens;
+    let norm = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
+    let at = EmbedAt { word: 3 * h, position: (3 + v) * h, segment: (3 + v + length) * h, norm, vocab: v };
+    let weights = values(&cpu, at.segment + 2 * h);
+    let mut grads = values(&cpu, weights.len());
+    let buffer = || values(&cpu, t * h);
+    let (residual, mut y, mut out, mut row_stats) = (buffer(), buffer(), buffer(), values(&cpu, 2 * t));
+    let (dout, mut dresidual, mut dy) = (buffer(), buffer(), buffer());
+    let drop = Dropout::new(0.1, 1, 1);
+    group.throughput(Throughput::Elements((t * h) as u64));
+    group.bench_function("residual_norm", |b| {
+        b.iter(|| {
+            cpu.residual_norm(
+                &batch,
+                &weights,
+                2 * h,
+                norm,
+                drop,
+                &residual,
+                &mut y,
+                &mut row_stats,
+                &mut out,
+            )
+        });
+    });
+    group.bench_function("residual_norm backward", |b| {
+        b.iter(|| {
+            cpu.residual_norm_backward(
+                &batch,
+                &weights,
+                2 * h,
+                norm,
+                drop,
+                &y,
+                &row_stats,
+                &dout,
+                &mut dresidual,
+                &mut dy,
+                &mut grads,
+            )
+        });
+    });
+    group.bench_function("embed", |b| {
+        b.iter(|| cpu.embed(&batch, &weights, at, drop, &mut y, &mut row_stats, &mut out));
+    });
+    group.bench_function("embed backward", |b| {
+        b.iter(|| cpu.embed_backward(&batch, &weights, at, drop, &y, &row_stats, &mut dresidual, &mut grads));
+    });
+    let (pre, mut dact) = (values(&cpu, 4 * t * h), values(&cpu, 4 * t * h));
+    group.throughput(Throughput::Elements(4 * (t * h) as u64));
+    group.bench_function("gelu backward", |b| b.iter(|| cpu.gelu_backward(&pre, &mut dact, 4 * t * h)));
+}
+
+fn losses(c: &mut Criterion) {
+    let cpu = Cpu::new();
+    let mut group = group(c, "mlm_loss");
+    for (m, v) in [(300, 30522), (300, 8000)] {
+        let (bias, labels) = (values(&cpu, v), list(&cpu, (0..m).map(|i| i * 7919 % v)));
+        let (mut logits, mut grads) = (values(&cpu, m * v), values(&cpu, v));
+        let mut sums = cpu.zeros(stats::SLOTS).expect("host memory");
+        group.throughput(Throughput::Elements((m * v) as u64));
+        group.bench_function(format!("{m}x{v}"), |b| {
+            b.iter(|| cpu.mlm_loss(&bias, 0, v, &labels, m, 1e-3, &mut logits, &mut grads, &mut sums));
+        });
+    }
+}
+
+fn optimiser(c: &mut Criterion) {
+    let cpu = Cpu::new();
+    let mut group = group(c, "optimiser");
+    let n = 20_000_000;
+    let (mut w, mut g, mut m, mut v) = (values(&cpu, n), values(&cpu, n), values(&cpu, n), values(&cpu, n));
+    v.iter_mut().for_each(|x| *x = x.abs());
+    let mut norm_sq = cpu.zeros(1).expect("host memory");
+    group.throughput(Throughput::Elements(n as u64));
+    group.bench_function("sum_squares 20M", |b| b.iter(|| cpu.sum_squares(&g, 0..n, &mut norm_sq, 0)));
+    let update =
+        AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 9, clip_norm: 1.0 };
+    let groups = [ParamGroup { range: 0..n, decay: true, lr_scale: 1.0 }];
+    group.bench_function("adamw 20M", |b| {
+        b.iter(|| cpu.adamw(update, &groups, &norm_sq, &mut w, &mut g, &mut m, &mut v));
+    });
+}
+
+criterion_group!(benches, products, attention, rows, losses, optimiser);
+criterion_main!(benches);

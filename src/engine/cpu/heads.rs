@@ -1,0 +1,159 @@
+//! The heads on the [CLS] rows: QDPP (two classes) and relevance (one score). A pack has few
+//! sequences, so these run on one thread; what matters is that they are one pass.
+
+use super::dropout::row_factors;
+use super::math::{sum2, sum3, tanh};
+use crate::engine::{Dropout, stats};
+use pulp::Arch;
+
+/// Weights of a head: pooler bias [H], head weight [k, H], head bias [k].
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub pool_bias: &'a [f32],
+    pub w: &'a [f32],
+    pub b: &'a [f32],
+}
+
+/// Their gradients.
+pub struct HeadGrads {
+    pub pool_bias: Vec<f32>,
+    pub w: Vec<f32>,
+    pub b: Vec<f32>,
+}
+
+impl HeadGrads {
+    fn zeros(head: Head<'_>) -> Self {
+        Self {
+            pool_bias: vec![0.0; head.pool_bias.len()],
+            w: vec![0.0; head.w.len()],
+            b: vec![0.0; head.b.len()],
+        }
+    }
+}
+
+#[inline(always)]
+fn pool(pre: &mut [f32], bias: &[f32]) {
+    for (x, &b) in pre.iter_mut().zip(bias) {
+        *x = tanh(*x + b);
+    }
+}
+
+#[inline(always)]
+fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(x, *y);
+    }
+}
+
+/// QDPP in one pass; pre [S, H] becomes its gradient (with `scale` 0 it is left alone and no
+/// gradient is returned), logits [S, 2] are written, loss and counts go to `sums`.
+pub fn qdpp(
+    arch: Arch,
+    head: Head<'_>,
+    labels: &[u32],
+    scale: f32,
+    pre: &mut [f32],
+    logits: &mut [f32],
+    sums: &mut [f32],
+) -> Option<HeadGrads> {
+    let h = head.pool_bias.len();
+    let mut grads = (scale != 0.0).then(|| HeadGrads::zeros(head));
+    let (mut loss, mut right) = (0.0f64, 0u32);
+    let mut pooled = vec![0.0; h];
+    arch.dispatch(|| {
+        let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels);
+        for ((pre, logits), &label) in rows {
+            pooled.copy_from_slice(pre);
+            pool(&mut pooled, head.pool_bias);
+            for (k, logit) in logits.iter_mut().enumerate() {
+                *logit = sum2(&pooled, &head.w[k * h..][..h], |x, w| x * w) + head.b[k];
+            }
+            let (row_loss, dlogits, is_right) = cross_entropy(*logits, label as usize, scale);
+            loss += row_loss;
+            right += u32::from(is_right);
+            if let Some(grads) = &mut grads {
+                backward_two(head, dlogits, &pooled, pre, grads);
+            }
+        }
+    });
+    sums[stats::QDPP_LOSS] += loss as f32;
+    sums[stats::QDPP_CORRECT] += right as f32;
+    sums[stats::QDPP_COUNT] += labels.len() as f32;
+    grads
+}
+
+/// (loss, scale * gradient, right?) of two logits.
+fn cross_entropy(logits: [f32; 2], label: usize, scale: f32) -> (f64, [f32; 2], bool) {
+    let [a, b] = logits.map(f64::from);
+    let top = a.max(b);
+    let total = (a - top).exp() + (b - top).exp();
+    let own = if label == 0 { a } else { b };
+    let other = if label == 0 { b } else { a };
+    let gradient =
+        |x: f64, hot: bool| (f64::from(scale) * ((x - top).exp() / total - f64::from(u8::from(hot)))) as f32;
+    (total.ln() - (own - top), [gradient(a, label == 0), gradient(b, label == 1)], own > other)
+}
+
+#[inline(always)]
+fn backward_two(head: Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [f32], grads: &mut HeadGrads) {
+    let h = pooled.len();
+    let (w0, w1) = head.w.split_at(h);
+    for (((d, &p), &w0), &w1) in dpre.iter_mut().zip(pooled).zip(w0).zip(w1) {
+        *d = dlogits[0].mul_add(w0, dlogits[1] * w1) * (1.0 - p * p);
+    }
+    for ((&d, dw), db) in dlogits.iter().zip(grads.w.chunks_exact_mut(h)).zip(&mut grads.b) {
+        axpy(d, pooled, dw);
+        *db += d;
+    }
+    axpy(1.0, dpre, &mut grads.pool_bias);
+}
+
+/// pre [S, H] becomes pooled; scores [S].
+pub fn score(
+    arch: Arch,
+    head: Head<'_>,
+    drop: Dropout,
+    (samples, epoch): (&[u32], u32),
+    pre: &mut [f32],
+    scores: &mut [f32],
+) {
+    let h = head.pool_bias.len();
+    let mut factors = vec![1.0; h];
+    arch.dispatch(|| {
+        for ((pre, score), &sample) in pre.chunks_exact_mut(h).zip(scores).zip(samples) {
+            pool(pre, head.pool_bias);
+            if drop.threshold > 0 {
+                row_factors(&drop, sample, 0, epoch, &mut factors);
+            }
+            *score = sum3(pre, head.w, &factors, |x, w, f| x * f * w) + head.b[0];
+        }
+    });
+}
+
+/// pooled [S, H] becomes the gradient of `pre`.
+pub fn score_backward(
+    arch: Arch,
+    head: Head<'_>,
+    drop: Dropout,
+    (samples, epoch): (&[u32], u32),
+    dscores: &[f32],
+    pooled: &mut [f32],
+) -> HeadGrads {
+    let h = head.pool_bias.len();
+    let mut grads = HeadGrads::zeros(head);
+    let mut factors = vec![1.0; h];
+    arch.dispatch(|| {
+        for ((pooled, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
+            if drop.threshold > 0 {
+                row_factors(&drop, sample, 0, epoch, &mut factors);
+            }
+            for (((p, &w), &f), dw) in pooled.iter_mut().zip(head.w).zip(&factors).zip(&mut grads.w) {
+                *dw = (d * f).mul_add(*p, *dw);
+                *p = d * f * w * (1.0 - *p * *p);
+            }
+            axpy(1.0, pooled, &mut grads.pool_bias);
+            grads.b[0] += d;
+        }
+    });
+    grads
+}

@@ -1,0 +1,135 @@
+//! Losses over rows of scores: the vocabulary softmax of MLM and the ranking loss. Sums of losses
+//! are kept in f64 until they enter the statistics.
+
+use super::buffer::Pool;
+use super::math::{exp, max, max2, sum2};
+use super::tasks::{In, Out, each};
+use crate::engine::stats;
+use pulp::Arch;
+
+/// Columns of one task of the bias gradient.
+const COLUMNS: usize = 512;
+
+/// Softmax-cross-entropy of logits [rows, V] + bias against labels, in place; `scale` 0 leaves the
+/// logits alone. Returns the summed loss and the number of rows whose label is the arg max (the
+/// first one, where several are).
+pub fn mlm(
+    arch: Arch,
+    pool: &Pool,
+    bias: &[f32],
+    labels: &[u32],
+    scale: f32,
+    logits: &mut [f32],
+) -> (f64, f64) {
+    let vocab = bias.len();
+    let rows = labels.len();
+    // Each row's loss and whether it is right.
+    let mut scratch = pool.take(2 * rows);
+    each((In(labels, 1), Out(logits, vocab), Out(&mut scratch, 2)), 1, &|_, (labels, logits, results)| {
+        let label = labels.0[0] as usize;
+        arch.dispatch(|| {
+            let (loss, right) = if scale == 0.0 {
+                mlm_measure(bias, label, logits.0)
+            } else {
+                mlm_row(bias, label, scale, logits.0)
+            };
+            results.0[0] = loss;
+            results.0[1] = f32::from(u8::from(right));
+        });
+    });
+    scratch
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .fold((0.0, 0.0), |(loss, right), row| (loss + f64::from(row[0]), right + f64::from(row[1])))
+}
+
+/// One row: becomes scale * (softmax - onehot).
+#[inline(always)]
+fn mlm_row(bias: &[f32], label: usize, scale: f32, row: &mut [f32]) -> (f32, bool) {
+    for (x, &b) in row.iter_mut().zip(bias) {
+        *x += b;
+    }
+    let top = max(row);
+    let right = row[label] == top && !row[..label].contains(&top);
+    let target = row[label] - top;
+    let total = exp_in_place(row, top);
+    let factor = scale / total;
+    for x in row.iter_mut() {
+        *x *= factor;
+    }
+    row[label] -= scale;
+    (total.ln() - target, right)
+}
+
+/// One row, left as it is.
+#[inline(always)]
+fn mlm_measure(bias: &[f32], label: usize, row: &[f32]) -> (f32, bool) {
+    let top = max2(row, bias, |x, b| x + b);
+    let total = sum2(row, bias, |x, b| exp(x + b - top));
+    let target = row[label] + bias[label];
+    let before = row[..label].iter().zip(bias).any(|(&x, &b)| x + b == top);
+    (total.ln() - (target - top), target == top && !before)
+}
+
+/// row = e^(row - top); returns its sum.
+#[inline(always)]
+pub fn exp_in_place(row: &mut [f32], top: f32) -> f32 {
+    use super::math::{LANES, across};
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for l in 0..LANES {
+            block[l] = exp(block[l] - top);
+            lanes[l] += block[l];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x = exp(*x - top);
+        *lane += *x;
+    }
+    across(lanes)
+}
+
+/// total [n] += column sums of rows [_, n], rows in ascending order.
+pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
+    let n = total.len();
+    each(Out(total, 1), COLUMNS, &|first, total| {
+        arch.dispatch(|| {
+            let total = total.0;
+            // Apart from what is there already, so that small terms meet a small sum.
+            let mut sums = [0.0; COLUMNS];
+            let sums = &mut sums[..total.len()];
+            for row in rows.chunks_exact(n) {
+                for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
+                    *sum += x;
+                }
+            }
+            for (total, &sum) in total.iter_mut().zip(&*sums) {
+                *total += sum;
+            }
+        });
+    });
+}
+
+/// Per group, softmax-cross-entropy of its first score; dscores = scale * its gradient.
+pub fn rank(cu_groups: &[u32], scores: &[f32], scale: f32, dscores: &mut [f32], sums: &mut [f32]) {
+    let (mut loss, mut right) = (0.0f64, 0u32);
+    for ends in cu_groups.windows(2) {
+        let group = ends[0] as usize..ends[1] as usize;
+        let (scores, d) = (&scores[group.clone()], &mut dscores[group]);
+        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = scores.iter().map(|&s| f64::from(s - top).exp()).sum();
+        for (d, &s) in d.iter_mut().zip(scores) {
+            *d = (f64::from(scale) * f64::from(s - top).exp() / total) as f32;
+        }
+        if let (Some(d), Some(&positive)) = (d.first_mut(), scores.first()) {
+            *d -= scale;
+            loss += total.ln() - f64::from(positive - top);
+            right += u32::from(scores[1..].iter().all(|&s| s < positive));
+        }
+    }
+    sums[stats::RANK_LOSS] += loss as f32;
+    sums[stats::RANK_CORRECT] += right as f32;
+    sums[stats::RANK_COUNT] += cu_groups.len().saturating_sub(1) as f32;
+}

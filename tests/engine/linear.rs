@@ -1,0 +1,150 @@
+//! Matrix products and GELU.
+
+use super::naive;
+use super::support::*;
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::{Backend, Epilogue, LinearAt};
+
+/// (rows, N, K): tile edges, one block and several of each of m, n and k.
+const SIZES: [(usize, usize, usize); 9] = [
+    (1, 1, 1),
+    (2, 33, 17),
+    (63, 96, 64),
+    (64, 384, 130),
+    (65, 400, 40),
+    (200, 32, 600),
+    (12, 31, 1100),
+    (2100, 20, 24),
+    (300, 1000, 48),
+];
+
+struct Case {
+    at: LinearAt,
+    rows: usize,
+    x: Vec<f32>,
+    weights: Vec<f32>,
+    dy: Vec<f32>,
+}
+
+impl Case {
+    fn new((rows, n, k): (usize, usize, usize)) -> Self {
+        // An offset that is no multiple of a vector, as arenas have.
+        let at = LinearAt { w: 5, b: 5 + n * k, n, k };
+        let mut x = random(rows * k, 1);
+        x.iter_mut().for_each(|x| *x *= 1.7);
+        Self { at, rows, x, weights: random(5 + n * k + n, 2), dy: random(rows * n, 3) }
+    }
+
+    fn w(&self) -> &[f32] {
+        &self.weights[self.at.w..self.at.b]
+    }
+
+    fn b(&self) -> &[f32] {
+        &self.weights[self.at.b..]
+    }
+}
+
+#[test]
+fn linear_forward() {
+    let cpu = Cpu::new();
+    for size in SIZES {
+        let case = Case::new(size);
+        let (at, rows) = (case.at, case.rows);
+        let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
+        for (epilogue, bias) in [(Epilogue::Bias, case.b().to_vec()), (Epilogue::None, vec![0.0; at.n])] {
+            let mut out = unwritten(&cpu, rows * at.n);
+            cpu.linear(&x, &weights, at, rows, epilogue, &mut out).unwrap();
+            let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(&bias), at.k);
+            let plain = naive::linear(&case.x, case.w(), &bias, at.k);
+            close(&format!("linear {size:?} {epilogue:?}"), &taken(&out, rows * at.n), &plain, &exact);
+        }
+    }
+}
+
+#[test]
+fn linear_gelu_forward() {
+    let cpu = Cpu::new();
+    for size in SIZES {
+        let case = Case::new(size);
+        let (at, rows) = (case.at, case.rows);
+        let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
+        let (mut pre, mut act) = (unwritten(&cpu, rows * at.n), unwritten(&cpu, rows * at.n));
+        cpu.linear_gelu(&x, &weights, at, rows, &mut pre, &mut act).unwrap();
+        let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(case.b()), at.k);
+        let plain = naive::linear(&case.x, case.w(), case.b(), at.k);
+        close(&format!("pre {size:?}"), &taken(&pre, rows * at.n), &plain, &exact);
+        let exact: Vec<f64> = exact.into_iter().map(naive::gelu).collect();
+        let plain: Vec<f32> = plain.into_iter().map(naive::gelu).collect();
+        close(&format!("gelu {size:?}"), &taken(&act, rows * at.n), &plain, &exact);
+    }
+}
+
+#[test]
+fn linear_backward() {
+    let cpu = Cpu::new();
+    for size in SIZES {
+        let case = Case::new(size);
+        let LinearAt { w, b, n, k } = case.at;
+        let rows = case.rows;
+        let (x, dy) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.dy));
+        let weights = poisoned(&cpu, &case.weights);
+        let (x64, dy64, w64) = (to64(&case.x), to64(&case.dy), to64(case.w()));
+        let plain = naive::product((rows, k, n), |i, p| case.dy[i * n + p], |p, j| case.w()[p * k + j]);
+        let exact = naive::product((rows, k, n), |i, p| dy64[i * n + p], |p, j| w64[p * k + j]);
+        let mut dx = unwritten(&cpu, rows * k);
+        cpu.linear_backward_input(&dy, &weights, case.at, rows, false, &mut dx).unwrap();
+        close(&format!("dx {size:?}"), &taken(&dx, rows * k), &plain, &exact);
+        cpu.linear_backward_input(&dy, &weights, case.at, rows, true, &mut dx).unwrap();
+        let twice: (Vec<f32>, Vec<f64>) =
+            (plain.iter().map(|x| 2.0 * x).collect(), exact.iter().map(|x| 2.0 * x).collect());
+        close(&format!("dx twice {size:?}"), &taken(&dx, rows * k), &twice.0, &twice.1);
+
+        let start = random(case.weights.len(), 7);
+        let mut grads = poisoned(&cpu, &start);
+        cpu.linear_backward_weight(&dy, &x, case.at, rows, true, &mut grads).unwrap();
+        let got = taken(&grads, start.len());
+        let mut plain = naive::product((n, k, rows), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
+        let mut exact = naive::product((n, k, rows), |i, p| dy64[p * n + i], |p, j| x64[p * k + j]);
+        plain.extend(naive::columns(&case.dy, n));
+        exact.extend(naive::columns(&dy64, n));
+        for (i, (plain, exact)) in plain.iter_mut().zip(&mut exact).enumerate() {
+            *plain += start[w + i];
+            *exact += f64::from(start[w + i]);
+        }
+        close(&format!("dw {size:?}"), &got[w..b], &plain[..n * k], &exact[..n * k]);
+        close(&format!("db {size:?}"), &got[b..], &plain[n * k..], &exact[n * k..]);
+        assert_eq!(got[..w], start[..w], "gradients of other parameters");
+
+        cpu.linear_backward_weight(&dy, &x, case.at, rows, false, &mut grads).unwrap();
+        assert_eq!(grads[b..b + n], got[b..], "no bias gradient was asked for");
+    }
+}
+
+#[test]
+fn gelu_backward() {
+    let cpu = Cpu::new();
+    let pre: Vec<f32> = random(20_001, 4).iter().map(|x| x * 9.0).collect();
+    let d = random(pre.len(), 5);
+    let mut dact = poisoned(&cpu, &d);
+    cpu.gelu_backward(&poisoned(&cpu, &pre), &mut dact, pre.len()).unwrap();
+    let plain: Vec<f32> = pre.iter().zip(&d).map(|(&x, &d)| d * naive::gelu_slope(x)).collect();
+    let exact: Vec<f64> =
+        to64(&pre).into_iter().zip(to64(&d)).map(|(x, d)| d * naive::gelu_slope(x)).collect();
+    close("gelu_backward", &taken(&dact, pre.len()), &plain, &exact);
+    let x = [0.3, -1.2, 2.5, -4.0];
+    let slopes: Vec<f64> = x.iter().map(|&x| naive::gelu_slope(x)).collect();
+    differences("gelu", &x, &slopes, |x| x.iter().map(|&x| naive::gelu(x)).sum());
+}
+
+#[test]
+fn short_buffers_are_errors() {
+    let cpu = Cpu::new();
+    let at = LinearAt { w: 0, b: 12, n: 3, k: 4 };
+    let (x, weights) = (cpu.zeros(8).unwrap(), cpu.zeros(15).unwrap());
+    let mut out = cpu.zeros(5).unwrap();
+    let error = cpu.linear(&x, &weights, at, 2, Epilogue::Bias, &mut out).unwrap_err().to_string();
+    assert!(error.contains("linear out") && error.contains("5 elements"), "{error}");
+    assert!(cpu.download(&x, 4..9).is_err());
+    assert_eq!(cpu.download(&x, 4..8).unwrap(), [0.0; 4]);
+    assert!(x.as_ptr().cast::<u8>().align_offset(64) == 0);
+}

@@ -1,0 +1,276 @@
+//! The losses and the heads that feed them.
+
+use super::naive::{self, Num};
+use super::support::*;
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::{Backend, Dropout, HeadAt, stats};
+
+fn of<F: Num>(values: &[f32]) -> Vec<F> {
+    values.iter().map(|&x| F::of(f64::from(x))).collect()
+}
+
+/// (loss, dlogits, dbias)
+fn mlm<F: Num>(logits: &[f32], bias: &[f32], labels: &[u32], scale: f32) -> (F, Vec<F>, Vec<F>) {
+    let (bias, v) = (of::<F>(bias), bias.len());
+    let (mut loss, mut d) = (F::of(0.0), vec![]);
+    for (row, &label) in of::<F>(logits).chunks(v).zip(labels) {
+        let row: Vec<F> = row.iter().zip(&bias).map(|(&x, &b)| x + b).collect();
+        let (l, g) = naive::cross_entropy(&row, label as usize, F::of(f64::from(scale)));
+        loss += l;
+        d.extend(g);
+    }
+    let columns = naive::columns(&d, v);
+    (loss, d, columns)
+}
+
+#[test]
+fn mlm_loss() {
+    let cpu = Cpu::new();
+    for (rows, v) in [(1, 1), (2, 7), (63, 100), (65, 1025), (20, 8000)] {
+        let what = format!("mlm {rows}x{v}");
+        let bias_at = 3;
+        let weights = random(bias_at + v, 41);
+        let logits: Vec<f32> = random(rows * v, 42).iter().map(|x| 6.0 * x).collect();
+        let labels: Vec<u32> = (0..rows).map(|i| (i * 7919 % v) as u32).collect();
+        let (wb, lb) = (poisoned(&cpu, &weights), indices(&cpu, &labels));
+        let mut sums = poisoned(&cpu, &[1.0; stats::SLOTS]);
+        let mut grads = poisoned(&cpu, &vec![0.5; weights.len()]);
+        let mut buffer = poisoned(&cpu, &logits);
+
+        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, 0.0, &mut buffer, &mut grads, &mut sums).unwrap();
+        assert_eq!(taken(&buffer, rows * v), logits, "scale 0 only measures");
+        assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
+        let measured = taken(&sums, stats::SLOTS);
+        sums[..stats::SLOTS].fill(1.0);
+
+        let scale = 0.125;
+        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+        let (loss32, d32, b32) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
+        let (loss64, d64, b64) = mlm::<f64>(&logits, &weights[bias_at..], &labels, scale);
+        close(&what, &taken(&buffer, rows * v), &d32, &d64);
+        let got: Vec<f32> = taken(&grads, weights.len())[bias_at..].iter().map(|x| x - 0.5).collect();
+        // Its own rounding is that of 0.5 + the sum.
+        let b32: Vec<f32> = b32.iter().map(|x| (0.5 + x) - 0.5).collect();
+        close(
+            &format!("{what} bias"),
+            &[&got[..], &[0.5]].concat(),
+            &[&b32[..], &[0.5]].concat(),
+            &[&b64[..], &[0.5]].concat(),
+        );
+        let sums = taken(&sums, stats::SLOTS);
+        close(&format!("{what} loss"), &[sums[stats::MLM_LOSS] - 1.0], &[loss32], &[loss64]);
+        close(&format!("{what} measured"), &[measured[stats::MLM_LOSS] - 1.0], &[loss32], &[loss64]);
+        let right = logits
+            .chunks(v)
+            .zip(&labels)
+            .filter(|(row, label)| {
+                let x = |j: usize| row[j] + weights[bias_at + j];
+                (0..v).all(|j| x(j) <= x(**label as usize))
+            })
+            .count();
+        for sums in [&sums, &measured] {
+            assert_eq!(sums[stats::MLM_CORRECT], 1.0 + right as f32);
+            assert_eq!(sums[stats::MLM_COUNT], 1.0 + rows as f32);
+        }
+    }
+}
+
+/// Equal logits have one arg max, the first; and a NaN is not swallowed.
+#[test]
+fn mlm_loss_edge_values() {
+    let cpu = Cpu::new();
+    let bias = poisoned(&cpu, &[0.0; 40]);
+    for scale in [0.0, 1.0] {
+        let run = |logits: Vec<f32>| {
+            let (mut buffer, mut grads) = (poisoned(&cpu, &logits), poisoned(&cpu, &[0.0; 40]));
+            let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
+            let labels = indices(&cpu, &[0, 5]);
+            cpu.mlm_loss(&bias, 0, 40, &labels, 2, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+            taken(&sums, stats::SLOTS)
+        };
+        let sums = run(vec![0.25; 80]);
+        assert_eq!(sums[stats::MLM_CORRECT], 1.0);
+        assert!((sums[stats::MLM_LOSS] - 2.0 * 40f32.ln()).abs() < 1e-5);
+        let mut logits = vec![0.25; 80];
+        logits[77] = f32::NAN;
+        assert!(run(logits)[stats::MLM_LOSS].is_nan());
+    }
+    let (mut logits, mut grads) = (poisoned(&cpu, &[0.0; 40]), poisoned(&cpu, &[0.0; 40]));
+    let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
+    let result =
+        cpu.mlm_loss(&bias, 0, 40, &indices(&cpu, &[40]), 1, 1.0, &mut logits, &mut grads, &mut sums);
+    assert!(result.unwrap_err().to_string().contains("label 40"));
+}
+
+/// Everything that a head makes: logits, loss, dpre, dbias_pool, dw, db.
+struct HeadResult<F> {
+    logits: Vec<F>,
+    loss: F,
+    dpre: Vec<F>,
+    grads: Vec<F>,
+}
+
+/// `factors` [S, H] multiply the pooled rows; `dlogits` gives loss and gradient of a row's logits.
+fn head<F: Num>(
+    at: HeadAt,
+    k: usize,
+    weights: &[f32],
+    pre: &[F],
+    factors: &[F],
+    mut dlogits: impl FnMut(usize, &[F]) -> (F, Vec<F>),
+) -> HeadResult<F> {
+    let (h, w) = (at.hidden, of::<F>(weights));
+    let mut r =
+        HeadResult { logits: vec![], loss: F::of(0.0), dpre: vec![], grads: vec![F::of(0.0); w.len()] };
+    for (s, row) in pre.chunks(h).enumerate() {
+        let pooled: Vec<F> = (0..h).map(|i| (row[i] + w[at.pool_bias + i]).tanh()).collect();
+        let dropped = naive::times(&pooled, &factors[s * h..][..h]);
+        let logits: Vec<F> = (0..k)
+            .map(|c| (0..h).map(|i| dropped[i] * w[at.w + c * h + i]).sum::<F>() + w[at.b + c])
+            .collect();
+        let (loss, d) = dlogits(s, &logits);
+        r.loss += loss;
+        for i in 0..h {
+            let dpooled = (0..k).map(|c| d[c] * w[at.w + c * h + i]).sum::<F>() * factors[s * h + i];
+            let dpre = dpooled * (F::of(1.0) - pooled[i] * pooled[i]);
+            r.dpre.push(dpre);
+            r.grads[at.pool_bias + i] += dpre;
+            (0..k).for_each(|c| r.grads[at.w + c * h + i] += d[c] * dropped[i]);
+        }
+        (0..k).for_each(|c| r.grads[at.b + c] += d[c]);
+        r.logits.extend(logits);
+    }
+    r
+}
+
+fn head_at(h: usize, k: usize) -> HeadAt {
+    HeadAt { pool_bias: 0, w: h, b: h + k * h, hidden: h }
+}
+
+fn check_head(
+    what: &str,
+    at: HeadAt,
+    k: usize,
+    got: (&[f32], &[f32]),
+    plain: &HeadResult<f32>,
+    exact: &HeadResult<f64>,
+) {
+    close(&format!("{what} dpre"), got.0, &plain.dpre, &exact.dpre);
+    for (name, range) in [("dpool", 0..at.hidden), ("dw", at.w..at.w + k * at.hidden), ("db", at.b..at.b + k)]
+    {
+        let name = format!("{what} {name}");
+        close(&name, &got.1[range.clone()], &plain.grads[range.clone()], &exact.grads[range]);
+    }
+}
+
+#[test]
+fn qdpp_head() {
+    let cpu = Cpu::new();
+    for (rows, h) in [(1, 8), (2, 40), (65, 128), (27, 200)] {
+        let what = format!("qdpp {rows}x{h}");
+        let at = head_at(h, 2);
+        let weights = random(3 * h + 2, 51);
+        let pre: Vec<f32> = random(rows * h, 52).iter().map(|x| 2.0 * x).collect();
+        let labels: Vec<u32> = (0..rows as u32).map(|i| i % 3 % 2).collect();
+        let (wb, lb) = (poisoned(&cpu, &weights), indices(&cpu, &labels));
+        let (mut buffer, mut logits) = (poisoned(&cpu, &pre), unwritten(&cpu, 2 * rows));
+        let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
+        let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
+        cpu.qdpp_head(&wb, at, &lb, rows, 0.0, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        assert_eq!(taken(&buffer, rows * h), pre, "scale 0 only measures");
+        assert!(taken(&grads, weights.len()).iter().all(|&x| x == 0.0));
+        let measured = taken(&sums, stats::SLOTS);
+        sums[..stats::SLOTS].fill(0.0);
+        cpu.qdpp_head(&wb, at, &lb, rows, 0.25, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        assert_eq!(measured, taken(&sums, stats::SLOTS));
+
+        let ones = vec![1.0; rows * h];
+        let plain = head::<f32>(at, 2, &weights, &pre, &ones, |s, x| {
+            naive::cross_entropy(x, labels[s] as usize, 0.25)
+        });
+        let exact = head::<f64>(at, 2, &weights, &to64(&pre), &to64(&ones), |s, x| {
+            naive::cross_entropy(x, labels[s] as usize, 0.25)
+        });
+        let got = taken(&logits, 2 * rows);
+        close(&format!("{what} logits"), &got, &plain.logits, &exact.logits);
+        close(&format!("{what} loss"), &[measured[stats::QDPP_LOSS]], &[plain.loss], &[exact.loss]);
+        let right = got.chunks(2).zip(&labels).filter(|(x, l)| x[**l as usize] > x[1 - **l as usize]).count();
+        assert_eq!(measured[stats::QDPP_CORRECT], right as f32);
+        assert_eq!(measured[stats::QDPP_COUNT], rows as f32);
+        check_head(&what, at, 2, (&taken(&buffer, rows * h), &taken(&grads, weights.len())), &plain, &exact);
+    }
+}
+
+#[test]
+fn head_gradient_is_the_slope() {
+    let (at, weights, ones) = (head_at(8, 2), random(26, 51), vec![1.0; 24]);
+    let run =
+        |pre: &[f64]| head::<f64>(at, 2, &weights, pre, &ones, |s, x| naive::cross_entropy(x, s % 2, 0.25));
+    let pre = to64(&random(24, 52));
+    differences("head", &pre, &run(&pre).dpre, |pre| 0.25 * run(pre).loss);
+}
+
+#[test]
+fn score_head() {
+    let cpu = Cpu::new();
+    for h in [8, 40, 136] {
+        for drop in [Dropout::OFF, Dropout::new(0.4, 6, 13)] {
+            let what = format!("score {h} {drop:?}");
+            let pack = Pack::new(&[4; 21], 50);
+            let (s, at) = (pack.samples.len(), head_at(h, 1));
+            let (batch, weights) = (pack.device(&cpu), random(2 * h + 1, 61));
+            let (pre, dscores) = (random(s * h, 62), random(s, 63));
+            let wb = poisoned(&cpu, &weights);
+            let (mut buffer, mut scores) = (poisoned(&cpu, &pre), unwritten(&cpu, s));
+            cpu.score_head(&batch, &wb, at, drop, &mut buffer, &mut scores).unwrap();
+            let factors: Vec<f64> = (0..s * h)
+                .map(|i| {
+                    let column = (i % h) as u32;
+                    factor(drop, [pack.samples[i / h], 0, pack.epoch, column / 8], column)
+                })
+                .collect();
+            let factors32: Vec<f32> = factors.iter().map(|&x| x as f32).collect();
+            let plain = head::<f32>(at, 1, &weights, &pre, &factors32, |s, _| (0.0, vec![dscores[s]]));
+            let exact = head::<f64>(at, 1, &weights, &to64(&pre), &factors, |s, _| {
+                (0.0, vec![f64::from(dscores[s])])
+            });
+            close(&what, &taken(&scores, s), &plain.logits, &exact.logits);
+
+            let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
+            let dscores = poisoned(&cpu, &dscores);
+            cpu.score_head_backward(&batch, &wb, at, drop, &dscores, &mut buffer, &mut grads).unwrap();
+            check_head(&what, at, 1, (&taken(&buffer, s * h), &taken(&grads, weights.len())), &plain, &exact);
+        }
+    }
+}
+
+#[test]
+fn rank_loss() {
+    let cpu = Cpu::new();
+    let pack = Pack::new(&[4; 11], 50);
+    let groups = [0u32, 2, 5, 6, 11];
+    let mut batch = pack.device(&cpu);
+    batch.groups = groups.len() - 1;
+    batch.cu_groups = indices(&cpu, &groups);
+    let scores: Vec<f32> = random(11, 71).iter().map(|x| 3.0 * x).collect();
+    let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
+    cpu.rank_loss(&batch, &poisoned(&cpu, &scores), 0.5, &mut d, &mut sums).unwrap();
+    let (mut plain, mut exact, mut loss, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
+    for ends in groups.windows(2) {
+        let group = &scores[ends[0] as usize..ends[1] as usize];
+        let (l32, d32) = naive::cross_entropy(group, 0, 0.5f32);
+        let (l64, d64) = naive::cross_entropy(&to64(group), 0, 0.5);
+        plain.extend(d32);
+        exact.extend(d64);
+        loss = (loss.0 + l32, loss.1 + l64);
+        right += usize::from(group[1..].iter().all(|&x| x < group[0]));
+    }
+    close("rank dscores", &taken(&d, 11), &plain, &exact);
+    let sums = taken(&sums, stats::SLOTS);
+    close("rank loss", &[sums[stats::RANK_LOSS]], &[loss.0], &[loss.1]);
+    assert_eq!((sums[stats::RANK_CORRECT], sums[stats::RANK_COUNT]), (right as f32, 4.0));
+    batch.groups = 3;
+    let scores = poisoned(&cpu, &scores);
+    let mut sums = cpu.zeros(stats::SLOTS).unwrap();
+    assert!(cpu.rank_loss(&batch, &scores, 0.5, &mut d, &mut sums).is_err(), "groups must cover the pack");
+}

@@ -1,0 +1,181 @@
+//! Batches, random values and the error rule.
+
+use super::naive::Num;
+use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::random::philox;
+use ctune_dist::engine::{Backend, DeviceBatch, Dropout};
+
+/// Elements behind what an operation may touch.
+pub const BEHIND: usize = 70;
+/// Their value: a NaN that no arithmetic makes, so that reading it shows as well as writing it.
+pub const POISON: u32 = 0x7FC0_DEAD;
+
+/// Values in -1..1, a pure function of `seed`.
+pub fn random(len: usize, seed: u32) -> Vec<f32> {
+    (0..len as u32).map(|i| philox([seed, 99], [i, 0, 0, 0])[0] as f32 / 2f32.powi(31) - 1.0).collect()
+}
+
+pub fn to64(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// `values` with poison behind them.
+pub fn poisoned(cpu: &Cpu, values: &[f32]) -> Buffer<f32> {
+    let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
+    cpu.upload(values, &mut buffer, 0).unwrap();
+    buffer[values.len()..].fill(f32::from_bits(POISON));
+    buffer
+}
+
+/// `len` poisoned values (to be overwritten) with poison behind them.
+pub fn unwritten(cpu: &Cpu, len: usize) -> Buffer<f32> {
+    poisoned(cpu, &vec![f32::from_bits(POISON); len])
+}
+
+pub fn indices(cpu: &Cpu, values: &[u32]) -> Buffer<u32> {
+    let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
+    cpu.upload(values, &mut buffer, 0).unwrap();
+    buffer[values.len()..].fill(u32::MAX);
+    buffer
+}
+
+/// The first `len` values; fails when something behind them was written.
+#[track_caller]
+pub fn taken(buffer: &Buffer<f32>, len: usize) -> Vec<f32> {
+    assert!(buffer[len..].iter().all(|x| x.to_bits() == POISON), "values behind row {len} were written");
+    buffer[..len].to_vec()
+}
+
+/// The error rule: `got` is at most twice as far from `exact` as `naive` is, plus one rounding of
+/// the largest value to f32.
+#[track_caller]
+pub fn close(what: &str, got: &[f32], naive: &[f32], exact: &[f64]) {
+    assert_eq!((got.len(), naive.len()), (exact.len(), exact.len()), "{what}: lengths");
+    let worst = |values: &[f32]| {
+        values
+            .iter()
+            .zip(exact)
+            .map(|(&x, &y)| (f64::from(x) - y).abs())
+            .fold(0.0, |a: f64, b| if b.is_nan() { f64::INFINITY } else { a.max(b) })
+    };
+    let size = exact.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    let (error, yardstick) = (worst(got), worst(naive));
+    let allowed = 2.0 * yardstick + size * f64::from(f32::EPSILON);
+    assert!(error <= allowed, "{what}: error {error:.3e}, naive {yardstick:.3e}, size {size:.3e}");
+}
+
+/// A gradient against central differences of `loss`, at a few places spread over `x`.
+#[track_caller]
+pub fn differences(what: &str, x: &[f64], gradient: &[f64], loss: impl Fn(&[f64]) -> f64) {
+    let size = gradient.iter().fold(1e-3f64, |a, b| a.max(b.abs()));
+    for i in (0..x.len()).step_by((x.len() / 37).max(1)) {
+        let step = 1e-5;
+        let at = |delta: f64| {
+            let mut x = x.to_vec();
+            x[i] += delta;
+            loss(&x)
+        };
+        let slope = (at(step) - at(-step)) / (2.0 * step);
+        assert!((slope - gradient[i]).abs() < 1e-6 * size, "{what}[{i}]: {} but {slope}", gradient[i]);
+    }
+}
+
+/// Host copy of a pack's keys.
+#[derive(Clone, Debug)]
+pub struct Pack {
+    pub lengths: Vec<usize>,
+    pub ids: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub segments: Vec<u32>,
+    pub row_sample: Vec<u32>,
+    pub cu_seqlens: Vec<u32>,
+    pub samples: Vec<u32>,
+    pub epoch: u32,
+}
+
+impl Pack {
+    /// Sequences `[CLS] .. [SEP] .. [SEP]` with ids 0 ([CLS]), 1 ([SEP]) and 3..vocab.
+    pub fn new(lengths: &[usize], vocab: u32) -> Self {
+        let mut pack = Self {
+            lengths: lengths.to_vec(),
+            ids: vec![],
+            positions: vec![],
+            segments: vec![],
+            row_sample: vec![],
+            cu_seqlens: vec![0],
+            samples: vec![],
+            epoch: 3,
+        };
+        for (i, &length) in lengths.iter().enumerate() {
+            let sample = 1000 + 7 * i as u32;
+            let boundary = length / 3;
+            for at in 0..length {
+                let draw = philox([sample, 5], [at as u32, 0, 0, 0])[0] % (vocab - 3) + 3;
+                pack.ids.push(match at {
+                    0 => 0,
+                    _ if at == boundary || at + 1 == length => 1,
+                    _ => draw,
+                });
+                pack.positions.push(at as u32);
+                pack.segments.push(u32::from(at > boundary));
+                pack.row_sample.push(sample);
+            }
+            pack.samples.push(sample);
+            pack.cu_seqlens.push(pack.ids.len() as u32);
+        }
+        pack
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// On the device, with garbage behind every list.
+    pub fn device(&self, cpu: &Cpu) -> DeviceBatch<Cpu> {
+        DeviceBatch {
+            tokens: self.tokens(),
+            sequences: self.samples.len(),
+            masked: 0,
+            groups: 0,
+            epoch: self.epoch,
+            ids: indices(cpu, &self.ids),
+            positions: indices(cpu, &self.positions),
+            segments: indices(cpu, &self.segments),
+            row_sample: indices(cpu, &self.row_sample),
+            cu_seqlens: indices(cpu, &self.cu_seqlens),
+            samples: indices(cpu, &self.samples),
+            pair_labels: indices(cpu, &[]),
+            cu_groups: indices(cpu, &[]),
+            masked_rows: indices(cpu, &[]),
+            masked_labels: indices(cpu, &[]),
+        }
+    }
+
+    /// Dropout factors of a [T, H] site, from the definition in `random::Dropout`.
+    pub fn factors<F: Num>(&self, drop: Dropout, hidden: usize) -> Vec<F> {
+        (0..self.tokens() * hidden)
+            .map(|i| {
+                let (row, column) = (i / hidden, (i % hidden) as u32);
+                let counter = [self.row_sample[row], self.positions[row], self.epoch, column / 8];
+                factor(drop, counter, column)
+            })
+            .collect()
+    }
+}
+
+/// One element's factor: 16 bits of its Philox block against the threshold.
+pub fn factor<F: Num>(drop: Dropout, counter: [u32; 4], element: u32) -> F {
+    let word = philox(drop.key(), counter)[(element % 8 / 2) as usize];
+    let bits = if element % 2 == 0 { word & 0xFFFF } else { word >> 16 };
+    F::of(if bits < drop.threshold { 0.0 } else { f64::from(drop.scale) })
+}
+
+/// The packs that every packed operation is tried on.
+pub fn packs(vocab: u32) -> Vec<Pack> {
+    let ragged = vec![1, 2, 63, 64, 65, 200];
+    let many = (0..40).map(|i| 3 + i * 5 % 17).collect();
+    [vec![1], vec![2], vec![65], ragged, many]
+        .iter()
+        .map(|lengths: &Vec<usize>| Pack::new(lengths, vocab))
+        .collect()
+}
