@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::data::source::{Negatives, Truncate};
+use crate::corpus::documents::Field;
+use crate::data::negatives::Negatives;
+use crate::data::source::Truncate;
 use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
 use crate::{Error, Result};
@@ -43,7 +45,7 @@ pub struct Data {
     /// Documents for fine-tuning and re-ranking: TSV of docid, url, title, body.
     pub documents: Option<PathBuf>,
     /// Fields of a document that make its text.
-    pub fields: Vec<String>,
+    pub fields: Vec<Field>,
     pub topics: Option<PathBuf>,
     pub qrels: Option<PathBuf>,
     /// First-stage TREC run whose documents are re-ranked.
@@ -59,7 +61,7 @@ impl Default for Data {
             max_tokens: 512,
             truncate: Truncate::Document,
             documents: None,
-            fields: vec!["title".into(), "body".into()],
+            fields: vec![Field::Title, Field::Body],
             topics: None,
             qrels: None,
             run: None,
@@ -266,6 +268,17 @@ pub struct Experiment {
     pub train_topics: Vec<usize>,
     /// trec_eval names; the first is the curve's.
     pub measures: Vec<String>,
+    /// Which topics of each fold are ranked: `validation` for a search of settings, `test` for results.
+    pub split: Split,
+}
+
+/// A part of every fold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    #[default]
+    Test,
+    Validation,
 }
 
 impl Default for Experiment {
@@ -276,6 +289,7 @@ impl Default for Experiment {
             baseline: None,
             train_topics: Vec::new(),
             measures: vec!["ndcg_cut_5".into(), "recip_rank".into()],
+            split: Split::Test,
         }
     }
 }
@@ -395,14 +409,21 @@ impl Config {
     /// The value of an optional key that this command needs.
     pub fn need<'a, T>(key: &str, value: &'a Option<T>) -> Result<&'a T> {
         value.as_ref().ok_or_else(|| {
-            Error::config(format!("{key} is not set: this command needs it (in the config or --set {key}=...)"))
+            Error::config(format!(
+                "{key} is not set: this command needs it (in the config or --set {key}=...)"
+            ))
         })
     }
 }
 
 impl Objective {
     /// The masking rule for a model with `vocab` tokens; `None` when MLM has no weight.
-    pub fn mask_rule(&self, seed: u32, vocab: usize, special: crate::data::batch::Special) -> Option<MaskRule> {
+    pub fn mask_rule(
+        &self,
+        seed: u32,
+        vocab: usize,
+        special: crate::data::batch::Special,
+    ) -> Option<MaskRule> {
         (self.mlm > 0.0 && self.mask_rate > 0.0).then(|| MaskRule {
             seed,
             threshold: (f64::from(self.mask_rate) * 4_294_967_296.0) as u32,

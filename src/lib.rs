@@ -4,6 +4,9 @@
 //! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, dist, ir}`,
 //! `model -> engine`. `engine` knows no model, `data` no model, `model` no `dist`.
 
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod corpus;
 pub mod data;
 pub mod dist;

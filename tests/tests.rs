@@ -5,5 +5,6 @@ mod data;
 mod engine;
 mod golden;
 mod ir;
+mod model;
 mod reference;
 mod report;

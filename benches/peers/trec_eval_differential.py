@@ -48,7 +48,7 @@ def write(path, lines):
 
 def ours(command, folder, level, judged_only):
     """topic -> measure -> printed text."""
-    call = command + ["--qrels", f"{folder}/qrels", "--run", f"{folder}/run", "-q", "-l", str(level)]
+    call = command + [f"{folder}/qrels", f"{folder}/run", "-q", "-l", str(level)]
     call += ["-J"] if judged_only else []
     for measure in MEASURES:
         call += ["-m", measure]

@@ -123,6 +123,9 @@ impl World {
         root.broadcast_into(&mut len);
         let mut bytes = std::mem::take(text).into_bytes();
         bytes.resize(len as usize, 0);
+        if bytes.is_empty() {
+            return; // an empty Vec has no address that MPI accepts
+        }
         root.broadcast_into(&mut bytes[..]);
         *text = String::from_utf8_lossy(&bytes).into_owned();
     }

@@ -386,8 +386,8 @@ pub trait Backend {
     // ---- losses ------------------------------------------------------------------------------
     /// Softmax-cross-entropy over the vocabulary. logits [M, V] without bias; `bias` [V] is added
     /// here. In place: logits become scale * (softmax - onehot); adds the gradient of the bias to
-    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only
-    /// (`grads` may then be empty).
+    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only:
+    /// logits are left with their bias, and `grads` may be empty.
     fn mlm_loss(
         &self,
         weights: &Self::Buf<Self::Real>,

@@ -152,6 +152,19 @@ impl<B: Backend> Bert<B> {
         if let Some(rule) = &self.options.rule {
             self.backend.mask_tokens(&mut self.batch, rule, &self.continues)?;
         }
+        self.losses(batch, mode)
+    }
+
+    /// The same for a pack whose ids are masked already: `rows` and their original `labels`, [M].
+    pub fn forward_masked(&mut self, batch: &Batch, rows: &[u32], labels: &[u32], mode: Mode) -> Result<()> {
+        self.load(batch)?;
+        self.backend.upload(rows, &mut self.batch.masked_rows, 0)?;
+        self.backend.upload(labels, &mut self.batch.masked_labels, 0)?;
+        self.losses(batch, mode)
+    }
+
+    /// Encodes the loaded pack and computes its losses.
+    fn losses(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.encode(mode)?;
         match self.options.objective {
             Objective::Pretraining { mlm, qdpp } => {
@@ -179,6 +192,17 @@ impl<B: Backend> Bert<B> {
         self.encode(Mode::Measure)?;
         self.score_forward(Mode::Measure)?;
         self.backend.download(&self.acts.heads.scores, 0..batch.sequences())
+    }
+
+    /// MLM logits [M, V] of the pack that was last measured (`Mode::Measure`; training overwrites them).
+    pub fn mlm_logits(&self) -> Result<Vec<f32>> {
+        let len = self.batch.masked * self.layout.shape.vocab;
+        self.backend.download_weights(&self.acts.heads.logits, 0..len)
+    }
+
+    /// QDPP logits [S, 2] of the last pack: "clicked" and "negative".
+    pub fn pair_logits(&self) -> Result<Vec<f32>> {
+        self.backend.download(&self.acts.heads.pair_logits, 0..2 * self.batch.sequences)
     }
 
     fn encode(&mut self, mode: Mode) -> Result<()> {

@@ -50,6 +50,18 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
 }
 
+impl LoadReport {
+    /// Names on the terminal what was not simply copied.
+    pub fn print(&self, path: &Path) {
+        if !self.missing.is_empty() {
+            println!("{}: not in the file, drawn anew: {}", path.display(), self.missing.join(", "));
+        }
+        if !self.unexpected.is_empty() {
+            println!("{}: in the file, not used: {}", path.display(), self.unexpected.join(", "));
+        }
+    }
+}
+
 impl Checkpoint {
     /// Reads a model folder.
     ///
@@ -77,6 +89,25 @@ impl Checkpoint {
             tensors.insert(canonical(&name), (tensor.dims().to_vec(), values.map_err(bad)?));
         }
         Ok(Self { path: path.to_owned(), shape, tensors })
+    }
+
+    /// Refuses a tokenizer with another vocabulary than the model's, and sequences longer than its
+    /// position table.
+    pub fn check_fits(&self, vocab: usize, max_tokens: usize) -> Result<()> {
+        let path = self.path.display();
+        if self.shape.vocab != vocab {
+            return Err(Error::config(format!(
+                "{path}: the model has {} tokens, the data's tokenizer {vocab}: run prepare with --tokenizer {path}",
+                self.shape.vocab
+            )));
+        }
+        if self.shape.positions < max_tokens {
+            return Err(Error::config(format!(
+                "data.max_tokens = {max_tokens}, but {path} has {} positions",
+                self.shape.positions
+            )));
+        }
+        Ok(())
     }
 
     /// Values of one parameter: from the file, from the QDPP head, or `None`.

@@ -10,8 +10,8 @@ use pulp::Arch;
 /// Columns of one task of the bias gradient.
 const COLUMNS: usize = 512;
 
-/// Softmax-cross-entropy of logits [rows, V] + bias against labels, in place; `scale` 0 leaves the
-/// logits alone. Returns the summed loss and the number of rows whose label is the arg max (the
+/// Softmax-cross-entropy of logits [rows, V] + bias against labels, in place; `scale` 0 only
+/// adds the bias. Returns the summed loss and the number of rows whose label is the arg max (the
 /// first one, where several are).
 pub fn mlm(
     arch: Arch,
@@ -64,11 +64,14 @@ fn mlm_row(bias: &[f32], label: usize, scale: f32, row: &mut [f32]) -> (f32, boo
 
 /// One row, left as it is.
 #[inline(always)]
-fn mlm_measure(bias: &[f32], label: usize, row: &[f32]) -> (f32, bool) {
-    let top = max2(row, bias, |x, b| x + b);
-    let total = sum2(row, bias, |x, b| exp(x + b - top));
-    let target = row[label] + bias[label];
-    let before = row[..label].iter().zip(bias).any(|(&x, &b)| x + b == top);
+fn mlm_measure(bias: &[f32], label: usize, row: &mut [f32]) -> (f32, bool) {
+    for (x, b) in row.iter_mut().zip(bias) {
+        *x += b;
+    }
+    let top = max2(row, row, |x, _| x);
+    let total = sum2(row, row, |x, _| exp(x - top));
+    let target = row[label];
+    let before = row[..label].contains(&top);
     (total.ln() - (target - top), target == top && !before)
 }
 

@@ -155,6 +155,16 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn on_host(
+        &self,
+        buf: &mut Buffer<f32>,
+        range: Range<usize>,
+        work: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<()> {
+        work(part_mut("on_host", buf, range.start, range.len())?);
+        Ok(())
+    }
+
     fn upload_weights(&self, src: &[f32], dst: &mut Buffer<f32>, at: usize) -> Result<()> {
         self.upload(src, dst, at)
     }

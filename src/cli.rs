@@ -1,0 +1,193 @@
+//! The command line: raw arguments only. What they mean is decided where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::corpus::documents::Field;
+
+/// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.
+///
+/// Start ranks with `mpirun -n N ctune-dist ...`; alone it runs as a single process.
+#[derive(Debug, Parser)]
+#[command(name = "ctune-dist", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a corpus to try things on.
+    #[command(subcommand)]
+    Sample(Sample),
+    /// Queries, clicks and documents to tokenised shards.
+    Prepare(Prepare),
+    /// MLM on documents alone, from random or given weights.
+    Pretrain(Plan),
+    /// MLM + query-document pair prediction on the shards of a query log.
+    Coarse(Plan),
+    /// BM25 first stage: topics and documents to a TREC run.
+    Retrieve(Retrieve),
+    /// Fine-tune a cross-encoder on topics, qrels and a run, by cross-validation.
+    Fine(Plan),
+    /// Re-score the candidates of a run with a model.
+    Rerank(Rerank),
+    /// Measure a run as trec_eval does; compare it with a baseline.
+    Evaluate(Evaluate),
+    /// Arms x folds x training-set sizes from one config, then the report.
+    Experiment(Plan),
+    /// Write an experiment's report.html anew.
+    Report {
+        /// Experiment directory (results.json).
+        dir: PathBuf,
+    },
+    /// Say what is in a shard directory, checksums verified.
+    Inspect {
+        /// Shard directory.
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Sample {
+    /// This machine's apt package index: 63,000 documents with a query log and a test collection.
+    Debian {
+        /// Folder to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Folder that already holds apt's package lists (default: they are fetched below --out).
+        #[arg(long)]
+        lists: Option<PathBuf>,
+    },
+}
+
+/// A run that a config describes.
+#[derive(Args, Clone, Debug)]
+pub struct Plan {
+    /// TOML config.
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Override one key: --set train.lr=1e-4 (may be given several times).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Run directory, as --set run.out=DIR.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Device, as --set run.device=DEVICE.
+    #[arg(long)]
+    pub device: Option<crate::config::Device>,
+}
+
+#[derive(Args, Debug)]
+pub struct Prepare {
+    /// ORCAS-form TSV: qid, query, docid, url.
+    #[arg(long)]
+    pub clicks: PathBuf,
+    /// MS MARCO-form TSV: docid, url, title, body.
+    #[arg(long)]
+    pub documents: PathBuf,
+    /// Shard directory to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Tokenizer to use: tokenizer.json, vocab.txt or a folder with either (default: train one).
+    #[arg(long)]
+    pub tokenizer: Option<PathBuf>,
+    /// Size of a trained vocabulary.
+    #[arg(long, default_value_t = 30522)]
+    pub vocab: usize,
+    /// Longest document kept, in tokens.
+    #[arg(long, default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Fields that make a document's text.
+    #[arg(long, value_delimiter = ',', default_value = "title,body")]
+    pub fields: Vec<Field>,
+    /// Keep only documents that were clicked.
+    #[arg(long)]
+    pub clicked_only: bool,
+    /// Topics file whose queries are left out of the log (may be given several times).
+    #[arg(long)]
+    pub exclude_topics: Vec<PathBuf>,
+    /// Qrels file whose relevant documents are left out of the log (may be given several times).
+    #[arg(long)]
+    pub exclude_qrels: Vec<PathBuf>,
+    /// End at the first damaged line.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Retrieve {
+    /// MS MARCO-form TSV: docid, url, title, body.
+    #[arg(long)]
+    pub documents: PathBuf,
+    /// File with one document id a line: index only these.
+    #[arg(long)]
+    pub only: Option<PathBuf>,
+    /// Topics: TSV, TREC SGML or XML.
+    #[arg(long)]
+    pub topics: PathBuf,
+    /// Run to write.
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Documents a topic.
+    #[arg(long, default_value_t = 1000)]
+    pub depth: usize,
+    #[arg(long, default_value_t = 0.9)]
+    pub k1: f32,
+    #[arg(long, default_value_t = 0.4)]
+    pub b: f32,
+    /// Fields to index.
+    #[arg(long, value_delimiter = ',', default_value = "title,body")]
+    pub fields: Vec<String>,
+    /// Do not stem words.
+    #[arg(long)]
+    pub no_stem: bool,
+    /// Keep stop words.
+    #[arg(long)]
+    pub keep_stop_words: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Rerank {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// Model folder, as --set model.path=DIR.
+    #[arg(long)]
+    pub model: Option<PathBuf>,
+    /// Run to write.
+    #[arg(long)]
+    pub run_out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Evaluate {
+    /// Judgements.
+    pub qrels: PathBuf,
+    /// Run to measure.
+    pub run: PathBuf,
+    /// Measure in trec_eval's names, as ndcg_cut.5, P.10, map (may be given several times).
+    #[arg(short = 'm', long = "measure")]
+    pub measures: Vec<String>,
+    /// Also print every topic.
+    #[arg(short = 'q')]
+    pub per_topic: bool,
+    /// Average over all topics of the qrels.
+    #[arg(short = 'c')]
+    pub complete: bool,
+    /// Lowest label that is relevant.
+    #[arg(short = 'l', default_value_t = 1)]
+    pub level: i32,
+    /// Drop documents without a judgement.
+    #[arg(short = 'J')]
+    pub judged_only: bool,
+    /// Documents a topic that are looked at.
+    #[arg(short = 'M')]
+    pub depth: Option<usize>,
+    /// Compare scores as f64 (trec_eval 10) and not as f32 (9.0.8).
+    #[arg(long)]
+    pub f64_scores: bool,
+    /// Run to compare with, topic by topic.
+    #[arg(long)]
+    pub baseline: Option<PathBuf>,
+}

@@ -1,0 +1,115 @@
+//! From raw arguments to the call that does the work: one arm a command.
+
+use std::path::PathBuf;
+
+use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
+use crate::config::Config;
+use crate::corpus::{debian, inspect, prepare};
+use crate::dist::World;
+use crate::ir::{bm25, evaluate};
+use crate::report::write_experiment_report;
+use crate::train::pretraining::{self, Stage};
+use crate::train::{experiment, fine, rerank};
+use crate::{Error, Result};
+
+/// Runs a command to its end. Errors of distributed commands end all ranks from within.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Sample(Sample::Debian { out, lists }) => debian::run(&debian::SampleOptions { out, lists }),
+        Command::Prepare(args) => prepare::run(&prepare_options(args)),
+        Command::Pretrain(plan) => {
+            distributed("pretrain", plan, |c, w| pretraining::run(c, Stage::Pretrain, w))
+        }
+        Command::Coarse(plan) => distributed("coarse", plan, |c, w| pretraining::run(c, Stage::Coarse, w)),
+        Command::Fine(plan) => distributed("fine", plan, fine::run),
+        Command::Experiment(plan) => distributed("experiment", plan, experiment::run),
+        Command::Rerank(args) => rerank_command(args),
+        Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
+        Command::Evaluate(args) => evaluate::run(&evaluate_options(args)),
+        Command::Report { dir } => {
+            println!("{}", write_experiment_report(&dir)?.display());
+            Ok(())
+        }
+        Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
+    }
+}
+
+/// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
+fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
+    let config = config(stage, plan, &[])?;
+    let world = World::start()?;
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(world.threads())
+        .build_global()
+        .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
+    work(&config, &world).or_else(|e| world.fail(&e))
+}
+
+fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
+    let mut overrides = plan.set;
+    overrides.extend(more.iter().cloned());
+    let mut config = Config::load(plan.config.as_deref(), stage, &overrides)?;
+    if let Some(out) = plan.out {
+        config.run.out = out;
+    }
+    if let Some(device) = plan.device {
+        config.run.device = device;
+    }
+    Ok(config)
+}
+
+fn rerank_command(args: Rerank) -> Result<()> {
+    let (model, out): (Option<PathBuf>, PathBuf) = (args.model, args.run_out);
+    distributed("fine", args.plan, |config, world| {
+        let mut config = config.clone();
+        config.model.path = model.or(config.model.path);
+        rerank::run(&config, &out, world)
+    })
+}
+
+fn prepare_options(args: Prepare) -> prepare::PrepareOptions {
+    prepare::PrepareOptions {
+        clicks: args.clicks,
+        documents: args.documents,
+        out: args.out,
+        tokenizer: args.tokenizer,
+        vocab: args.vocab,
+        max_tokens: args.max_tokens,
+        fields: args.fields,
+        all_documents: !args.clicked_only,
+        exclude_topics: args.exclude_topics,
+        exclude_qrels: args.exclude_qrels,
+        strict: args.strict,
+    }
+}
+
+fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
+    bm25::RetrieveOptions {
+        documents: args.documents,
+        only: args.only,
+        topics: args.topics,
+        out: args.out,
+        depth: args.depth,
+        k1: args.k1,
+        b: args.b,
+        fields: args.fields,
+        stem: !args.no_stem,
+        stop_words: !args.keep_stop_words,
+    }
+}
+
+fn evaluate_options(args: Evaluate) -> evaluate::EvaluateOptions {
+    evaluate::EvaluateOptions {
+        qrels: args.qrels,
+        run: args.run,
+        measures: args.measures,
+        per_topic: args.per_topic,
+        complete: args.complete,
+        level: args.level,
+        judged_only: args.judged_only,
+        depth: args.depth,
+        f64_scores: args.f64_scores,
+        baseline: args.baseline,
+        ..evaluate::EvaluateOptions::default()
+    }
+}

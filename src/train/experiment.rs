@@ -1,0 +1,249 @@
+//! A study from one plan: arms x numbers of training topics x folds. Every task is one small
+//! fine-tuning on one rank, so ranks work side by side; finished tasks are kept and not repeated, so
+//! a study that was cut off goes on where it stopped. Ends with the table and the report.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::fine::{Start, Study, make_folder};
+use super::metrics::duration;
+use super::run_dir;
+use crate::config::{Arm, Config, Split};
+use crate::dist::World;
+use crate::ir::folds::Fold;
+use crate::ir::measures::{self, Measure, evaluate};
+use crate::ir::run::Run;
+use crate::report::results::{Cell, Results, Training};
+use crate::report::{table_text, write_experiment_report};
+use crate::{Error, Result};
+
+/// One fine-tuning.
+struct Task<'a> {
+    arm: &'a Arm,
+    /// Training topics; `None` is all of the fold.
+    topics: Option<usize>,
+    fold: usize,
+}
+
+impl Task<'_> {
+    fn dir(&self, out: &Path) -> PathBuf {
+        let size = self.topics.map_or("all".into(), |n| n.to_string());
+        out.join("tasks").join(slug(&self.arm.name)).join(size).join(format!("fold-{}", self.fold + 1))
+    }
+}
+
+/// Runs the study of `config` on every rank of `world`.
+pub fn run(config: &Config, world: &World) -> Result<()> {
+    let arms = &config.experiment.arms;
+    let Some(first) = arms.first() else {
+        return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
+    };
+    check_arms(config)?;
+    let dir = run_dir::create(config, "experiment", &[("arms", json!(arms.len()))], world)?;
+    let study = Study::read(config, &first.model, &dir, world)?;
+    let tasks = tasks(config, study.folds.len());
+    run_dir::announce(world);
+    let start = std::time::Instant::now();
+    for (i, task) in tasks.iter().enumerate() {
+        if i % world.size() == world.rank() {
+            run_task(&study, task, &dir)?;
+        }
+        if world.leads() && (i + 1) % 10 == 0 {
+            println!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
+        }
+    }
+    world.barrier();
+    world.agree(world.leads().then(|| conclude(&study, &tasks, &dir)))?;
+    Ok(())
+}
+
+/// All arms must share one vocabulary, since documents are tokenised once.
+fn check_arms(config: &Config) -> Result<()> {
+    let arms = &config.experiment.arms;
+    let tokenizer = |arm: &Arm| {
+        let path = arm.model.join("tokenizer.json");
+        fs::read(&path).map_err(|e| Error::io("read", &path, e))
+    };
+    let first = tokenizer(&arms[0])?;
+    for arm in arms {
+        if tokenizer(arm)? != first {
+            return Err(Error::config(format!(
+                "experiment.arms: {:?} and {:?} have different tokenizers: compare models of one vocabulary",
+                arms[0].name, arm.name
+            )));
+        }
+        if arms.iter().filter(|other| slug(&other.name) == slug(&arm.name)).count() > 1 {
+            return Err(Error::config(format!("experiment.arms: two arms are named {:?}", arm.name)));
+        }
+    }
+    match &config.experiment.baseline {
+        Some(name) if arms.iter().all(|arm| arm.name != *name) => {
+            Err(Error::config(format!("experiment.baseline = {name:?} is none of the arms")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Largest first, so that ranks end together.
+fn tasks(config: &Config, folds: usize) -> Vec<Task<'_>> {
+    let mut sizes: Vec<Option<usize>> = config.experiment.train_topics.iter().copied().map(Some).collect();
+    sizes.push(None);
+    sizes.sort_by_key(|size| std::cmp::Reverse(size.unwrap_or(usize::MAX)));
+    sizes.dedup();
+    let mut tasks = Vec::new();
+    for &topics in &sizes {
+        for arm in &config.experiment.arms {
+            tasks.extend((0..folds).map(|fold| Task { arm, topics, fold }));
+        }
+    }
+    tasks
+}
+
+/// Topics that a task ranks.
+fn ranked(config: &Config, fold: &Fold) -> Vec<String> {
+    match config.experiment.split {
+        Split::Test => fold.test.clone(),
+        Split::Validation => fold.validation.clone(),
+    }
+}
+
+fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
+    let dir = task.dir(out);
+    let (run_path, about_path) = (dir.join("run.txt"), dir.join("task.json"));
+    let about = format!("{:#}\n", describe(study, task)?);
+    if run_path.exists() && fs::read_to_string(&about_path).is_ok_and(|text| text == about) {
+        return Ok(());
+    }
+    make_folder(&dir)?;
+    let fold = &study.folds[task.fold];
+    let alone = World::solo();
+    let backend = run_dir::engine(study.config)?;
+    let start = Start { model: &task.arm.model, head: task.arm.start };
+    let ranked = ranked(study.config, fold);
+    let (_, run) = study.run_fold(backend, start, fold, task.topics, &ranked, &dir, &alone)?;
+    run.write(&run_path, &slug(&task.arm.name))?;
+    run_dir::write_whole(&about_path, about.as_bytes())
+}
+
+/// Everything that a task's result depends on: a kept result counts only if all of it is the same.
+fn describe(study: &Study, task: &Task) -> Result<Value> {
+    let weights = task.arm.model.join("model.safetensors");
+    let bytes = fs::read(&weights).map_err(|e| Error::io("read", &weights, e))?;
+    let config = study.config;
+    let fold = &study.folds[task.fold];
+    Ok(json!({
+        "arm": task.arm,
+        "weights_crc32": crc32fast::hash(&bytes),
+        "topics": task.topics,
+        "fold": [fold.train, fold.validation, fold.test],
+        "split": config.experiment.split,
+        "seed": config.seed,
+        "data": config.data,
+        "train": config.train,
+        "fine": config.fine,
+    }))
+}
+
+/// Joins the folds of every arm and size, measures, writes `results.json`, table and report.
+fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
+    let config = study.config;
+    let list =
+        config.experiment.measures.iter().map(|name| name.parse()).collect::<Result<Vec<Measure>>>()?;
+    let mut runs: BTreeMap<(usize, Option<usize>), Run> = BTreeMap::new();
+    for task in tasks {
+        let arm = config.experiment.arms.iter().position(|arm| arm.name == task.arm.name).unwrap_or(0);
+        let run = Run::read(&task.dir(dir).join("run.txt"))?;
+        runs.entry((arm, task.topics)).or_default().merge(run)?;
+    }
+    let mut cells = vec![first_stage(study, &list)?];
+    for ((arm, topics), run) in &runs {
+        let name = &config.experiment.arms[*arm].name;
+        run.write(&dir.join(format!("{}-{}.run", slug(name), size_name(*topics))), &slug(name))?;
+        cells.push(cell(study, name, *topics, run, &list)?);
+    }
+    let results = Results {
+        title: config.experiment.title.clone(),
+        measures: config.experiment.measures.clone(),
+        baseline: config.experiment.baseline.clone().unwrap_or(config.experiment.arms[0].name.clone()),
+        cells,
+        training: training(&config.experiment.arms)?,
+        facts: facts(study)?,
+    };
+    let text = serde_json::to_string_pretty(&results)
+        .map_err(|e| Error::data(format!("results.json cannot be written: {e}")))?;
+    run_dir::write_whole(&dir.join("results.json"), text.as_bytes())?;
+    println!("\n{}", table_text(&results)?);
+    println!("report: {}", write_experiment_report(dir)?.display());
+    Ok(())
+}
+
+fn size_name(topics: Option<usize>) -> String {
+    topics.map_or("all".into(), |n| n.to_string())
+}
+
+/// The candidates in the first stage's own order.
+fn first_stage(study: &Study, list: &[Measure]) -> Result<Cell> {
+    let path = Config::need("data.run", &study.config.data.run)?;
+    let all = Run::read(path)?;
+    let mut run = Run::default();
+    for topic in study.folds.iter().flat_map(|fold| ranked(study.config, fold)) {
+        if let Some(hits) = all.get(&topic) {
+            run.insert(topic, hits.iter().take(study.config.fine.depth).cloned().collect())?;
+        }
+    }
+    let mut cell = cell(study, "first stage", None, &run, list)?;
+    cell.all_topics = true;
+    cell.train_topics = None;
+    Ok(cell)
+}
+
+fn cell(study: &Study, arm: &str, topics: Option<usize>, run: &Run, list: &[Measure]) -> Result<Cell> {
+    let result = evaluate(&study.qrels, run, list, &measures::Options::default())?;
+    let names = &study.config.experiment.measures;
+    let column = |m: usize| result.topics.iter().map(|(topic, values)| (topic.clone(), values[m])).collect();
+    let largest = study.folds.iter().map(|fold| fold.train.len()).max();
+    Ok(Cell {
+        arm: arm.to_owned(),
+        train_topics: topics.or(largest),
+        all_topics: topics.is_none(),
+        means: names.iter().cloned().zip(result.means.iter().copied()).collect(),
+        per_topic: names.iter().cloned().enumerate().map(|(m, name)| (name, column(m))).collect(),
+    })
+}
+
+fn training(arms: &[Arm]) -> Result<Vec<Training>> {
+    let named = arms.iter().filter_map(|arm| Some((arm, arm.metrics.as_ref()?)));
+    named
+        .map(|(arm, path)| {
+            let metrics = fs::canonicalize(path).map_err(|e| Error::io("read", path, e))?;
+            Ok(Training { name: arm.name.clone(), metrics })
+        })
+        .collect()
+}
+
+fn facts(study: &Study) -> Result<Vec<(String, String)>> {
+    let config = study.config;
+    let topics: usize = study.folds.iter().map(|fold| ranked(config, fold).len()).sum();
+    let first = Run::read(Config::need("data.run", &config.data.run)?)?;
+    let folds = config.data.folds.as_ref().map_or("drawn, folds.json".into(), |p| p.display().to_string());
+    Ok(vec![
+        ("topics".into(), topics.to_string()),
+        ("folds".into(), format!("{} ({folds})", study.folds.len())),
+        ("ranked".into(), format!("{:?} topics of each fold", config.experiment.split).to_lowercase()),
+        ("first stage".into(), first.tag().unwrap_or("unknown").to_owned()),
+        (
+            "program".into(),
+            format!("ctune-dist {} ({})", env!("CARGO_PKG_VERSION"), env!("CTUNE_CODE_VERSION")),
+        ),
+        ("plan".into(), config.to_toml()?),
+    ])
+}
+
+/// A name for files: letters and digits, the rest dashes.
+fn slug(name: &str) -> String {
+    let dash = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    name.chars().map(dash).collect::<String>().trim_matches('-').to_owned()
+}

@@ -1,0 +1,309 @@
+//! Fine-tuning: a cross-encoder on the training topics of one fold, its best weights by the
+//! validation fold, its run on the test fold; and the `fine` command, which does so for all folds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::coarse::{Flow, Trainer, Update, Watcher};
+use super::collection::{Collection, usable_topics};
+use super::groups::{GroupOptions, GroupSource};
+use super::metrics::Meter;
+use super::rerank::rerank;
+use super::run_dir;
+use super::schedule::steps;
+use crate::config::Config;
+use crate::corpus::tokenise::Tokenizer;
+use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
+use crate::dist::World;
+use crate::engine::Backend;
+use crate::engine::random::{philox, purpose};
+use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
+use crate::ir::measures::{self, Measure, evaluate};
+use crate::ir::qrels::Qrels;
+use crate::ir::run::Run;
+use crate::model::activations::Capacity;
+use crate::model::bert::Options;
+use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
+use crate::model::{Bert, HeadSet, Objective};
+use crate::{Error, Result};
+
+/// What all folds and arms of one study share.
+pub struct Study<'a> {
+    pub config: &'a Config,
+    pub collection: Arc<Collection>,
+    pub qrels: Qrels,
+    pub folds: Vec<Fold>,
+}
+
+/// A model and how its ranking head starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    pub model: &'a Path,
+    pub head: HeadStart,
+}
+
+impl<'a> Study<'a> {
+    /// Reads the collection and the folds. Folds are those of `data.folds`, or drawn over the usable
+    /// topics and written to `dir/folds.json`; topics that cannot be used are named.
+    pub fn read(config: &'a Config, model: &Path, dir: &Path, world: &World) -> Result<Self> {
+        let tokenizer = Tokenizer::load(model)?;
+        let collection = Collection::read(config, &tokenizer, config.fine.depth)?;
+        let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
+        let qrels = Qrels::read(qrels_path)?;
+        let (usable, rest) = usable_topics(&collection, &qrels);
+        if usable.len() < 2 {
+            return Err(Error::data(format!(
+                "{}: {} topic(s) have both relevant and other candidates among the first {}: raise fine.depth \
+                 or check that run and qrels belong together",
+                qrels_path.display(),
+                usable.len(),
+                config.fine.depth
+            )));
+        }
+        if world.leads() {
+            let (cut, all) = collection.truncated();
+            println!("{} usable topics, {all} candidates, {cut} of them cut to fit", usable.len());
+            if !rest.is_empty() {
+                println!("left out, no relevant or no other candidate: {}", rest.join(" "));
+            }
+        }
+        let folds = match &config.data.folds {
+            Some(path) => folds_from_file(path, &usable)?,
+            None => drawn_folds(config, &usable, dir, world)?,
+        };
+        Ok(Self { config, collection: Arc::new(collection), qrels, folds })
+    }
+
+    /// Fine-tunes `start` on the first `topics` training topics of `fold` (`None`: all) and ranks the
+    /// topics of `ranked`. Without training topics the model ranks as it is.
+    pub fn run_fold<B: Backend>(
+        &self,
+        backend: B,
+        start: Start,
+        fold: &Fold,
+        topics: Option<usize>,
+        ranked: &[String],
+        dir: &Path,
+        world: &World,
+    ) -> Result<(Bert<B>, Run)> {
+        let config = self.config;
+        let train = self.training_topics(fold, topics);
+        let mut model = self.load(backend, start, !train.is_empty())?;
+        if !train.is_empty() {
+            model = self.train(model, &train, &fold.validation, dir, world)?;
+        }
+        let run = rerank(&mut model, &self.collection, ranked, world)?;
+        if run.topics().len() == 0 {
+            return Err(Error::data(format!(
+                "a fold tests {} topics and none has candidates in {:?}",
+                ranked.len(),
+                config.data.run
+            )));
+        }
+        Ok((model, run))
+    }
+
+    /// The first n in an order that depends on the seed and the topic alone, so that a smaller set
+    /// lies within a larger one.
+    fn training_topics(&self, fold: &Fold, n: Option<usize>) -> Vec<String> {
+        let key = |topic: &String| {
+            let hash = crc32fast::hash(topic.as_bytes());
+            philox([self.config.seed, purpose::FOLDS], [hash, 0, 0, 1])
+        };
+        let mut topics = fold.train.clone();
+        topics.sort_by_key(key);
+        topics.truncate(n.unwrap_or(usize::MAX));
+        topics
+    }
+
+    fn load<B: Backend>(&self, backend: B, start: Start, train: bool) -> Result<Bert<B>> {
+        let config = self.config;
+        let checkpoint = Checkpoint::read(start.model)?;
+        checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
+        let options = Options {
+            objective: Objective::Ranking,
+            heads: HeadSet::RANKING,
+            capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
+            train,
+            dropout: config.train.dropout,
+            seed: config.seed,
+            rule: None,
+            continues: Vec::new(),
+        };
+        let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+        checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
+        Ok(model)
+    }
+
+    fn train<B: Backend>(
+        &self,
+        model: Bert<B>,
+        train: &[String],
+        validation: &[String],
+        dir: &Path,
+        world: &World,
+    ) -> Result<Bert<B>> {
+        let config = self.config;
+        let options = GroupOptions {
+            seed: config.seed,
+            negatives: config.fine.negatives,
+            positives_per_topic: config.fine.positives_per_topic,
+        };
+        let source = Arc::new(GroupSource::new(self.collection.clone(), &self.qrels, train, options)?);
+        let options = LoaderOptions {
+            seed: config.seed,
+            pack_tokens: config.train.pack_tokens,
+            packs_per_step: config.train.packs_per_step,
+            rank: world.rank(),
+            world: world.size(),
+            rule: None,
+            continues: Arc::new(Vec::new()),
+            start: Cursor::default(),
+        };
+        let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
+        let mut loader = Loader::new(source, options)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
+        let mut validator = Validator {
+            study: self,
+            topics: validation,
+            measure: config.fine.measure.parse()?,
+            meter: Meter::new(metrics.as_deref(), 0, steps)?,
+            world,
+            best: None,
+            worse: 0,
+        };
+        trainer.train(&mut loader, &mut validator)?;
+        let mut model = trainer.model;
+        if let Some((_, weights)) = &validator.best {
+            model.backend.upload_weights(weights, &mut model.weights, 0)?;
+        }
+        Ok(model)
+    }
+}
+
+/// Measures the validation fold every so many updates and keeps the best weights.
+struct Validator<'a> {
+    study: &'a Study<'a>,
+    topics: &'a [String],
+    measure: Measure,
+    meter: Meter,
+    world: &'a World,
+    /// Value and weights.
+    best: Option<(f64, Vec<f32>)>,
+    /// Validations since the best.
+    worse: usize,
+}
+
+impl<B: Backend> Watcher<B> for Validator<'_> {
+    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
+        self.meter.record(update)?;
+        let fine = &self.study.config.fine;
+        if fine.validate_every == 0 || update.step % fine.validate_every != 0 {
+            return Ok(Flow::Continue);
+        }
+        let run = rerank(model, &self.study.collection, self.topics, self.world)?;
+        let value = mean(&self.study.qrels, &run, self.measure)?;
+        if self.best.as_ref().is_none_or(|(best, _)| value > *best) {
+            let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+            self.best = Some((value, weights));
+            self.worse = 0;
+            return Ok(Flow::Continue);
+        }
+        self.worse += 1;
+        Ok(if fine.patience > 0 && self.worse >= fine.patience { Flow::Stop } else { Flow::Continue })
+    }
+}
+
+fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
+    Ok(evaluate(qrels, run, &[measure], &measures::Options::default())?.means[0])
+}
+
+fn folds_from_file(path: &Path, usable: &[String]) -> Result<Vec<Fold>> {
+    let mut folds = read_folds(path)?;
+    let known = |topic: &String| usable.contains(topic);
+    for (i, fold) in folds.iter_mut().enumerate() {
+        for list in [&mut fold.train, &mut fold.validation, &mut fold.test] {
+            list.retain(known);
+        }
+        if fold.train.is_empty() || fold.test.is_empty() {
+            return Err(Error::data(format!(
+                "{}: fold {} has no usable training or test topic: the file belongs to other topics",
+                path.display(),
+                i + 1
+            )));
+        }
+    }
+    Ok(folds)
+}
+
+fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
+    let k = config.fine.folds;
+    if k < 3 || k > usable.len() {
+        return Err(Error::config(format!(
+            "fine.folds = {k}: must be at least 3 (training, validation, test) and at most the {} usable topics",
+            usable.len()
+        )));
+    }
+    let folds = make_folds(usable, k, config.seed);
+    world.agree(world.leads().then(|| write_folds(&dir.join("folds.json"), &folds)))?;
+    Ok(folds)
+}
+
+/// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
+/// ranks; test runs joined into `run.txt`, the measures of all topics in `results.txt`.
+pub fn run(config: &Config, world: &World) -> Result<()> {
+    let path = Config::need("model.path", &config.model.path)?;
+    let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
+    run_dir::announce(world);
+    let dir = run_dir::create(config, "fine", &facts, world)?;
+    let study = Study::read(config, path, &dir, world)?;
+    let start = Start { model: path, head: config.fine.start };
+    let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
+    let mut joined = Run::default();
+    for (i, fold) in study.folds.iter().enumerate() {
+        let folder = dir.join(format!("fold-{}", i + 1));
+        make_folder(&folder)?;
+        let backend = run_dir::engine(config)?;
+        let (model, run) = study.run_fold(backend, start, fold, n, &fold.test, &folder, world)?;
+        let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
+        world.agree(saved)?;
+        if world.leads() {
+            let measure: Measure = config.fine.measure.parse()?;
+            println!(
+                "fold {}: {} {:.4} on its test topics",
+                i + 1,
+                measure,
+                mean(&study.qrels, &run, measure)?
+            );
+        }
+        joined.merge(run)?;
+    }
+    world.agree(world.leads().then(|| finish(config, &study, &joined, &dir)))?;
+    Ok(())
+}
+
+fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<()> {
+    let path: PathBuf = dir.join("run.txt");
+    joined.write(&path, "ctune-dist")?;
+    let mut names = config.experiment.measures.clone();
+    if !names.contains(&config.fine.measure) {
+        names.push(config.fine.measure.clone());
+    }
+    let list = names.iter().map(|name| name.parse()).collect::<Result<Vec<Measure>>>()?;
+    let result = evaluate(&study.qrels, joined, &list, &measures::Options::default())?;
+    let mut text = String::new();
+    for (measure, value) in list.iter().zip(&result.means) {
+        text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
+    }
+    print!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
+    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())
+}
+
+/// Makes a folder with its parents.
+pub fn make_folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))
+}

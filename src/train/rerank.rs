@@ -1,0 +1,142 @@
+//! Re-ranking: a model scores the candidates of topics; the order of the scores is the run. Scores
+//! are logits.
+
+use std::path::Path;
+
+use super::collection::{Candidates, Collection};
+use super::run_dir;
+use crate::config::Config;
+use crate::corpus::tokenise::Tokenizer;
+use crate::data::batch::Batch;
+use crate::dist::World;
+use crate::engine::Backend;
+use crate::ir::run::{Hit, Run};
+use crate::model::activations::Capacity;
+use crate::model::bert::Options;
+use crate::model::checkpoint::{Checkpoint, Fill};
+use crate::model::{Bert, HeadSet, Objective};
+use crate::{Error, Result};
+
+/// One candidate to score.
+struct Pair<'a> {
+    query: &'a [u32],
+    document: &'a [u32],
+    /// Place in the list of all candidates.
+    at: usize,
+}
+
+impl Pair<'_> {
+    fn len(&self) -> usize {
+        3 + self.query.len() + self.document.len()
+    }
+}
+
+/// Scores every candidate of `topics`; ranks share the work. Pairs of like length share a pack.
+/// Topics without candidates are left out.
+pub fn rerank<B: Backend>(
+    model: &mut Bert<B>,
+    collection: &Collection,
+    topics: &[String],
+    world: &World,
+) -> Result<Run> {
+    let known: Vec<(&String, &Candidates)> =
+        topics.iter().filter_map(|id| collection.topics.get_key_value(id)).collect();
+    let mut pairs: Vec<Pair> = Vec::new();
+    for (_, topic) in &known {
+        for id in &topic.documents {
+            let document = collection.document(id, &topic.query);
+            pairs.push(Pair { query: &topic.query, document, at: pairs.len() });
+        }
+    }
+    pairs.sort_by_key(|pair| (pair.len(), pair.at));
+    let mut scores = vec![0.0f64; pairs.len()];
+    for (i, pack) in packs(&pairs, model.options.capacity).into_iter().enumerate() {
+        if i % world.size() == world.rank() {
+            score_pack(model, collection, pack, &mut scores)?;
+        }
+    }
+    // every score is set by one rank and 0 on the others
+    world.sum_f64(&mut scores);
+    let mut run = Run::default();
+    let mut next = scores.into_iter();
+    for (id, topic) in known {
+        let documents = topic.documents.iter();
+        let hits = documents.zip(&mut next).map(|(doc, score)| Hit { doc: doc.clone(), score }).collect();
+        run.insert(id.clone(), hits)?;
+    }
+    Ok(run)
+}
+
+/// Cuts the list into packs that fit.
+fn packs<'a, 'p>(mut pairs: &'p [Pair<'a>], capacity: Capacity) -> Vec<&'p [Pair<'a>]> {
+    let mut packs = Vec::new();
+    while !pairs.is_empty() {
+        let mut tokens = 0;
+        let fits = pairs.iter().take(capacity.sequences).take_while(|pair| {
+            tokens += pair.len();
+            tokens <= capacity.tokens
+        });
+        let (pack, rest) = pairs.split_at(fits.count().max(1));
+        packs.push(pack);
+        pairs = rest;
+    }
+    packs
+}
+
+fn score_pack<B: Backend>(
+    model: &mut Bert<B>,
+    collection: &Collection,
+    pack: &[Pair],
+    scores: &mut [f64],
+) -> Result<()> {
+    let mut batch = Batch::default();
+    for pair in pack {
+        batch.push(collection.special, pair.at as u32, pair.query, Some(pair.document));
+    }
+    for (pair, score) in pack.iter().zip(model.scores(&batch)?) {
+        scores[pair.at] = f64::from(score);
+    }
+    Ok(())
+}
+
+/// Options of a model that only scores.
+pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
+    Options {
+        objective: Objective::Ranking,
+        heads: HeadSet::RANKING,
+        capacity: Capacity::of_pack(pack_tokens, 0.0, false),
+        train: false,
+        dropout: 0.0,
+        seed,
+        rule: None,
+        continues: Vec::new(),
+    }
+}
+
+/// The `rerank` command: `model` re-scores `data.run`, written to `out`.
+pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
+    let backend = run_dir::engine(config)?;
+    let path = Config::need("model.path", &config.model.path)?;
+    let tokenizer = Tokenizer::load(path)?;
+    let collection = Collection::read(config, &tokenizer, config.fine.depth)?;
+    let checkpoint = Checkpoint::read(path)?;
+    checkpoint.check_fits(tokenizer.vocab(), config.data.max_tokens)?;
+    let options = scoring_options(config.train.pack_tokens, config.seed);
+    let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+    let report = checkpoint.fill(&mut model, Fill::AsSaved, config.seed)?;
+    if report.missing.iter().any(|name| name.starts_with("classifier")) {
+        return Err(Error::config(format!(
+            "{}: has neither a ranking nor a QDPP head: fine-tune or coarse-tune it first",
+            path.display()
+        )));
+    }
+    let topics: Vec<String> = collection.topics.keys().cloned().collect();
+    let run = rerank(&mut model, &collection, &topics, world)?;
+    if world.leads() {
+        let (cut, all) = collection.truncated();
+        println!("{} topics, {all} pairs scored (logits), {cut} documents cut to fit", topics.len());
+        report.print(path);
+    }
+    world.agree(world.leads().then(|| run.write(out, "ctune-dist")))?;
+    Ok(())
+}
