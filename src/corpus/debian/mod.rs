@@ -127,20 +127,6 @@ fn write(out: &Path, index: &index::Index) -> Result<SampleSource> {
         .flat_map(|(tag, names)| names.iter().map(move |name| format!("{tag} 0 {name} 1\n")))
         .collect();
     let words: usize = described.iter().map(|package| package.body.split(' ').count()).sum();
-    let columns = [
-        ("clicks.tsv", "query id, query (synopsis), document id, url; the form of ORCAS"),
-        (
-            "documents.tsv",
-            "document id (package name), url (homepage), title (package name), body (long description \
-          without the synopsis); the form of MS MARCO documents version 1",
-        ),
-        ("topics.tsv", "topic id (debtag), text"),
-        ("qrels.txt", "topic id, 0, document id, 1 (the package has the tag)"),
-        (
-            "candidates.txt",
-            "document ids of packages with any debtag: whoever tagged them could have given the tag",
-        ),
-    ];
     let source = SampleSource {
         documents: described.len(),
         queries,
@@ -152,7 +138,7 @@ fn write(out: &Path, index: &index::Index) -> Result<SampleSource> {
         body_words: words as f64 / described.len() as f64,
         releases: index.releases.clone(),
         lists: index.files.clone(),
-        columns: columns.map(|(name, text)| (name.to_owned(), text.to_owned())).into(),
+        columns: columns(),
     };
     let source_text = serde_json::to_string_pretty(&source)
         .map_err(|cause| Error::data(format!("{DONE} cannot be made: {cause}")))?;
@@ -166,6 +152,26 @@ fn write(out: &Path, index: &index::Index) -> Result<SampleSource> {
     put(out, "candidates.txt", &candidates)?;
     put(out, DONE, &(source_text + "\n"))?;
     Ok(source)
+}
+
+/// What the columns of each file are.
+fn columns() -> BTreeMap<String, String> {
+    [
+        ("clicks.tsv", "query id, query (synopsis), document id, url; the form of ORCAS"),
+        (
+            "documents.tsv",
+            "document id (package name), url (homepage), title (package name), body (long description \
+          without the synopsis); the form of MS MARCO documents version 1",
+        ),
+        ("topics.tsv", "topic id (debtag), text"),
+        ("qrels.txt", "topic id, 0, document id, 1 (the package has the tag)"),
+        (
+            "candidates.txt",
+            "document ids of packages with any debtag: whoever tagged them could have given the tag",
+        ),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.to_owned()))
+    .into()
 }
 
 /// The log: each synopsis finds its package. Packages that share a synopsis share the query, so that
