@@ -2,7 +2,7 @@
 //! so each value is read and written once.
 
 use super::buffer::Pool;
-use super::tasks::{In, Out, each};
+use super::tasks::{In, Out, each, vectorised};
 use crate::engine::{AdamW, ParamGroup};
 use pulp::Arch;
 
@@ -17,8 +17,12 @@ pub fn sum_squares(arch: Arch, pool: &Pool, values: &[f32]) -> f64 {
     let chunks = values.chunks(CHUNK).count();
     let starts = super::tasks::Partials::new(halves.as_flattened_mut(), values.len(), CHUNK, 2);
     debug_assert_eq!(chunks, values.len().div_ceil(CHUNK));
-    each((In(values, 1), starts), CHUNK, &|_, (values, out)| {
-        let total = arch.dispatch(|| squares(values.0));
+    each((In(values, 1), starts), CHUNK, &|_, (values, mut out)| {
+        let total = vectorised(
+            arch,
+            #[inline(always)]
+            || squares(values.0),
+        );
         let out = out.row();
         out[0] = total as f32;
         out[1] = (total - f64::from(out[0])) as f32;
@@ -100,7 +104,13 @@ pub fn update_group(
     }
     let c = Constants::new(update, group, norm_sq);
     let all = (Out(weights, 1), Out(grads, 1), Out(moment1, 1), Out(moment2, 1));
-    each(all, CHUNK, &|_, (w, g, m, v)| arch.dispatch(|| update_chunk(c, w.0, g.0, m.0, v.0)));
+    each(all, CHUNK, &|_, (w, g, m, v)| {
+        vectorised(
+            arch,
+            #[inline(always)]
+            || update_chunk(c, w.0, g.0, m.0, v.0),
+        )
+    });
 }
 
 #[inline(always)]

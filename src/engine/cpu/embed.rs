@@ -3,7 +3,7 @@
 
 use super::buffer::{Pool, Scratch};
 use super::norm::{Affine, CHUNK, Keys, backward_row, drop_row, moments, normalise};
-use super::tasks::{In, Out, Partials, each};
+use super::tasks::{In, Out, Partials, each, vectorised};
 use crate::engine::Dropout;
 use pulp::Arch;
 
@@ -36,21 +36,25 @@ pub fn forward(
     let h = affine.gamma.len();
     each((Out(sum, h), Out(stats, 2), Out(out, h)), CHUNK, &|first, (sum, stats, out)| {
         let mut factors = pool.take(h);
-        arch.dispatch(|| {
-            let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
-            for (i, (sum, (stats, out))) in sum.0.chunks_exact_mut(h).zip(outs).enumerate() {
-                let at = first + i;
-                let word = &tables.word[ids[at] as usize * h..][..h];
-                let position = &tables.position[keys.positions[at] as usize * h..][..h];
-                let segment = &tables.segment[segments[at] as usize * h..][..h];
-                for (((sum, &w), &p), &s) in sum.iter_mut().zip(word).zip(position).zip(segment) {
-                    *sum = w + p + s;
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
+                for (i, (sum, (stats, out))) in sum.0.chunks_exact_mut(h).zip(outs).enumerate() {
+                    let at = first + i;
+                    let word = &tables.word[ids[at] as usize * h..][..h];
+                    let position = &tables.position[keys.positions[at] as usize * h..][..h];
+                    let segment = &tables.segment[segments[at] as usize * h..][..h];
+                    for (((sum, &w), &p), &s) in sum.iter_mut().zip(word).zip(position).zip(segment) {
+                        *sum = w + p + s;
+                    }
+                    *stats = moments(sum, affine.eps);
+                    normalise(sum, *stats, affine, out);
+                    drop_row(&drop, keys, at, &mut factors, out);
                 }
-                *stats = moments(sum, affine.eps);
-                normalise(sum, *stats, affine, out);
-                drop_row(&drop, keys, at, &mut factors, out);
-            }
-        });
+            },
+        );
     });
 }
 
@@ -73,18 +77,22 @@ pub fn backward_norm<'a>(
     let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
     let partials = Partials::new(&mut scratch, rows, CHUNK, width);
     let all = (In(sum, h), In(stats, 2), Out(dout, h), partials);
-    each(all, CHUNK, &|first, (sum, stats, dout, partial)| {
+    each(all, CHUNK, &|first, (sum, stats, dout, mut partial)| {
         let mut factors = pool.take(h);
-        arch.dispatch(|| {
-            let (dgamma, rest) = partial.row().split_at_mut(h);
-            let (dbeta, d) = rest.split_at_mut(h);
-            let inputs = sum.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0);
-            for (i, ((sum, &stats), dout)) in inputs.zip(dout.0.chunks_exact_mut(h)).enumerate() {
-                d.copy_from_slice(dout);
-                drop_row(&drop, keys, first + i, &mut factors, d);
-                backward_row(sum, stats, gamma, d, dout, dgamma, dbeta);
-            }
-        });
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let (dgamma, rest) = partial.row().split_at_mut(h);
+                let (dbeta, d) = rest.split_at_mut(h);
+                let inputs = sum.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0);
+                for (i, ((sum, &stats), dout)) in inputs.zip(dout.0.chunks_exact_mut(h)).enumerate() {
+                    d.copy_from_slice(dout);
+                    drop_row(&drop, keys, first + i, &mut factors, d);
+                    backward_row(sum, stats, gamma, d, dout, dgamma, dbeta);
+                }
+            },
+        );
     });
     scratch
 }
@@ -121,13 +129,17 @@ fn add_sorted(arch: Arch, keys: &[u64], rows: &[f32], hidden: usize, base: usize
             return;
         }
     }
-    arch.dispatch(|| {
-        for &key in keys {
-            let row = &rows[(key as u32) as usize * hidden..][..hidden];
-            let sum = &mut table[(id(key) - base) * hidden..][..hidden];
-            for (sum, &d) in sum.iter_mut().zip(row) {
-                *sum += d;
+    vectorised(
+        arch,
+        #[inline(always)]
+        || {
+            for &key in keys {
+                let row = &rows[(key as u32) as usize * hidden..][..hidden];
+                let sum = &mut table[(id(key) - base) * hidden..][..hidden];
+                for (sum, &d) in sum.iter_mut().zip(row) {
+                    *sum += d;
+                }
             }
-        }
-    });
+        },
+    );
 }

@@ -3,6 +3,7 @@
 
 use super::dropout::row_factors;
 use super::math::{sum2, sum3, tanh};
+use super::tasks::vectorised;
 use crate::engine::{Dropout, stats};
 use pulp::Arch;
 
@@ -60,22 +61,26 @@ pub fn qdpp(
     let mut grads = (scale != 0.0).then(|| HeadGrads::zeros(head));
     let (mut loss, mut right) = (0.0f64, 0u32);
     let mut pooled = vec![0.0; h];
-    arch.dispatch(|| {
-        let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels);
-        for ((pre, logits), &label) in rows {
-            pooled.copy_from_slice(pre);
-            pool(&mut pooled, head.pool_bias);
-            for (k, logit) in logits.iter_mut().enumerate() {
-                *logit = sum2(&pooled, &head.w[k * h..][..h], |x, w| x * w) + head.b[k];
+    vectorised(
+        arch,
+        #[inline(always)]
+        || {
+            let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels);
+            for ((pre, logits), &label) in rows {
+                pooled.copy_from_slice(pre);
+                pool(&mut pooled, head.pool_bias);
+                for (k, logit) in logits.iter_mut().enumerate() {
+                    *logit = sum2(&pooled, &head.w[k * h..][..h], |x, w| x * w) + head.b[k];
+                }
+                let (row_loss, dlogits, is_right) = cross_entropy(*logits, label as usize, scale);
+                loss += row_loss;
+                right += u32::from(is_right);
+                if let Some(grads) = &mut grads {
+                    backward_two(head, dlogits, &pooled, pre, grads);
+                }
             }
-            let (row_loss, dlogits, is_right) = cross_entropy(*logits, label as usize, scale);
-            loss += row_loss;
-            right += u32::from(is_right);
-            if let Some(grads) = &mut grads {
-                backward_two(head, dlogits, &pooled, pre, grads);
-            }
-        }
-    });
+        },
+    );
     sums[stats::QDPP_LOSS] += loss as f32;
     sums[stats::QDPP_CORRECT] += right as f32;
     sums[stats::QDPP_COUNT] += labels.len() as f32;
@@ -119,15 +124,19 @@ pub fn score(
 ) {
     let h = head.pool_bias.len();
     let mut factors = vec![1.0; h];
-    arch.dispatch(|| {
-        for ((pre, score), &sample) in pre.chunks_exact_mut(h).zip(scores).zip(samples) {
-            pool(pre, head.pool_bias);
-            if drop.threshold > 0 {
-                row_factors(&drop, sample, 0, epoch, &mut factors);
+    vectorised(
+        arch,
+        #[inline(always)]
+        || {
+            for ((pre, score), &sample) in pre.chunks_exact_mut(h).zip(scores.iter_mut()).zip(samples) {
+                pool(pre, head.pool_bias);
+                if drop.threshold > 0 {
+                    row_factors(&drop, sample, 0, epoch, &mut factors);
+                }
+                *score = sum3(pre, head.w, &factors, |x, w, f| x * f * w) + head.b[0];
             }
-            *score = sum3(pre, head.w, &factors, |x, w, f| x * f * w) + head.b[0];
-        }
-    });
+        },
+    );
 }
 
 /// pooled [S, H] becomes the gradient of `pre`.
@@ -142,18 +151,22 @@ pub fn score_backward(
     let h = head.pool_bias.len();
     let mut grads = HeadGrads::zeros(head);
     let mut factors = vec![1.0; h];
-    arch.dispatch(|| {
-        for ((pooled, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
-            if drop.threshold > 0 {
-                row_factors(&drop, sample, 0, epoch, &mut factors);
+    vectorised(
+        arch,
+        #[inline(always)]
+        || {
+            for ((pooled, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
+                if drop.threshold > 0 {
+                    row_factors(&drop, sample, 0, epoch, &mut factors);
+                }
+                for (((p, &w), &f), dw) in pooled.iter_mut().zip(head.w).zip(&factors).zip(&mut grads.w) {
+                    *dw = (d * f).mul_add(*p, *dw);
+                    *p = d * f * w * (1.0 - *p * *p);
+                }
+                axpy(1.0, pooled, &mut grads.pool_bias);
+                grads.b[0] += d;
             }
-            for (((p, &w), &f), dw) in pooled.iter_mut().zip(head.w).zip(&factors).zip(&mut grads.w) {
-                *dw = (d * f).mul_add(*p, *dw);
-                *p = d * f * w * (1.0 - *p * *p);
-            }
-            axpy(1.0, pooled, &mut grads.pool_bias);
-            grads.b[0] += d;
-        }
-    });
+        },
+    );
     grads
 }

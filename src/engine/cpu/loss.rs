@@ -3,7 +3,7 @@
 
 use super::buffer::Pool;
 use super::math::{exp, max, max2, sum2};
-use super::tasks::{In, Out, each};
+use super::tasks::{In, Out, each, vectorised};
 use crate::engine::stats;
 use pulp::Arch;
 
@@ -27,15 +27,19 @@ pub fn mlm(
     let mut scratch = pool.take(2 * rows);
     each((In(labels, 1), Out(logits, vocab), Out(&mut scratch, 2)), 1, &|_, (labels, logits, results)| {
         let label = labels.0[0] as usize;
-        arch.dispatch(|| {
-            let (loss, right) = if scale == 0.0 {
-                mlm_measure(bias, label, logits.0)
-            } else {
-                mlm_row(bias, label, scale, logits.0)
-            };
-            results.0[0] = loss;
-            results.0[1] = f32::from(u8::from(right));
-        });
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let (loss, right) = if scale == 0.0 {
+                    mlm_measure(bias, label, logits.0)
+                } else {
+                    mlm_row(bias, label, scale, logits.0)
+                };
+                results.0[0] = loss;
+                results.0[1] = f32::from(u8::from(right));
+            },
+        );
     });
     scratch
         .as_chunks::<2>()
@@ -98,20 +102,24 @@ pub fn exp_in_place(row: &mut [f32], top: f32) -> f32 {
 pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
     let n = total.len();
     each(Out(total, 1), COLUMNS, &|first, total| {
-        arch.dispatch(|| {
-            let total = total.0;
-            // Apart from what is there already, so that small terms meet a small sum.
-            let mut sums = [0.0; COLUMNS];
-            let sums = &mut sums[..total.len()];
-            for row in rows.chunks_exact(n) {
-                for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
-                    *sum += x;
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let total = &mut *total.0;
+                // Apart from what is there already, so that small terms meet a small sum.
+                let mut sums = [0.0; COLUMNS];
+                let sums = &mut sums[..total.len()];
+                for row in rows.chunks_exact(n) {
+                    for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
+                        *sum += x;
+                    }
                 }
-            }
-            for (total, &sum) in total.iter_mut().zip(&*sums) {
-                *total += sum;
-            }
-        });
+                for (total, &sum) in total.iter_mut().zip(&*sums) {
+                    *total += sum;
+                }
+            },
+        );
     });
 }
 

@@ -29,7 +29,7 @@ use norm::{Affine, Keys};
 use pulp::Arch;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
-use tasks::Shared;
+use tasks::{Shared, vectorised};
 use tile::View;
 
 /// The CPU as a device. Cheap to make; one a process is enough.
@@ -276,11 +276,15 @@ impl Backend for Cpu {
     fn gelu_backward(&self, pre: &Buffer<f32>, dact: &mut Buffer<f32>, len: usize) -> Result<()> {
         let (pre, dact) = (part("gelu pre", pre, 0, len)?, part_mut("gelu dact", dact, 0, len)?);
         tasks::each((tasks::In(pre, 1), tasks::Out(dact, 1)), 1 << 14, &|_, (pre, dact)| {
-            self.arch.dispatch(|| {
-                for (d, &x) in dact.0.iter_mut().zip(pre.0) {
-                    *d *= math::gelu_slope(x);
-                }
-            });
+            vectorised(
+                self.arch,
+                #[inline(always)]
+                || {
+                    for (d, &x) in dact.0.iter_mut().zip(pre.0) {
+                        *d *= math::gelu_slope(x);
+                    }
+                },
+            );
         });
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::buffer::{Pool, Scratch};
 use super::dropout::row_factors;
 use super::math::{sum, sum2, sum3};
-use super::tasks::{In, Out, Partials, add_partials, each};
+use super::tasks::{In, Out, Partials, add_partials, each, vectorised};
 use crate::engine::Dropout;
 use pulp::Arch;
 
@@ -85,13 +85,17 @@ pub fn drop_row(drop: &Dropout, keys: Keys<'_>, at: usize, factors: &mut [f32], 
 pub fn forward(arch: Arch, x: &[f32], affine: Affine<'_>, stats: &mut [f32], out: &mut [f32]) {
     let h = affine.gamma.len();
     each((In(x, h), Out(stats, 2), Out(out, h)), CHUNK, &|_, (x, stats, out)| {
-        arch.dispatch(|| {
-            let stats = stats.0.as_chunks_mut::<2>().0;
-            for ((x, stats), out) in x.0.chunks_exact(h).zip(stats).zip(out.0.chunks_exact_mut(h)) {
-                *stats = moments(x, affine.eps);
-                normalise(x, *stats, affine, out);
-            }
-        });
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let stats = stats.0.as_chunks_mut::<2>().0;
+                for ((x, stats), out) in x.0.chunks_exact(h).zip(stats).zip(out.0.chunks_exact_mut(h)) {
+                    *stats = moments(x, affine.eps);
+                    normalise(x, *stats, affine, out);
+                }
+            },
+        );
     });
 }
 
@@ -110,16 +114,20 @@ pub fn backward<'a>(
     let width = 3 * h;
     let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
     let partials = Partials::new(&mut scratch, rows, CHUNK, width);
-    each((In(x, h), In(stats, 2), Out(d, h), partials), CHUNK, &|_, (x, stats, d, partial)| {
-        arch.dispatch(|| {
-            let (dgamma, rest) = partial.row().split_at_mut(h);
-            let (dbeta, dout) = rest.split_at_mut(h);
-            let stats = stats.0.as_chunks::<2>().0;
-            for ((x, &stats), d) in x.0.chunks_exact(h).zip(stats).zip(d.0.chunks_exact_mut(h)) {
-                dout.copy_from_slice(d);
-                backward_row(x, stats, gamma, dout, d, dgamma, dbeta);
-            }
-        });
+    each((In(x, h), In(stats, 2), Out(d, h), partials), CHUNK, &|_, (x, stats, d, mut partial)| {
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let (dgamma, rest) = partial.row().split_at_mut(h);
+                let (dbeta, dout) = rest.split_at_mut(h);
+                let stats = stats.0.as_chunks::<2>().0;
+                for ((x, &stats), d) in x.0.chunks_exact(h).zip(stats).zip(d.0.chunks_exact_mut(h)) {
+                    dout.copy_from_slice(d);
+                    backward_row(x, stats, gamma, dout, d, dgamma, dbeta);
+                }
+            },
+        );
     });
     scratch
 }
@@ -142,21 +150,25 @@ pub fn residual_forward(
     let rows = (In(residual, h), Out(y, h), Out(stats, 2), Out(out, h));
     each(rows, CHUNK, &|first, (residual, y, stats, out)| {
         let mut factors = pool.take(h);
-        arch.dispatch(|| {
-            let rows = residual.0.chunks_exact(h).zip(y.0.chunks_exact_mut(h));
-            let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
-            for (i, ((residual, y), (stats, out))) in rows.zip(outs).enumerate() {
-                for (y, &b) in y.iter_mut().zip(bias) {
-                    *y += b;
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let rows = residual.0.chunks_exact(h).zip(y.0.chunks_exact_mut(h));
+                let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
+                for (i, ((residual, y), (stats, out))) in rows.zip(outs).enumerate() {
+                    for (y, &b) in y.iter_mut().zip(bias) {
+                        *y += b;
+                    }
+                    drop_row(&drop, keys, first + i, &mut factors, y);
+                    for (y, &r) in y.iter_mut().zip(residual) {
+                        *y += r;
+                    }
+                    *stats = moments(y, affine.eps);
+                    normalise(y, *stats, affine, out);
                 }
-                drop_row(&drop, keys, first + i, &mut factors, y);
-                for (y, &r) in y.iter_mut().zip(residual) {
-                    *y += r;
-                }
-                *stats = moments(y, affine.eps);
-                normalise(y, *stats, affine, out);
-            }
-        });
+            },
+        );
     });
 }
 
@@ -181,22 +193,26 @@ pub fn residual_backward<'a>(
     let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
     let partials = Partials::new(&mut scratch, rows, CHUNK, width);
     let all = (In(y, h), In(stats, 2), In(dout, h), Out(dresidual, h), Out(dy, h), partials);
-    each(all, CHUNK, &|first, (y, stats, dout, dresidual, dy, partial)| {
+    each(all, CHUNK, &|first, (y, stats, dout, dresidual, dy, mut partial)| {
         let mut factors = pool.take(h);
-        arch.dispatch(|| {
-            let (dgamma, rest) = partial.row().split_at_mut(h);
-            let (dbeta, dbias) = rest.split_at_mut(h);
-            let inputs = y.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0).zip(dout.0.chunks_exact(h));
-            let outputs = dresidual.0.chunks_exact_mut(h).zip(dy.0.chunks_exact_mut(h));
-            for (i, (((y, &stats), dout), (dresidual, dy))) in inputs.zip(outputs).enumerate() {
-                backward_row(y, stats, gamma, dout, dresidual, dgamma, dbeta);
-                dy.copy_from_slice(dresidual);
-                drop_row(&drop, keys, first + i, &mut factors, dy);
-                for (sum, &d) in dbias.iter_mut().zip(&*dy) {
-                    *sum += d;
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let (dgamma, rest) = partial.row().split_at_mut(h);
+                let (dbeta, dbias) = rest.split_at_mut(h);
+                let inputs = y.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0).zip(dout.0.chunks_exact(h));
+                let outputs = dresidual.0.chunks_exact_mut(h).zip(dy.0.chunks_exact_mut(h));
+                for (i, (((y, &stats), dout), (dresidual, dy))) in inputs.zip(outputs).enumerate() {
+                    backward_row(y, stats, gamma, dout, dresidual, dgamma, dbeta);
+                    dy.copy_from_slice(dresidual);
+                    drop_row(&drop, keys, first + i, &mut factors, dy);
+                    for (sum, &d) in dbias.iter_mut().zip(&*dy) {
+                        *sum += d;
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     scratch
 }
