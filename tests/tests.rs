@@ -6,5 +6,6 @@ mod engine;
 mod golden;
 mod ir;
 mod model;
+mod program;
 mod reference;
 mod report;
