@@ -4,6 +4,9 @@
 //! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, dist, ir}`,
 //! `model -> engine`. `engine` knows no model, `data` no model, `model` no `dist`.
 
+// Shapes are written as [T, H]; rustdoc would take them for links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 pub mod cli;
 pub mod commands;
 pub mod config;

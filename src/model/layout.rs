@@ -194,7 +194,7 @@ impl Layout {
     /// multiple of 8 (query, key and value would not lie behind each other).
     pub fn new(shape: &Shape, heads: HeadSet) -> Result<Self> {
         shape.check()?;
-        if shape.hidden % ALIGN != 0 {
+        if !shape.hidden.is_multiple_of(ALIGN) {
             return Err(Error::config(format!(
                 "[model] hidden = {}: must be a multiple of {ALIGN}",
                 shape.hidden

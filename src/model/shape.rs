@@ -55,7 +55,7 @@ impl Shape {
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::config(format!("[model] {name} = 0: must be at least 1")));
         }
-        if self.hidden % self.heads != 0 {
+        if !self.hidden.is_multiple_of(self.heads) {
             return Err(Error::config(format!(
                 "[model] hidden = {} is not a multiple of heads = {}",
                 self.hidden, self.heads

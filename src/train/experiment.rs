@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::fine::{Start, Study, make_folder};
+use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
 use super::run_dir;
 use crate::config::{Arm, Config, Split};
@@ -119,11 +119,11 @@ fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
     }
     make_folder(&dir)?;
     let fold = &study.folds[task.fold];
-    let alone = World::solo();
     let backend = run_dir::engine(study.config)?;
     let start = Start { model: &task.arm.model, head: task.arm.start };
     let ranked = ranked(study.config, fold);
-    let (_, run) = study.run_fold(backend, start, fold, task.topics, &ranked, &dir, &alone)?;
+    let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir };
+    let (_, run) = study.run_fold(backend, start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     run_dir::write_whole(&about_path, about.as_bytes())
 }

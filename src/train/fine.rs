@@ -45,6 +45,18 @@ pub struct Start<'a> {
     pub head: HeadStart,
 }
 
+/// One fine-tuning.
+#[derive(Clone, Copy, Debug)]
+pub struct FoldTask<'a> {
+    pub fold: &'a Fold,
+    /// Training topics of the fold to use; `None` uses all.
+    pub topics: Option<usize>,
+    /// Topics to rank afterwards.
+    pub ranked: &'a [String],
+    /// Folder for its metrics.
+    pub dir: &'a Path,
+}
+
 impl<'a> Study<'a> {
     /// Reads the collection and the folds. Folds are those of `data.folds`, or drawn over the usable
     /// topics and written to `dir/folds.json`; topics that cannot be used are named.
@@ -77,19 +89,17 @@ impl<'a> Study<'a> {
         Ok(Self { config, collection: Arc::new(collection), qrels, folds })
     }
 
-    /// Fine-tunes `start` on the first `topics` training topics of `fold` (`None`: all) and ranks the
-    /// topics of `ranked`. Without training topics the model ranks as it is.
+    /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
+    /// model ranks as it is.
     pub fn run_fold<B: Backend>(
         &self,
         backend: B,
         start: Start,
-        fold: &Fold,
-        topics: Option<usize>,
-        ranked: &[String],
-        dir: &Path,
+        task: &FoldTask,
         world: &World,
     ) -> Result<(Bert<B>, Run)> {
         let config = self.config;
+        let FoldTask { fold, topics, ranked, dir } = *task;
         let train = self.training_topics(fold, topics);
         let mut model = self.load(backend, start, !train.is_empty())?;
         if !train.is_empty() {
@@ -202,7 +212,7 @@ impl<B: Backend> Watcher<B> for Validator<'_> {
     fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
         self.meter.record(update)?;
         let fine = &self.study.config.fine;
-        if fine.validate_every == 0 || update.step % fine.validate_every != 0 {
+        if fine.validate_every == 0 || !update.step.is_multiple_of(fine.validate_every) {
             return Ok(Flow::Continue);
         }
         let run = rerank(model, &self.study.collection, self.topics, self.world)?;
@@ -268,7 +278,8 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
         let folder = dir.join(format!("fold-{}", i + 1));
         make_folder(&folder)?;
         let backend = run_dir::engine(config)?;
-        let (model, run) = study.run_fold(backend, start, fold, n, &fold.test, &folder, world)?;
+        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder };
+        let (model, run) = study.run_fold(backend, start, &task, world)?;
         let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
         world.agree(saved)?;
         if world.leads() {

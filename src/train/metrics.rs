@@ -43,7 +43,8 @@ impl Meter {
                 .and_then(|()| file.flush())
                 .map_err(|e| Error::data(format!("metrics.jsonl cannot be written: {e}")))?;
         }
-        if self.every > 0 && (update.step % self.every == 0 || update.step == 1 || update.step == self.steps)
+        if self.every > 0
+            && (update.step.is_multiple_of(self.every) || update.step == 1 || update.step == self.steps)
         {
             self.print(update);
         }

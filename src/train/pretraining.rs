@@ -215,7 +215,7 @@ impl Saver {
 impl<B: Backend> Watcher<B> for Saver {
     fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
         self.meter.record(update)?;
-        if self.leads && self.every > 0 && update.step % self.every == 0 {
+        if self.leads && self.every > 0 && update.step.is_multiple_of(self.every) {
             let dir = self.dir.join(format!("step-{:07}", update.step)).join("model");
             checkpoint::save(model, &dir, Some(&self.tokenizer))?;
         }

@@ -31,7 +31,7 @@ fn chosen(pack: &Pack, rule: &MaskRule) -> Vec<u32> {
             let mut first = row;
             while rule.whole_word
                 && pack.ids[first] >= 3
-                && pack.ids[first] % 3 == 0
+                && pack.ids[first].is_multiple_of(3)
                 && pack.positions[first] > 0
                 && !special(first - 1)
             {

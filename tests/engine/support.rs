@@ -166,7 +166,7 @@ impl Pack {
 /// One element's factor: 16 bits of its Philox block against the threshold.
 pub fn factor<F: Num>(drop: Dropout, counter: [u32; 4], element: u32) -> F {
     let word = philox(drop.key(), counter)[(element % 8 / 2) as usize];
-    let bits = if element % 2 == 0 { word & 0xFFFF } else { word >> 16 };
+    let bits = if element.is_multiple_of(2) { word & 0xFFFF } else { word >> 16 };
     F::of(if bits < drop.threshold { 0.0 } else { f64::from(drop.scale) })
 }
 

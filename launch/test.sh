@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs what is missing and runs every check: format, lints, tests, documentation.
+#
+# Everything is built in the release profile: tests train small models, which unoptimised code would
+# draw out, and the program of the demo is built on the way.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/install.sh
+source "$root/launch/install.sh"
+cd "$root"
+start=$SECONDS
+
+check() {
+    local title=$1 begun=$SECONDS
+    shift
+    printf '\n== %s: %s\n' "$title" "$*"
+    "$@" || fail "$title failed; the checks after it were not run."
+    echo "== $title passed in $(duration $((SECONDS - begun)))"
+}
+
+echo "== what is needed"
+install_missing
+install_rust_tools
+open_mpi_variables
+
+check "format" cargo fmt --check
+check "lints" cargo clippy --release --all-targets -- -D warnings
+check "tests" cargo test --release
+check "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+printf '\nall checks passed in %s\n' "$(duration $((SECONDS - start)))"
