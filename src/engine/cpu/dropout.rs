@@ -9,6 +9,8 @@ const BATCH: usize = 16;
 /// Elements that one block decides.
 const HALVES: usize = 8;
 const LOW: u64 = 0xFFFF_FFFF;
+// The halves of a word are read where they lie in memory.
+const _: () = assert!(cfg!(target_endian = "little"));
 
 /// Four words of sixteen counters, each in the low half of a 64-bit lane: there the widening
 /// product is one instruction, and what the upper halves hold does not matter to it.
@@ -42,11 +44,9 @@ fn factors(drop: &Dropout, counter: Words) -> [f32; BATCH * HALVES] {
         words[l] = [c0[l] & LOW | c1[l] << 32, c2[l] & LOW | c3[l] << 32];
     }
     let mut out = [0.0; BATCH * HALVES];
-    for (out, &word) in out.as_chunks_mut::<4>().0.iter_mut().zip(words.as_flattened()) {
-        for (half, out) in out.iter_mut().enumerate() {
-            let bits = (word >> (16 * half)) as u32 & 0xFFFF;
-            *out = if bits < drop.threshold { 0.0 } else { drop.scale };
-        }
+    let halves: &[u16; BATCH * HALVES] = bytemuck::cast_ref(&words);
+    for (out, &bits) in out.iter_mut().zip(halves) {
+        *out = if u32::from(bits) < drop.threshold { 0.0 } else { drop.scale };
     }
     out
 }

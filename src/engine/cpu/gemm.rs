@@ -95,7 +95,8 @@ impl<E: Epilogue> Product<'_, E> {
 
     /// Halves the longer side until there is a block a thread.
     fn split(&self, arch: Arch, pool: &Pool, threads: usize, block: Block) {
-        let worth = 2 * block.rows * block.columns * self.k > 1 << 18;
+        // A hand-over between threads costs about 10 us, as much as a million operations.
+        let worth = 2 * block.rows * block.columns * self.k > 1 << 21;
         if threads <= 1 || !worth {
             let mut a = pool.take(panel_size(block.rows.min(A_ROWS), ROWS, self.k));
             let mut b = pool.take(panel_size(block.columns.min(B_COLUMNS), COLUMNS, self.k));
