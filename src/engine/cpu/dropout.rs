@@ -41,7 +41,7 @@ fn factors(drop: &Dropout, counter: Words) -> [f32; BATCH * HALVES] {
     let [c0, c1, c2, c3] = philox(drop.key(), counter);
     let mut words = [[0u64; 2]; BATCH];
     for l in 0..BATCH {
-        words[l] = [c0[l] & LOW | c1[l] << 32, c2[l] & LOW | c3[l] << 32];
+        words[l] = [(c0[l] & LOW) | (c1[l] << 32), (c2[l] & LOW) | (c3[l] << 32)];
     }
     let mut out = [0.0; BATCH * HALVES];
     let halves: &[u16; BATCH * HALVES] = bytemuck::cast_ref(&words);
@@ -86,7 +86,7 @@ pub fn attention_factors(
             let index = (batch * BATCH + l) as u64;
             let query = ((index & LOW) * (reciprocal & LOW)) >> 32;
             let block = index - (query & LOW) * (blocks & LOW);
-            *element = first_query + query | block << 16;
+            *element = (first_query + query) | (block << 16);
         }
         let f = factors(drop, [[sample.into(); BATCH], element, [epoch.into(); BATCH], [head.into(); BATCH]]);
         out.copy_from_slice(&f[..out.len()]);
