@@ -461,7 +461,8 @@ pub trait Backend {
         slot: usize,
     ) -> Result<()>;
     /// One AdamW update of every group, clipping by the global norm sqrt(norm_sq[0]) in the same
-    /// pass. Does nothing when norm_sq[0] is not finite. Also sets the gradients to zero.
+    /// pass. Does nothing when norm_sq[0] is not finite. Also sets the gradients of the groups to
+    /// zero; a frozen group (`lr_scale` 0) keeps its weights and moments.
     fn adamw(
         &self,
         update: AdamW,

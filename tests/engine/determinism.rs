@@ -7,7 +7,7 @@ use ctune_dist::engine::*;
 
 const H: usize = 96;
 const I: usize = 400;
-const V: usize = 1500;
+const V: usize = 700;
 
 /// Offsets of a tiny model: norm, embedding tables, QKV, FFN, decoder.
 fn places() -> (NormAt, EmbedAt, [LinearAt; 3], usize) {
@@ -96,6 +96,17 @@ fn same_bits_on_any_number_of_threads() {
     let cpu = Cpu::new();
     run(&cpu);
     assert!(run(&cpu) == first);
+}
+
+/// Without AVX-512, and without any vectors at all.
+#[test]
+fn same_bits_with_any_instruction_set() {
+    let best = run(&Cpu::new());
+    assert!(run(&Cpu::with(pulp::Arch::Scalar)) == best, "scalar");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(v3) = pulp::x86::V3::try_new() {
+        assert!(run(&Cpu::with(pulp::Arch::V3(v3))) == best, "AVX2");
+    }
 }
 
 /// A sequence's result does not depend on what it is packed with.

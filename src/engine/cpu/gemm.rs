@@ -17,7 +17,7 @@ const COLUMNS: usize = 32;
 /// Longest block of k: a panel of A takes 24 of the 32 KiB of a first-level cache.
 const DEPTH: usize = 512;
 /// Most rows of A packed at once, a multiple of ROWS.
-const A_ROWS: usize = 170 * ROWS;
+const A_ROWS: usize = 90 * ROWS;
 /// Most columns of B packed at once: with DEPTH, 786 KB of a second-level cache.
 const B_COLUMNS: usize = 384;
 
@@ -95,7 +95,8 @@ impl<E: Epilogue> Product<'_, E> {
 
     /// Halves the longer side until there is a block a thread.
     fn split(&self, arch: Arch, pool: &Pool, threads: usize, block: Block) {
-        let worth = 2 * block.rows * block.columns * self.k > 1 << 18;
+        // A hand-over between threads costs about 10 us, as much as a million operations.
+        let worth = 2 * block.rows * block.columns * self.k > 1 << 21;
         if threads <= 1 || !worth {
             let mut a = pool.take(panel_size(block.rows.min(A_ROWS), ROWS, self.k));
             let mut b = pool.take(panel_size(block.columns.min(B_COLUMNS), COLUMNS, self.k));
@@ -211,13 +212,32 @@ fn pack<const UNIT: usize>(
                 }
             }
         } else {
-            for i in 0..lines {
-                let at = (line + i) * steps.0 + from * steps.1;
-                for (out, &x) in out.iter_mut().zip(data[at..].iter().step_by(steps.1)) {
-                    out[i] = x;
+            // Here steps.1 is 1: every operand has contiguous rows or columns.
+            let row = |i: usize| &data[(line + i) * steps.0 + from..][..k];
+            for i in (0..lines).step_by(4) {
+                if lines - i >= 4 {
+                    transpose4([row(i), row(i + 1), row(i + 2), row(i + 3)], i, out);
+                } else {
+                    for i in i..lines {
+                        out.iter_mut().zip(row(i)).for_each(|(out, &x)| out[i] = x);
+                    }
                 }
             }
         }
+    }
+}
+
+/// out[p][at..at + 4] = the four rows' values p.
+#[inline(always)]
+fn transpose4<const UNIT: usize>(rows: [&[f32]; 4], at: usize, out: &mut [[f32; UNIT]]) {
+    let [a, b, c, d] = rows.map(|row| row.as_chunks::<4>().0);
+    for ((((out, a), b), c), d) in out.chunks_exact_mut(4).zip(a).zip(b).zip(c).zip(d) {
+        for (p, out) in out.iter_mut().enumerate() {
+            out[at..at + 4].copy_from_slice(&[a[p], b[p], c[p], d[p]]);
+        }
+    }
+    for p in out.len() / 4 * 4..out.len() {
+        out[p][at..at + 4].copy_from_slice(&rows.map(|row| row[p]));
     }
 }
 

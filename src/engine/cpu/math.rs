@@ -171,7 +171,14 @@ pub fn max2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     for ((lane, &a), &b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
         *lane = larger(f(a, b), *lane);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = larger(lanes[i + half], lanes[i]);
+        }
+        half /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]

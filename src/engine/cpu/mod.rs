@@ -1,12 +1,15 @@
 //! The CPU engine: every operation of `Backend` in f32, on rayon's threads, with vector code chosen
 //! at run time (AVX-512, AVX2 or the target's baseline). Results are the same bits on any number
-//! of threads: sums run over chunks of a fixed size, and partial sums are added in their order.
+//! of threads and with any of these instruction sets: sums run over chunks of a fixed size and
+//! lanes of a fixed number, partial sums are added in their order, and where two roundings become
+//! one, the code says so (`mul_add`).
 //!
 //! This file checks sizes and forwards; the arithmetic is in the modules below.
 
 mod adamw;
 mod attention;
 mod buffer;
+mod checks;
 mod dropout;
 mod embed;
 mod gemm;
@@ -24,8 +27,8 @@ use super::{
 };
 use crate::{Error, Result};
 pub use buffer::Buffer;
+use checks::{add_head, affine, check_below, head, keys, layout, part, part_mut};
 use gemm::{AddBias, BiasGelu, Plain, Product};
-use norm::{Affine, Keys};
 use pulp::Arch;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -43,93 +46,18 @@ pub struct Cpu {
 impl Cpu {
     /// Uses rayon's current thread pool and the best instruction set that the machine has.
     pub fn new() -> Self {
-        Self { arch: Arch::new(), pool: buffer::Pool::default(), sorted: Mutex::default() }
+        Self::with(Arch::new())
+    }
+
+    /// With a given instruction set; every one gives the same bits.
+    pub fn with(arch: Arch) -> Self {
+        Self { arch, pool: buffer::Pool::default(), sorted: Mutex::default() }
     }
 }
 
 impl Default for Cpu {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-fn too_short(what: &str, have: usize, range: &Range<usize>) -> Error {
-    Error::device(format!(
-        "{what}: the buffer holds {have} elements, elements {}..{} are asked for",
-        range.start, range.end
-    ))
-}
-
-/// `buffer[at..at + len]`, or an error that names it.
-fn part<'a, T: Elem>(what: &str, buffer: &'a Buffer<T>, at: usize, len: usize) -> Result<&'a [T]> {
-    let range = at..at + len;
-    buffer.get(range.clone()).ok_or_else(|| too_short(what, buffer.len(), &range))
-}
-
-/// As `part`, to write.
-fn part_mut<'a, T: Elem>(
-    what: &str,
-    buffer: &'a mut Buffer<T>,
-    at: usize,
-    len: usize,
-) -> Result<&'a mut [T]> {
-    let (range, have) = (at..at + len, buffer.len());
-    buffer.get_mut(range.clone()).ok_or_else(|| too_short(what, have, &range))
-}
-
-fn affine(weights: &Buffer<f32>, at: NormAt) -> Result<Affine<'_>> {
-    Ok(Affine {
-        gamma: part("gamma", weights, at.gamma, at.hidden)?,
-        beta: part("beta", weights, at.beta, at.hidden)?,
-        eps: at.eps,
-    })
-}
-
-fn head(weights: &Buffer<f32>, at: HeadAt, k: usize) -> Result<heads::Head<'_>> {
-    Ok(heads::Head {
-        pool_bias: part("pooler bias", weights, at.pool_bias, at.hidden)?,
-        w: part("head weight", weights, at.w, k * at.hidden)?,
-        b: part("head bias", weights, at.b, k)?,
-    })
-}
-
-fn add_head(grads: &mut Buffer<f32>, at: HeadAt, from: &heads::HeadGrads) -> Result<()> {
-    for (offset, from) in [(at.pool_bias, &from.pool_bias), (at.w, &from.w), (at.b, &from.b)] {
-        for (sum, &d) in part_mut("head gradient", grads, offset, from.len())?.iter_mut().zip(from) {
-            *sum += d;
-        }
-    }
-    Ok(())
-}
-
-fn keys(batch: &DeviceBatch<Cpu>) -> Result<Keys<'_>> {
-    Ok(Keys {
-        samples: part("row_sample", &batch.row_sample, 0, batch.tokens)?,
-        positions: part("positions", &batch.positions, 0, batch.tokens)?,
-        epoch: batch.epoch,
-    })
-}
-
-fn layout(batch: &DeviceBatch<Cpu>, heads: Heads, drop: Dropout) -> Result<attention::Layout<'_>> {
-    let cu_seqlens = part("cu_seqlens", &batch.cu_seqlens, 0, batch.sequences + 1)?;
-    let ascends = cu_seqlens.windows(2).all(|ends| ends[0] <= ends[1]);
-    if !ascends || cu_seqlens[batch.sequences] as usize != batch.tokens {
-        return Err(Error::device(format!(
-            "attention: cu_seqlens does not ascend to the pack's {} tokens",
-            batch.tokens
-        )));
-    }
-    let samples = part("samples", &batch.samples, 0, batch.sequences)?;
-    Ok(attention::Layout { heads, drop, cu_seqlens, samples, epoch: batch.epoch })
-}
-
-/// Refuses values of `ids` that are no row of a table of `rows` rows.
-fn check_below(what: &str, ids: &[u32], rows: usize) -> Result<()> {
-    match ids.iter().max() {
-        Some(&largest) if largest as usize >= rows => {
-            Err(Error::device(format!("{what} {largest} is outside its table of {rows} rows")))
-        }
-        _ => Ok(()),
     }
 }
 

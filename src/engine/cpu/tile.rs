@@ -5,7 +5,7 @@
 
 use pulp::Simd;
 
-/// A matrix in memory: element (i, j) is `data[i * rows + j * columns]`.
+/// A matrix in memory: element (i, j) is `data[i * rows + j * columns]`; one of the steps is 1.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     pub data: &'a [f32],
@@ -150,5 +150,6 @@ unsafe fn column<S: Simd, const V: usize>(
         rows!(8);
     }
     rows!(4);
+    rows!(2);
     rows!(1);
 }
