@@ -112,7 +112,7 @@ remember "$(cat "$data"/{clicks,documents,topics}.tsv "$data"/{qrels,candidates}
 
 step "vocabulary and tokenised shards, without the test queries" "$data/shards" \
     prepare --clicks "$data/clicks.tsv" --documents "$data/documents.tsv" --out "$data/shards" \
-    --vocab 8000 --max-tokens 128 --exclude-topics "$data/topics.tsv"
+    --vocab 8000 --max-tokens 64 --exclude-topics "$data/topics.tsv"
 
 step "first stage: BM25" "$data/bm25.run" \
     retrieve --documents "$data/documents.tsv" --only "$data/candidates.txt" --topics "$data/topics.tsv" \

@@ -139,7 +139,7 @@ pub struct Retrieve {
     pub b: f32,
     /// Fields to index.
     #[arg(long, value_delimiter = ',', default_value = "title,body")]
-    pub fields: Vec<String>,
+    pub fields: Vec<Field>,
     /// Do not stem words.
     #[arg(long)]
     pub no_stem: bool,

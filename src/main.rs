@@ -1,5 +1,7 @@
 //! Parse, run, exit code; nothing else.
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use ctune_dist::{cli, commands, dist};
 
@@ -9,6 +11,7 @@ fn main() {
             tracing_subscriber::EnvFilter::from_default_env().add_directive(tracing::Level::WARN.into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .init();

@@ -321,12 +321,13 @@ fn a_study_runs_from_text_to_table() {
     let out = place.mpirun(2, &study);
     assert_done(&out);
     let table = String::from_utf8_lossy(&out.stdout).into_owned();
-    for word in ["first stage", "fine only", "coarse", "report:"] {
+    for word in ["first stage", "fine only", "coarse, zero-shot", "report:"] {
         assert!(table.contains(word), "{table}");
     }
     let results: serde_json::Value = serde_json::from_str(&read("study/results.json")).unwrap();
     let cells = results["cells"].as_array().unwrap();
-    assert_eq!(cells.len(), 1 + 2 * 3);
+    // first stage, zero-shot QDPP, two arms x (0, 2, all) topics
+    assert_eq!(cells.len(), 1 + 1 + 2 * 3);
     for cell in cells {
         let mean = cell["means"]["ndcg_cut_5"].as_f64().unwrap();
         assert!((0.0..=1.0).contains(&mean));

@@ -197,6 +197,11 @@ impl Tokenizer {
         continues
     }
 
+    /// Whether both give every piece the same id. (Their files may differ in layout.)
+    pub fn same_pieces(&self, other: &Self) -> bool {
+        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    }
+
     /// The text of a piece, `None` for an id without one.
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)

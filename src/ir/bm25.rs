@@ -3,12 +3,9 @@
 //! fixes them), ties are broken as trec_eval breaks them, and the run tag names analysis and parameters.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use rayon::prelude::*;
 use tantivy::fieldnorm::FieldNormReader;
 use tantivy::indexer::NoMergePolicy;
@@ -17,10 +14,11 @@ use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextO
 use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
 use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
 
+use super::read_text;
 use super::run::{Hit, Run};
 use super::topics::read_topics;
 use super::words::Words;
-use super::{at_line, read_text};
+use crate::corpus::documents as document;
 use crate::{Error, Result};
 
 /// What `retrieve` reads, does and writes.
@@ -39,7 +37,7 @@ pub struct RetrieveOptions {
     pub k1: f32,
     pub b: f32,
     /// Which of url, title and body are indexed, joined as one field.
-    pub fields: Vec<String>,
+    pub fields: Vec<document::Field>,
     /// Snowball's English stemmer (Porter2).
     pub stem: bool,
     /// Drop Lucene's 33 English stop words.
@@ -274,6 +272,9 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if !(o.k1 >= 0.0 && o.k1.is_finite() && (0.0..=1.0).contains(&o.b)) || o.depth == 0 {
         return Err(Error::config("BM25 needs k1 of at least 0, b from 0 to 1 and a depth of at least 1"));
     }
+    if o.fields.is_empty() {
+        return Err(Error::config("no document field to index: choose of url, title and body"));
+    }
     let topics = read_topics(&o.topics)?;
     let only = o.only.as_deref().map(read_ids).transpose()?;
     let folder = match o.out.parent() {
@@ -281,9 +282,9 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
         _ => Path::new("."),
     };
     let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
-    read_documents(&o.documents, &columns(&o.fields)?, |id, text| match &only {
-        Some(ids) if !ids.contains(id) => Ok(()),
-        _ => indexer.add(id, text),
+    document::read_documents(&o.documents, &o.fields, |document| match &only {
+        Some(ids) if !ids.contains(&document.id) => Ok(()),
+        _ => indexer.add(&document.id, &document.text),
     })?;
     let found = indexer.ids.len();
     if found == 0 && only.is_some() {
@@ -315,7 +316,8 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
 pub fn tag(o: &RetrieveOptions) -> String {
     let stem = if o.stem { "-porter2" } else { "" };
     let stop = if o.stop_words { "-stop" } else { "" };
-    format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, o.fields.join("+"))
+    let fields: Vec<String> = o.fields.iter().map(ToString::to_string).collect();
+    format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, fields.join("+"))
 }
 
 fn fail(error: tantivy::TantivyError) -> Error {
@@ -331,50 +333,4 @@ fn read_ids(path: &Path) -> Result<HashSet<String>> {
         return Err(Error::data(format!("{}: no document id in it", path.display())));
     }
     Ok(ids)
-}
-
-/// The columns of the named fields in MS MARCO's TSV.
-fn columns(fields: &[String]) -> Result<Vec<usize>> {
-    let column = |field: &String| match field.as_str() {
-        "url" => Ok(1),
-        "title" => Ok(2),
-        "body" => Ok(3),
-        _ => Err(Error::config(format!("'{field}' is no document field: url, title or body"))),
-    };
-    match fields {
-        [] => Err(Error::config("no document field to index: choose of url, title and body")),
-        _ => fields.iter().map(column).collect(),
-    }
-}
-
-/// Streams MS MARCO's TSV (no quoting, no header): `each` gets the id and the chosen columns joined
-/// with spaces. A line with fewer than four columns is an error with its place.
-fn read_documents(
-    path: &Path,
-    columns: &[usize],
-    mut each: impl FnMut(&str, &str) -> Result<()>,
-) -> Result<()> {
-    let fail = |cause| Error::io("read", path, cause);
-    let file = BufReader::with_capacity(1 << 20, File::open(path).map_err(fail)?);
-    let mut lines = open_plain_or_gzip(file).map_err(fail)?;
-    let (mut line, mut number) = (String::new(), 0);
-    while lines.read_line(&mut line).map_err(fail)? > 0 {
-        number += 1;
-        let parts = line.trim_end_matches(['\n', '\r']).split('\t').collect::<Vec<_>>();
-        if parts.len() < 4 {
-            let text = format!("{} columns; a document line has docid, url, title and body", parts.len());
-            return Err(at_line(path, number, &text));
-        }
-        let text = columns.iter().map(|&column| parts[column]).collect::<Vec<_>>().join(" ");
-        each(parts[0], &text)?;
-        line.clear();
-    }
-    Ok(())
-}
-
-fn open_plain_or_gzip(mut file: BufReader<File>) -> std::io::Result<Box<dyn BufRead>> {
-    if file.fill_buf()?.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Box::new(BufReader::new(MultiGzDecoder::new(file))));
-    }
-    Ok(Box::new(file))
 }

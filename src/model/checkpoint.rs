@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
@@ -303,6 +304,7 @@ pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -
     fs::create_dir_all(parent).map_err(|e| Error::io("created", parent, e))?;
     let temporary = tempfile::Builder::new()
         .prefix(".model-")
+        .permissions(fs::Permissions::from_mode(0o777)) // as mkdir: the umask has the last word
         .tempdir_in(parent)
         .map_err(|e| Error::io("written in", parent, e))?;
     let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;

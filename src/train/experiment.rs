@@ -12,10 +12,12 @@ use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
 use super::run_dir;
 use crate::config::{Arm, Config, Split};
+use crate::corpus::tokenise::Tokenizer;
 use crate::dist::World;
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::run::Run;
+use crate::model::checkpoint::HeadStart;
 use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
 use crate::{Error, Result};
@@ -63,13 +65,9 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 /// All arms must share one vocabulary, since documents are tokenised once.
 fn check_arms(config: &Config) -> Result<()> {
     let arms = &config.experiment.arms;
-    let tokenizer = |arm: &Arm| {
-        let path = arm.model.join("tokenizer.json");
-        fs::read(&path).map_err(|e| Error::io("read", &path, e))
-    };
-    let first = tokenizer(&arms[0])?;
+    let first = Tokenizer::load(&arms[0].model)?;
     for arm in arms {
-        if tokenizer(arm)? != first {
+        if !Tokenizer::load(&arm.model)?.same_pieces(&first) {
             return Err(Error::config(format!(
                 "experiment.arms: {:?} and {:?} have different tokenizers: compare models of one vocabulary",
                 arms[0].name, arm.name
@@ -160,7 +158,12 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
     }
     let mut cells = vec![first_stage(study, &list)?];
     for ((arm, topics), run) in &runs {
-        let name = &config.experiment.arms[*arm].name;
+        let Arm { name, start, .. } = &config.experiment.arms[*arm];
+        if *topics == Some(0) && *start == HeadStart::QdppHead {
+            // QDPP ranks without fine-tuning: a row of the table, not only a point of the curve
+            let zero_shot = cell(study, &format!("{name}, zero-shot"), None, run, &list)?;
+            cells.push(Cell { train_topics: None, ..zero_shot });
+        }
         run.write(&dir.join(format!("{}-{}.run", slug(name), size_name(*topics))), &slug(name))?;
         cells.push(cell(study, name, *topics, run, &list)?);
     }
@@ -194,10 +197,7 @@ fn first_stage(study: &Study, list: &[Measure]) -> Result<Cell> {
             run.insert(topic, hits.iter().take(study.config.fine.depth).cloned().collect())?;
         }
     }
-    let mut cell = cell(study, "first stage", None, &run, list)?;
-    cell.all_topics = true;
-    cell.train_topics = None;
-    Ok(cell)
+    Ok(Cell { train_topics: None, ..cell(study, "first stage", None, &run, list)? })
 }
 
 fn cell(study: &Study, arm: &str, topics: Option<usize>, run: &Run, list: &[Measure]) -> Result<Cell> {

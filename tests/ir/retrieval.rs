@@ -2,6 +2,7 @@
 
 use std::io::Read;
 
+use ctune_dist::corpus::documents::Field;
 use ctune_dist::ir::bm25::{Analysis, Indexer, RetrieveOptions, retrieve};
 use ctune_dist::ir::evaluate::{EvaluateOptions, render};
 
@@ -16,7 +17,7 @@ fn options(folder: &tempfile::TempDir) -> RetrieveOptions {
         depth: 1000,
         k1: 0.9,
         b: 0.4,
-        fields: vec!["title".into(), "body".into()],
+        fields: vec![Field::Title, Field::Body],
         stem: true,
         stop_words: true,
     }
@@ -63,7 +64,7 @@ fn options_of_retrieval_do_what_they_say() {
     };
     assert_eq!(hits(&RetrieveOptions { stem: false, ..base.clone() }, "q1").unwrap(), ["D1"]);
     assert_eq!(hits(&RetrieveOptions { stop_words: false, ..base.clone() }, "q3").unwrap(), ["D1"]);
-    assert_eq!(hits(&RetrieveOptions { fields: vec!["url".into()], ..base.clone() }, "q2").unwrap(), ["D3"]);
+    assert_eq!(hits(&RetrieveOptions { fields: vec![Field::Url], ..base.clone() }, "q2").unwrap(), ["D3"]);
     assert_eq!(hits(&RetrieveOptions { depth: 1, ..base.clone() }, "q1").unwrap(), ["D1"]);
     assert_eq!(hits(&base, "q3"), None);
     let only = Some(file(&folder, "only", "D2\nD3\nD9\n"));
@@ -82,11 +83,10 @@ fn damaged_collections_are_refused() {
         assert!(error.exit_code() == code && error.to_string().contains(word), "{error}");
     };
     refused("", |_| (), 3, "no document");
-    refused("D1\tu\tt\n", |_| (), 3, "docs.tsv:1");
+    refused("D1\tu\tt\n", |_| (), 3, "docs.tsv");
     refused("D1\tu\tt\tb\nD1\tu\tt\tb\n", |_| (), 3, "'D1' is there twice");
     refused(DOCUMENTS, |o| o.only = Some(o.topics.clone()), 3, "none of the listed");
     refused(DOCUMENTS, |o| o.documents = "none".into(), 3, "none");
-    refused(DOCUMENTS, |o| o.fields = vec!["text".into()], 2, "'text'");
     refused(DOCUMENTS, |o| o.fields.clear(), 2, "no document field");
     refused(DOCUMENTS, |o| o.b = 1.5, 2, "b from 0 to 1");
     refused(DOCUMENTS, |o| o.depth = 0, 2, "depth");
