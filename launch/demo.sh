@@ -73,7 +73,7 @@ fetch_debian_index() {
     echo "this is not Debian: fetching the index of Debian 12 into $data/lists"
     if [[ ! -s /etc/ssl/certs/ca-certificates.crt ]]; then apt_install ca-certificates; fi
     mkdir -p "$at/lists/partial" "$at/cache/archives/partial"
-    echo "deb [trusted=yes] https://deb.debian.org/debian bookworm main" >"$at/debian.list"
+    echo "deb [trusted=yes] ${CTUNE_DEBIAN_MIRROR:-https://mirrors.kernel.org/debian} bookworm main" >"$at/debian.list"
     apt-get -q update -o Dir::Etc::SourceList="$at/debian.list" -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::State::Lists="$at/lists" -o Dir::Cache="$at/cache" -o Acquire::Languages=en \
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -60,7 +61,10 @@ fn describe(dir: &Path, config: &Config, command: &str, facts: &[(&str, Value)],
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let bad = |e| Error::io("written", path, e);
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(bad)?;
+    let mut file = tempfile::Builder::new()
+        .permissions(fs::Permissions::from_mode(0o666)) // as any new file: the umask has the last word
+        .tempfile_in(dir)
+        .map_err(bad)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(bad)?;
     file.persist(path).map_err(|e| Error::io("written", path, e.error))?;
     Ok(())
