@@ -22,7 +22,7 @@ th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888c; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
 tr.baseline td { background: #8882; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; } .scroll td:first-child { white-space: nowrap; }
 .note { opacity: .8; font-size: .9rem; }
 figure { margin: 1rem 0; }
 svg { max-width: 100%; height: auto; }

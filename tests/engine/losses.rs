@@ -38,10 +38,12 @@ fn mlm_loss() {
         let mut buffer = poisoned(&cpu, &logits);
 
         cpu.mlm_loss(&wb, bias_at, v, &lb, rows, 0.0, &mut buffer, &mut grads, &mut sums).unwrap();
-        assert_eq!(taken(&buffer, rows * v), logits, "scale 0 only measures");
+        let biased: Vec<f32> = logits.iter().enumerate().map(|(i, x)| x + weights[bias_at + i % v]).collect();
+        assert_eq!(taken(&buffer, rows * v), biased, "scale 0 leaves the logits with their bias");
         assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
         let measured = taken(&sums, stats::SLOTS);
         sums[..stats::SLOTS].fill(1.0);
+        buffer[..rows * v].copy_from_slice(&logits);
 
         let scale = 0.125;
         cpu.mlm_loss(&wb, bias_at, v, &lb, rows, scale, &mut buffer, &mut grads, &mut sums).unwrap();

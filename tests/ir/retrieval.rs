@@ -82,7 +82,7 @@ fn damaged_collections_are_refused() {
         let error = retrieve(&o).unwrap_err();
         assert!(error.exit_code() == code && error.to_string().contains(word), "{error}");
     };
-    refused("", |_| (), 3, "no document");
+    refused("", |_| (), 3, "is empty");
     refused("D1\tu\tt\n", |_| (), 3, "docs.tsv");
     refused("D1\tu\tt\tb\nD1\tu\tt\tb\n", |_| (), 3, "'D1' is there twice");
     refused(DOCUMENTS, |o| o.only = Some(o.topics.clone()), 3, "none of the listed");
