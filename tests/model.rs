@@ -288,6 +288,11 @@ fn checkpoints_go_out_and_in() {
     let report = read.fill(&mut ranker, Fill::Head(HeadStart::NewHead), 1).unwrap();
     assert_eq!(report.missing, ["classifier.weight", "classifier.bias"]);
     assert!(report.unexpected.contains(&"cls.predictions.bias".to_owned()));
+    // a body with a hole is refused by name
+    let mut holed = read;
+    holed.tensors.remove("bert.encoder.layer.1.output.dense.weight");
+    let error = holed.fill(&mut ranker, Fill::Head(HeadStart::NewHead), 1).unwrap_err().to_string();
+    assert!(error.contains("lacks bert.encoder.layer.1.output.dense.weight"), "{error}");
 }
 
 #[test]

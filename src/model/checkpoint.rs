@@ -144,7 +144,11 @@ impl Checkpoint {
         Ok(clicked.iter().zip(negative).map(|(a, b)| a - b).collect())
     }
 
-    /// Puts the weights into `model`; parameters that the file lacks are drawn from `seed`.
+    /// Puts the weights into `model`; a pooler or head that the file lacks is drawn from `seed`.
+    ///
+    /// # Errors
+    /// `Error::Data` when a tensor of the embeddings or the encoder is missing: a model that is partly
+    /// random would train and rank without a word.
     pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
         let mut report = LoadReport::default();
         for param in &model.layout.params {
@@ -158,6 +162,14 @@ impl Checkpoint {
                 initial(param, seed)
             });
             model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+        }
+        let body = |name: &&String| name.starts_with("bert.e"); // embeddings, encoder
+        if let Some(name) = report.missing.iter().find(body) {
+            return Err(Error::data(format!(
+                "{}: model.safetensors lacks {name} ({} tensors are missing): not the weights of this config.json",
+                self.path.display(),
+                report.missing.len()
+            )));
         }
         let known = |name: &String| model.layout.find(name).is_some();
         report.unexpected = self.tensors.keys().filter(|name| !known(name)).cloned().collect();

@@ -144,7 +144,11 @@ impl<'a> Study<'a> {
             continues: Vec::new(),
         };
         let mut model = Bert::new(backend, &checkpoint.shape, options)?;
-        checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
+        let report = checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
+        let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
+        for name in pooler {
+            tracing::warn!("{}: has no {name}; drawn anew", start.model.display());
+        }
         Ok(model)
     }
 
