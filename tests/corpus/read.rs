@@ -153,6 +153,9 @@ fn clicks_with_and_without_url_and_header() {
 #[test]
 fn the_published_sample_of_orcas_parses() {
     let Some(path) = shared("fixtures/orcas_format/orcas_i_gold_1000.tsv") else { return };
+    // One header line; the rest are rows, however many the copy at hand holds.
+    let rows = std::fs::read_to_string(&path).unwrap().lines().count() as u64 - 1;
+    assert!(rows > 900, "{rows} rows");
     let mut first = None;
     let mut ids = std::collections::HashSet::new();
     let counts = read_clicks(&path, &ReadOptions { strict: true, done: None }, |click| {
@@ -162,7 +165,7 @@ fn the_published_sample_of_orcas_parses() {
         Ok(())
     })
     .unwrap();
-    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (999, 999, 0, 0));
+    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (rows, rows, 0, 0));
     assert!(first.unwrap().contains("best reads"));
     assert!(ids.len() > 900);
 }
