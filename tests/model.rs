@@ -143,7 +143,7 @@ fn ten_adamw_updates_equal_pytorch() {
         let loss =
             sums[stats::MLM_LOSS] / sums[stats::MLM_COUNT] + sums[stats::QDPP_LOSS] / sums[stats::QDPP_COUNT];
         close(loss, steps.losses[i], bound);
-        model.backend.sum_squares(&model.grads, 0..len, &mut norm_sq, 0).unwrap();
+        model.backend.sum_squares(&model.grads, std::slice::from_ref(&(0..len)), &mut norm_sq, 0).unwrap();
         let norm = f64::from(model.backend.download(&norm_sq, 0..1).unwrap()[0]).sqrt();
         close(norm, steps.grad_norms[i], 1e-4);
         let update = AdamW {
