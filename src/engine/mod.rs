@@ -14,9 +14,12 @@
 //! Symbols T, S, M, H, I, A, D, V are those of `model/shape.rs`.
 
 pub mod cpu;
+pub mod cuda;
+mod fetch;
 pub mod random;
 
 use crate::Result;
+pub use fetch::Fetch;
 pub use random::{Dropout, MaskRule};
 
 /// What buffers hold.
