@@ -4,7 +4,7 @@
 use super::layout::HeadSet;
 use super::shape::Shape;
 use crate::Result;
-use crate::engine::{Backend, DeviceBatch, stats};
+use crate::engine::{Backend, DeviceBatch, PackCounts, stats};
 
 /// The largest pack that a model will see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,17 @@ impl Capacity {
         let masked = if mask_rate > 0.0 { (mean + spread) as usize + 32 } else { 0 };
         // The shortest sequence is [CLS] a [SEP].
         Self { tokens, sequences: tokens.div_ceil(3), masked: masked.min(tokens) }
+    }
+
+    /// The same as the counts of the largest pack.
+    pub fn counts(&self) -> PackCounts {
+        PackCounts {
+            tokens: self.tokens as u32,
+            sequences: self.sequences as u32,
+            masked: self.masked as u32,
+            groups: self.sequences as u32,
+            ..PackCounts::default()
+        }
     }
 }
 

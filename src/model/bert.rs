@@ -8,7 +8,7 @@ use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, Rows, stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, Rows, Segment, stats,
 };
 use crate::{Error, Result};
 
@@ -72,6 +72,7 @@ impl<B: Backend> Bert<B> {
     /// A model with zeroed weights; `checkpoint` and `init` fill them.
     pub fn new(backend: B, shape: &Shape, options: Options) -> Result<Self> {
         let layout = Layout::new(shape, options.heads)?;
+        let backend = backend.for_packs(&options.capacity.counts())?;
         let mut continues = backend.zeros(shape.vocab)?;
         if options.continues.len() == shape.vocab {
             backend.upload(&options.continues, &mut continues, 0)?;
@@ -155,12 +156,39 @@ impl<B: Backend> Bert<B> {
         }
     }
 
+    /// A sequence of operations that a device may replay for packs like this one.
+    fn segment(&self, name: &'static str, layer: usize, batch: &Batch) -> Segment {
+        let (mlm, pair) = self.parts(batch);
+        Segment { name, layer, variant: u32::from(mlm) | u32::from(pair) << 1 }
+    }
+
+    /// Whether the pack has MLM, and whether it has QDPP.
+    fn parts(&self, batch: &Batch) -> (bool, bool) {
+        match self.options.objective {
+            Objective::Pretraining { mlm, qdpp } => {
+                (mlm > 0.0 && batch.masked > 0, qdpp > 0.0 && !batch.pair_labels.is_empty())
+            }
+            Objective::Ranking => (false, false),
+        }
+    }
+
     // ---- forward ---------------------------------------------------------------------------------
 
     /// Masks, encodes and computes the objective's losses of one pack into `sums`; in
     /// `Mode::Train`, `backward` of the same pack may follow.
     pub fn forward(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.load(batch)?;
+        if mode == Mode::Measure {
+            return self.mask_and_measure(batch, mode);
+        }
+        if !self.backend.begin_segment(self.segment("forward", 0, batch))? {
+            self.mask_and_measure(batch, mode)?;
+            self.backend.end_segment()?;
+        }
+        Ok(())
+    }
+
+    fn mask_and_measure(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         if let Some(rule) = &self.options.rule {
             self.backend.mask_tokens(&mut self.batch, rule, &self.continues)?;
         }
@@ -178,12 +206,13 @@ impl<B: Backend> Bert<B> {
     /// Encodes the loaded pack and computes its losses.
     fn losses(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.encode(mode)?;
+        let (has_mlm, has_pair) = self.parts(batch);
         match self.options.objective {
             Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
+                if has_mlm {
                     self.mlm_forward(scale(mode, mlm, batch.step_masked))?;
                 }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
+                if has_pair {
                     self.pair_forward(scale(mode, qdpp, batch.step_pairs))?;
                 }
                 Ok(())
@@ -305,33 +334,45 @@ impl<B: Backend> Bert<B> {
     /// called as soon as a range of the gradient arena is complete: heads, layers from last to
     /// first, embeddings.
     pub fn backward(&mut self, batch: &Batch, ready: Ready<'_, B>) -> Result<()> {
-        let t = self.batch.tokens;
-        let h = self.layout.shape.hidden;
-        let Some(back) = &mut self.acts.backward else {
+        if self.acts.backward.is_none() {
             return Err(Error::config("a model that was made for measuring cannot be trained"));
-        };
-        self.backend.clear(&mut back.dx, 0..t * h)?;
-        match self.options.objective {
-            Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
-                    self.mlm_backward()?;
-                }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
-                    self.pool_backward()?;
-                }
-            }
-            Objective::Ranking => {
-                self.score_backward()?;
-                self.pool_backward()?;
-            }
+        }
+        if !self.backend.begin_segment(self.segment("backward of the heads", 0, batch))? {
+            self.heads_backward(batch)?;
+            self.backend.end_segment()?;
         }
         ready(&self.backend, &mut self.grads, self.layout.heads_range.clone())?;
         for l in (0..self.layout.shape.layers).rev() {
-            self.layer_backward(l)?;
+            if !self.backend.begin_segment(self.segment("backward of layer", l, batch))? {
+                self.layer_backward(l)?;
+                self.backend.end_segment()?;
+            }
             ready(&self.backend, &mut self.grads, self.layout.layers[l].range.clone())?;
         }
-        self.embed_backward()?;
+        if !self.backend.begin_segment(self.segment("backward of the embeddings", 0, batch))? {
+            self.embed_backward()?;
+            self.backend.end_segment()?;
+        }
         ready(&self.backend, &mut self.grads, self.layout.embed_range.clone())
+    }
+
+    /// From the losses to the gradient of the encoder's output.
+    fn heads_backward(&mut self, batch: &Batch) -> Result<()> {
+        let Some(back) = &mut self.acts.backward else { return Err(missing_head("backward")) };
+        let (t, h) = (Rows::Tokens(self.batch.tokens), self.layout.shape.hidden);
+        self.backend.clear_rows(&mut back.dx, t, h)?;
+        if self.options.objective == Objective::Ranking {
+            self.score_backward()?;
+            return self.pool_backward();
+        }
+        let (has_mlm, has_pair) = self.parts(batch);
+        if has_mlm {
+            self.mlm_backward()?;
+        }
+        if has_pair {
+            self.pool_backward()?;
+        }
+        Ok(())
     }
 
     fn mlm_backward(&mut self) -> Result<()> {
