@@ -4,7 +4,7 @@ use std::ffi::c_void;
 
 use cudarc::driver::result as driver;
 
-use super::device::check;
+use super::device::{Stream, check};
 use super::{Cuda, Real};
 use crate::engine::Rows;
 use crate::{Error, Result};
@@ -46,32 +46,45 @@ impl<R: Real> Cuda<R> {
         shared_bytes: u32,
         args: &[Arg],
     ) -> Result<()> {
+        self.flush()?;
+        self.launch_on(&self.device().compute, &format!("{op}_{}", R::SUFFIX), grid, block, shared_bytes, args)
+    }
+
+    /// The same for the kernel of this very name and on a stream of choice.
+    pub(super) fn launch_on(
+        &self,
+        stream: &Stream,
+        name: &str,
+        grid: (u32, u32, u32),
+        block: u32,
+        shared_bytes: u32,
+        args: &[Arg],
+    ) -> Result<()> {
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
             return Ok(());
         }
-        if block == 0 || block > MOST_THREADS || shared_bytes as usize > self.inner.device.card.shared {
+        let card = &self.device().card;
+        if block == 0 || block > MOST_THREADS || shared_bytes as usize > card.shared {
             return Err(Error::device(format!(
-                "{op}: blocks of {block} threads with {shared_bytes} bytes of shared memory do not fit {}",
-                self.inner.device.card.name
+                "{name}: blocks of {block} threads with {shared_bytes} bytes of shared memory do not fit {}",
+                card.name
             )));
         }
-        self.flush()?;
-        let function = self.inner.module.function::<R>(op, shared_bytes)?;
+        let function = self.inner.shared.module.function(name, shared_bytes)?;
         let mut places: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
-        let stream = self.inner.device.compute.raw();
         // SAFETY: the function lives as long as its module; the launcher passes what the kernel's
         // parameter list asks for; the arguments are copied before the call returns.
         let answer = unsafe {
-            driver::launch_kernel(function, grid, (block, 1, 1), shared_bytes, stream, &mut places)
+            driver::launch_kernel(function, grid, (block, 1, 1), shared_bytes, stream.raw(), &mut places)
         };
-        check(op, answer)
+        check(name, answer)
     }
 
     /// Rows that a launch covers: the count, rounded up so that few shapes occur and a recorded step
     /// can be replayed for the next pack, never more than buffers hold. Without `expect` the count
     /// itself. It is the capacity argument of kernels.
     pub(super) fn capacity(&self, rows: Rows) -> usize {
-        let most = self.inner.most.get();
+        let most = self.inner.most;
         let (count, grain, most) = match rows {
             Rows::Tokens(n) => (n, 256, most.tokens as usize),
             Rows::Sequences(n) => (n, 64, most.sequences as usize),

@@ -13,7 +13,6 @@ use cudarc::driver::result as driver;
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
 use cudarc::nvrtc::sys as nvrtc;
 
-use super::Real;
 use super::device::{Device, check};
 use crate::{Error, Result};
 
@@ -41,24 +40,23 @@ impl Module {
         Ok(module)
     }
 
-    /// The kernel `<op>_<f32|bf16>`, allowed `shared` bytes of dynamic shared memory.
-    pub fn function<R: Real>(&self, op: &str, shared: u32) -> Result<CUfunction> {
-        let name = format!("{op}_{}", R::SUFFIX);
+    /// The kernel of this name, allowed `shared` bytes of dynamic shared memory.
+    pub fn function(&self, name: &str, shared: u32) -> Result<CUfunction> {
         let mut functions = self.functions.borrow_mut();
-        if let Some((function, allowed)) = functions.get(&name)
+        if let Some((function, allowed)) = functions.get(name)
             && shared <= *allowed
         {
             return Ok(*function);
         }
-        let function = self.find(&name)?;
+        let function = self.find(name)?;
         if shared > SHARED_FREE {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function lives as long as its module.
             let answer =
                 unsafe { driver::function::set_function_attribute(function, attribute, shared as i32) };
-            check(&name, answer)?;
+            check(name, answer)?;
         }
-        functions.insert(name, (function, shared.max(SHARED_FREE)));
+        functions.insert(name.to_owned(), (function, shared.max(SHARED_FREE)));
         Ok(function)
     }
 
