@@ -276,7 +276,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let dir = run_dir::create(config, "fine", &facts, world)?;
     let study = Study::read(config, path, &dir, world)?;
     let start = Start { model: path, head: config.fine.start };

@@ -57,7 +57,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 }
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    run_dir::announce(world);
+    run_dir::announce(&backend, world);
     let prepared = prepare(config, stage)?;
     let options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
