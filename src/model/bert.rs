@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Capacity, LayerActivations, device_batch, sums};
+use super::activations::{Activations, Capacity, LayerActivations, device_batch, put, sums};
 use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
@@ -123,31 +123,7 @@ impl<B: Backend> Bert<B> {
                 self.layout.shape.vocab
             )));
         }
-        device.tokens = batch.tokens();
-        device.sequences = batch.sequences();
-        device.masked = batch.masked;
-        device.groups = batch.cu_groups.len().saturating_sub(1);
-        device.epoch = batch.epoch;
-        let b = &self.backend;
-        b.begin_pack(&PackCounts {
-            tokens: device.tokens as u32,
-            sequences: device.sequences as u32,
-            masked: device.masked as u32,
-            groups: device.groups as u32,
-            epoch: device.epoch,
-            step_masked: batch.step_masked as u32,
-            step_pairs: batch.step_pairs as u32,
-            reserved: 0,
-        })?;
-        b.upload(&batch.ids, &mut device.ids, 0)?;
-        b.upload(&batch.positions, &mut device.positions, 0)?;
-        b.upload(&batch.segments, &mut device.segments, 0)?;
-        b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
-        b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
-        b.upload(&batch.samples, &mut device.samples, 0)?;
-        b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
-        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
-        b.upload(&batch.targets, &mut device.targets, 0)
+        put(&self.backend, batch, device)
     }
 
     fn dropout(&self, mode: Mode, site: usize) -> Dropout {
@@ -245,6 +221,18 @@ impl<B: Backend> Bert<B> {
     /// QDPP logits [S, 2] of the last pack: "clicked" and "negative".
     pub fn pair_logits(&self) -> Result<Vec<f32>> {
         self.backend.download(&self.acts.heads.pair_logits, 0..2 * self.batch.sequences)
+    }
+
+    /// The last pack as it was encoded: ids [T] after masking, rows [M] of the masked tokens and their
+    /// original ids [M].
+    pub fn masked_pack(&self) -> Result<(Vec<u32>, Vec<u32>, Vec<u32>)> {
+        let (b, batch) = (&self.backend, &self.batch);
+        let masked = if self.options.rule.is_some() { batch.masked } else { 0 };
+        Ok((
+            b.download(&batch.ids, 0..batch.tokens)?,
+            b.download(&batch.masked_rows, 0..masked)?,
+            b.download(&batch.masked_labels, 0..masked)?,
+        ))
     }
 
     fn encode(&mut self, mode: Mode) -> Result<()> {

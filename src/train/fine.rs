@@ -179,7 +179,7 @@ impl<'a> Study<'a> {
         };
         let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         let mut validator = Validator {
             study: self,

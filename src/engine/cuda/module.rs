@@ -22,6 +22,12 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// Dynamic shared memory that a kernel may use without asking.
 const SHARED_FREE: u32 = 48 * 1024;
 
+/// Language of the kernels.
+const STANDARD: &str = "--std=c++17";
+
+/// Cards whose PTX newer ones run as well, newest first; for cards that NVRTC does not know yet.
+const PTX_TARGETS: [i32; 4] = [120, 100, 90, 80];
+
 /// The compiled kernels of one device.
 pub struct Module {
     modules: Vec<CUmodule>,
@@ -83,32 +89,16 @@ impl Drop for Module {
 
 /// NVRTC for one card.
 struct Compiler {
-    options: Vec<CString>,
-    /// Whether machine code comes out, or PTX for a card that NVRTC does not know yet.
-    machine_code: bool,
+    /// Compute capability, as 90 for 9.0.
+    arch: i32,
     version: (i32, i32),
     cache: Option<PathBuf>,
 }
 
 impl Compiler {
     fn new(device: &Device) -> Result<Self> {
-        let version = version()?;
         let arch = device.card.arch.0 * 10 + device.card.arch.1;
-        let known = supported()?;
-        let machine_code = known.contains(&arch);
-        let target = match known.iter().rev().find(|a| **a <= arch) {
-            Some(_) if machine_code => format!("sm_{arch}"),
-            Some(newest) => format!("compute_{newest}"),
-            None => {
-                return Err(Error::device(format!(
-                    "NVRTC {}.{} cannot compile for {} (compute capability {}.{}): install another CUDA toolkit",
-                    version.0, version.1, device.card.name, device.card.arch.0, device.card.arch.1
-                )));
-            }
-        };
-        let options = [format!("--gpu-architecture={target}"), "--std=c++17".into()];
-        let options = options.iter().map(|o| c_string(o)).collect::<Result<_>>()?;
-        Ok(Self { options, machine_code, version, cache: cache_folder() })
+        Ok(Self { arch, version: version()?, cache: cache_folder() })
     }
 
     /// The loaded module of one file: from the cache, or compiled.
@@ -131,18 +121,34 @@ impl Compiler {
 
     fn key(&self, source: &str) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (source, HEADERS, &self.options, self.version, self.machine_code).hash(&mut hasher);
+        (source, HEADERS, self.arch, self.version, STANDARD).hash(&mut hasher);
         hasher.finish()
     }
 
+    /// Machine code for this card, or PTX of the newest older card where NVRTC is too old to know it.
     fn compile(&self, name: &str, source: &str) -> Result<Vec<u8>> {
         let bodies = HEADERS.iter().map(|(_, text)| c_string(text)).collect::<Result<Vec<_>>>()?;
         let names = HEADERS.iter().map(|(name, _)| c_string(name)).collect::<Result<Vec<_>>>()?;
-        let program = Program::new(&c_string(source)?, &c_string(name)?, &bodies, &names)?;
-        program.compile(&self.options).map_err(|log| {
-            Error::device(format!("kernels/{name} does not compile with NVRTC {:?}: {log}", self.version))
-        })?;
-        program.code(self.machine_code)
+        let older = PTX_TARGETS.iter().filter(|arch| **arch <= self.arch);
+        let targets = std::iter::once(format!("sm_{}", self.arch)).chain(older.map(|a| format!("compute_{a}")));
+        let mut failure = None;
+        for target in targets {
+            let program = Program::new(&c_string(source)?, &c_string(name)?, &bodies, &names)?;
+            let options = [c_string(&format!("--gpu-architecture={target}"))?, c_string(STANDARD)?];
+            match program.compile(&options) {
+                Ok(()) => return program.code(target.starts_with("sm_")),
+                Err((nvrtc::nvrtcResult::NVRTC_ERROR_INVALID_OPTION, _)) => {} // the target is unknown
+                Err((_, log)) => {
+                    failure = Some(log);
+                    break;
+                }
+            }
+        }
+        let (major, minor) = self.version;
+        Err(Error::device(match failure {
+            Some(log) => format!("kernels/{name} does not compile with NVRTC {major}.{minor}: {log}"),
+            None => format!("NVRTC {major}.{minor} knows no target for this GPU: install a newer CUDA toolkit"),
+        }))
     }
 }
 
@@ -169,8 +175,8 @@ impl Program {
         Ok(Self(raw))
     }
 
-    /// On failure the compiler's log, its errors on one line.
-    fn compile(&self, options: &[CString]) -> std::result::Result<(), String> {
+    /// On failure the answer and the log's errors on one line.
+    fn compile(&self, options: &[CString]) -> std::result::Result<(), (nvrtc::nvrtcResult, String)> {
         let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         // SAFETY: the program and the strings live.
         let answer = unsafe { nvrtc::nvrtcCompileProgram(self.0, options.len() as i32, options.as_ptr()) };
@@ -182,7 +188,7 @@ impl Program {
         let log: Vec<u8> = log.into_iter().map(|c| c as u8).take_while(|c| *c != 0).collect();
         let text = String::from_utf8_lossy(&log).into_owned();
         let errors: Vec<&str> = text.lines().filter(|l| l.contains("error")).take(5).collect();
-        Err(if errors.is_empty() { format!("{answer:?}") } else { errors.join("; ") })
+        Err((answer, if errors.is_empty() { format!("{answer:?}") } else { errors.join("; ") }))
     }
 
     fn code(&self, machine_code: bool) -> Result<Vec<u8>> {
@@ -217,18 +223,6 @@ pub fn version() -> Result<(i32, i32)> {
     // SAFETY: both integers outlive the call.
     nvrtc_check("its version", unsafe { nvrtc::nvrtcVersion(&mut major, &mut minor) })?;
     Ok((major, minor))
-}
-
-/// Compute capabilities that NVRTC compiles for, as 90 for 9.0, ascending.
-fn supported() -> Result<Vec<i32>> {
-    let mut count = 0;
-    // SAFETY: `count` outlives the call.
-    nvrtc_check("its targets", unsafe { nvrtc::nvrtcGetNumSupportedArchs(&mut count) })?;
-    let mut list = vec![0; count.max(0) as usize];
-    // SAFETY: the list has the length that NVRTC named.
-    nvrtc_check("its targets", unsafe { nvrtc::nvrtcGetSupportedArchs(list.as_mut_ptr()) })?;
-    list.sort_unstable();
-    Ok(list)
 }
 
 fn nvrtc_check(what: &str, answer: nvrtc::nvrtcResult) -> Result<()> {
