@@ -23,7 +23,8 @@ template <class T>
 __device__ inline void column_partials(
     const Counts* counts, uint32_t rows, const T* __restrict__ x, float* __restrict__ partials, uint32_t width) {
     constexpr int WIDTH = Vec<T>::WIDTH;
-    __shared__ float shared[WARPS][WIDTH][32];  // a warp writes 32 neighbouring floats at a time
+    // Rows of 32 + 32 / WIDTH floats: neither the lanes' writes nor the reads by column share a bank.
+    __shared__ float shared[WARPS][WIDTH][32 + 32 / WIDTH];
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint32_t column = (blockIdx.x * 32 + lane) * WIDTH;
     const uint32_t first = blockIdx.y * CHUNK, count = row_count(counts, rows);

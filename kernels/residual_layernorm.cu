@@ -22,15 +22,7 @@
 //
 // Tried: moments in one pass (sum and sum of squares): saves a shuffle chain and loses all digits of a
 // variance far below mean^2; two passes over registers cost no memory traffic.
-#include "common.cuh"
-
-constexpr uint32_t BLOCK = 128;
-
-// Row of this thread in a grid of one row a warp (or a block), and the number of rows of the grid.
-template <int WARPS> __device__ inline uint32_t first_row() {
-    return WARPS == 1 ? blockIdx.x * 4 + threadIdx.x / 32 : blockIdx.x;
-}
-template <int WARPS> __device__ inline uint32_t row_stride() { return WARPS == 1 ? gridDim.x * 4 : gridDim.x; }
+#include "rows.cuh"
 
 template <class T, int VALUES, int WARPS>
 __device__ inline void residual_norm(
