@@ -44,6 +44,12 @@ pub enum Command {
         /// Experiment directory (results.json).
         dir: PathBuf,
     },
+    /// Say what this machine has, and whether its GPU computes what the CPU computes.
+    Doctor {
+        /// Device to look at; auto looks at a GPU where there is one.
+        #[arg(long, value_enum, default_value = "auto")]
+        device: crate::config::Device,
+    },
     /// Say what is in a shard directory, checksums verified.
     Inspect {
         /// Shard directory.

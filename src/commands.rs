@@ -6,6 +6,7 @@ use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
 use crate::config::Config;
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
+use crate::doctor;
 use crate::ir::{bm25, evaluate};
 use crate::probe;
 use crate::report::write_experiment_report;
@@ -36,6 +37,7 @@ pub fn run(command: Command) -> Result<()> {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
+        Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
     }
 }
@@ -43,12 +45,17 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
+    on_ranks(|world| work(&config, world))
+}
+
+/// Joins the ranks; an error ends all of them from within.
+fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(world.threads())
         .build_global()
         .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
-    work(&config, &world).or_else(|e| world.fail(&e))
+    work(&world).or_else(|e| world.fail(&e))
 }
 
 fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {

@@ -153,6 +153,11 @@ pub struct Train {
     /// Global norm at which gradients are clipped; 0 never clips.
     pub clip_norm: f32,
     pub dropout: f32,
+    /// Weights and activations; bf16 on a GPU and f32 on a CPU when absent. Gradients, moments and
+    /// master weights are f32.
+    pub precision: Option<Precision>,
+    /// In which precision GPUs sum gradients over ranks.
+    pub reduce: Precision,
 }
 
 impl Default for Train {
@@ -173,8 +178,18 @@ impl Default for Train {
             eps: 1e-8,
             clip_norm: 1.0,
             dropout: 0.1,
+            precision: None,
+            reduce: Precision::F32,
         }
     }
+}
+
+/// How numbers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    F32,
+    Bf16,
 }
 
 /// Learning rate after the warm-up.
@@ -203,11 +218,16 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// GPU: record the segments of a step once and replay them.
+    pub graph: bool,
+    /// Debug mode: steps between two in which the first NaN is traced to the operation that made it
+    /// and the gradient of the step's first pack is compared with the reference model's; 0 is off.
+    pub check: u64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, graph: true, check: 0 }
     }
 }
 

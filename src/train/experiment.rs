@@ -51,7 +51,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     let dir = run_dir::create(config, "experiment", &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, &dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {
         if i % world.size() == world.rank() {

@@ -201,7 +201,7 @@ impl<'a> Study<'a> {
         };
         let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         let mut validator = Validator {
             study: self,
@@ -308,7 +308,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let dir = run_dir::create(config, "fine", &facts, world)?;
     let study = Study::read(config, path, &dir, world)?;
     let start = Start { model: path, head: config.fine.start };
