@@ -30,7 +30,7 @@ pub enum Command {
     /// BM25 first stage: topics and documents to a TREC run.
     Retrieve(Retrieve),
     /// Fine-tune a cross-encoder on topics, qrels and a run, by cross-validation.
-    Fine(Plan),
+    Fine(Repeated),
     /// Re-score the candidates of a run with a model.
     Rerank(Rerank),
     /// Measure a run as trec_eval does; compare it with a baseline.
@@ -38,7 +38,7 @@ pub enum Command {
     /// The query prediction task: mask query words, with and without the document.
     Probe(Probe),
     /// Arms x folds x training-set sizes from one config, then the report.
-    Experiment(Plan),
+    Experiment(Repeated),
     /// Write an experiment's report.html anew.
     Report {
         /// Experiment directory (results.json).
@@ -85,6 +85,16 @@ pub struct Plan {
     /// Device, as --set run.device=DEVICE.
     #[arg(long)]
     pub device: Option<crate::config::Device>,
+}
+
+/// A run that may be repeated with other seeds.
+#[derive(Args, Debug)]
+pub struct Repeated {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// Repetitions with seeds seed, seed + 1, ..., as --set fine.seeds=N.
+    #[arg(long)]
+    pub seeds: Option<u32>,
 }
 
 #[derive(Args, Debug)]

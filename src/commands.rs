@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
+use crate::cli::{Command, Evaluate, Plan, Prepare, Repeated, Rerank, Retrieve, Sample};
 use crate::config::Config;
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
@@ -23,8 +23,8 @@ pub fn run(command: Command) -> Result<()> {
             distributed("pretrain", plan, |c, w| pretraining::run(c, Stage::Pretrain, w))
         }
         Command::Coarse(plan) => distributed("coarse", plan, |c, w| pretraining::run(c, Stage::Coarse, w)),
-        Command::Fine(plan) => distributed("fine", plan, fine::run),
-        Command::Experiment(plan) => distributed("experiment", plan, experiment::run),
+        Command::Fine(args) => distributed("fine", repeated(args), fine::run),
+        Command::Experiment(args) => distributed("experiment", repeated(args), experiment::run),
         Command::Rerank(args) => rerank_command(args),
         Command::Probe(args) => {
             let options =
@@ -40,6 +40,13 @@ pub fn run(command: Command) -> Result<()> {
         Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
     }
+}
+
+/// `--seeds` is an override like any other.
+fn repeated(args: Repeated) -> Plan {
+    let mut plan = args.plan;
+    plan.set.extend(args.seeds.map(|n| format!("fine.seeds={n}")));
+    plan
 }
 
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.

@@ -365,6 +365,7 @@ impl Config {
             }
         }
         for (key, value) in [
+            ("fine.seeds", self.fine.seeds as usize),
             ("train.pack_tokens", t.pack_tokens),
             ("train.packs_per_step", t.packs_per_step),
             ("fine.negatives", self.fine.negatives),

@@ -21,6 +21,8 @@ pub struct Fine {
     /// Candidates of a topic: the first `depth` documents of the run.
     pub depth: usize,
     pub start: HeadStart,
+    /// Repetitions with seeds `seed`, `seed` + 1, ...: means come with their deviation.
+    pub seeds: u32,
     /// Folds to draw when `data.folds` is absent.
     pub folds: usize,
     /// Which non-relevant documents may be negatives.
@@ -57,6 +59,7 @@ impl Default for Fine {
             positives_per_topic: 4,
             depth: 50,
             start: HeadStart::NewHead,
+            seeds: 1,
             folds: 5,
             negatives_from: NegativesFrom::All,
             negatives_run: None,

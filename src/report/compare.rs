@@ -20,8 +20,20 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub mean: f64,
+    /// Standard deviation over seeds, where there are several.
+    pub deviation: Option<f64>,
     /// `None` for the baseline itself.
     pub against: Option<Against>,
+}
+
+impl Entry {
+    /// The mean, with its deviation over seeds where there is one.
+    pub fn mean_text(&self) -> String {
+        match self.deviation {
+            Some(deviation) => format!("{:.4} ± {deviation:.4}", self.mean),
+            None => format!("{:.4}", self.mean),
+        }
+    }
 }
 
 /// An arm's difference to the baseline, over the topics that both have.
@@ -70,7 +82,7 @@ pub fn rows(results: &Results) -> Result<Vec<Row>> {
         let entries = results.measures.iter().map(|measure| {
             let against =
                 if arm == results.baseline { None } else { Some(against(cell, baseline, measure)?) };
-            Ok(Entry { mean: cell.mean(measure)?, against })
+            Ok(Entry { mean: cell.mean(measure)?, deviation: cell.deviation(measure), against })
         });
         let topics = cell.topics(&results.measures[0])?.len();
         rows.push(Row { arm: arm.into(), topics, entries: entries.collect::<Result<_>>()? });
@@ -106,9 +118,15 @@ fn against(cell: &Cell, baseline: &Cell, measure: &str) -> Result<Against> {
 
 /// What the numbers of the table mean; the same words everywhere.
 pub fn legend(results: &Results) -> String {
+    let seeds = results.cells.iter().map(|cell| cell.repeats.len()).max().unwrap_or(0);
+    let repeated = if seeds > 1 {
+        format!(" Means ± standard deviations over {seeds} seeds; tests use each topic's mean over seeds.")
+    } else {
+        String::new()
+    };
     format!(
         "diff: mean difference to \"{}\" over the topics of both; p: two-sided paired t-test over these topics, \
-         uncorrected; * and **: p below 0.05 and 0.01 after Holm's correction over the arms, each measure by itself.",
+         uncorrected; * and **: p below 0.05 and 0.01 after Holm's correction over the arms, each measure by itself.{repeated}",
         results.baseline
     )
 }
@@ -131,7 +149,7 @@ pub fn table_text(results: &Results) -> Result<String> {
     for row in rows(results)? {
         let mut line = vec![row.arm, row.topics.to_string()];
         for entry in row.entries {
-            line.push(format!("{:.4}", entry.mean));
+            line.push(entry.mean_text());
             match entry.against {
                 Some(a) => line.extend([format!("{:+.4}", a.difference), p_text(a.p) + a.marker()]),
                 None => line.extend(["baseline".into(), "-".into()]),

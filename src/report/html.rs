@@ -91,7 +91,7 @@ fn arms(results: &Results, rows: &[Row]) -> String {
         let mut cells = vec![escape(&row.arm), row.topics.to_string()];
         let mut class = "";
         for entry in &row.entries {
-            cells.push(format!("{:.4}", entry.mean));
+            cells.push(entry.mean_text());
             match entry.against {
                 Some(a) => cells.extend([
                     format!("{:+.4}", a.difference),

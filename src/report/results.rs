@@ -32,7 +32,10 @@ pub struct Cell {
     pub all_topics: bool,
     /// Measure -> mean over topics.
     pub means: BTreeMap<String, f64>,
-    /// Measure -> topic -> value.
+    /// Means of each repetition with another seed, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repeats: Vec<BTreeMap<String, f64>>,
+    /// Measure -> topic -> value (its mean over repetitions).
     pub per_topic: BTreeMap<String, BTreeMap<String, f64>>,
 }
 
@@ -78,6 +81,15 @@ impl Cell {
     /// `Error::Data` when the cell has no such measure.
     pub fn mean(&self, measure: &str) -> Result<f64> {
         self.means.get(measure).copied().ok_or_else(|| self.lacks(measure))
+    }
+
+    /// Standard deviation of the means over repetitions (n - 1); `None` for a single one.
+    pub fn deviation(&self, measure: &str) -> Option<f64> {
+        let values: Vec<f64> = self.repeats.iter().filter_map(|means| means.get(measure).copied()).collect();
+        let n = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        (values.len() > 1)
+            .then(|| (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
     }
 
     /// Topic -> value.

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
 use super::run_dir::{self, on_engine};
-use crate::config::{Arm, Config, Split};
+use crate::config::{Arm, Config, Fine, Split};
 use crate::corpus::tokenise::Tokenizer;
 use crate::dist::{Distributed, World};
 use crate::ir::folds::Fold;
-use crate::ir::measures::{self, Measure, evaluate};
+use crate::ir::measures::{self, Evaluation, Measure, evaluate};
 use crate::ir::run::Run;
 use crate::model::checkpoint::{self, HeadStart};
 use crate::report::results::{Cell, Results, Training};
@@ -28,12 +28,17 @@ struct Task<'a> {
     /// Training topics; `None` is all of the fold.
     topics: Option<usize>,
     fold: usize,
+    /// Number of the repetition, from 0.
+    repeat: u32,
 }
 
 impl Task<'_> {
     fn dir(&self, out: &Path) -> PathBuf {
-        let size = self.topics.map_or("all".into(), |n| n.to_string());
-        out.join("tasks").join(slug(&self.arm.name)).join(size).join(format!("fold-{}", self.fold + 1))
+        let mut dir = out.join("tasks").join(slug(&self.arm.name)).join(size_name(self.topics));
+        if self.repeat > 0 {
+            dir = dir.join(format!("repeat-{}", self.repeat + 1));
+        }
+        dir.join(format!("fold-{}", self.fold + 1))
     }
 }
 
@@ -97,8 +102,11 @@ fn tasks(config: &Config, folds: usize) -> Vec<Task<'_>> {
     sizes.dedup();
     let mut tasks = Vec::new();
     for &topics in &sizes {
-        for arm in &config.experiment.arms {
-            tasks.extend((0..folds).map(|fold| Task { arm, topics, fold }));
+        // without fine-tuning there is nothing to repeat but the draw of a new head
+        for repeat in 0..config.fine.seeds {
+            for arm in &config.experiment.arms {
+                tasks.extend((0..folds).map(|fold| Task { arm, topics, fold, repeat }));
+            }
         }
     }
     tasks
@@ -123,10 +131,15 @@ fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path)
     let fold = &study.folds[task.fold];
     let start = Start { model: &task.arm.model, head: task.arm.start };
     let ranked = ranked(study.config, fold);
-    let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir };
+    let seed = seed(study, task);
+    let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir, seed };
     let (_, run) = study.run_fold(backend.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     run_dir::write_whole(&about_path, about.as_bytes())
+}
+
+fn seed(study: &Study, task: &Task) -> u32 {
+    study.config.seed.wrapping_add(task.repeat)
 }
 
 /// Everything that a task's result depends on: a kept result counts only if all of it is the same.
@@ -139,10 +152,10 @@ fn describe(study: &Study, task: &Task) -> Result<Value> {
         "topics": task.topics,
         "fold": [fold.train, fold.validation, fold.test],
         "split": config.experiment.split,
-        "seed": config.seed,
+        "seed": seed(study, task),
         "data": config.data,
         "train": config.train,
-        "fine": config.fine,
+        "fine": Fine { seeds: 1, ..config.fine.clone() }, // another number of repetitions changes none
     }))
 }
 
@@ -151,22 +164,28 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
     let config = study.config;
     let list =
         config.experiment.measures.iter().map(|name| name.parse()).collect::<Result<Vec<Measure>>>()?;
-    let mut runs: BTreeMap<(usize, Option<usize>), Run> = BTreeMap::new();
+    let mut runs: BTreeMap<(usize, Option<usize>), Vec<Run>> = BTreeMap::new();
     for task in tasks {
         let arm = config.experiment.arms.iter().position(|arm| arm.name == task.arm.name).unwrap_or(0);
         let run = Run::read(&task.dir(dir).join("run.txt"))?;
-        runs.entry((arm, task.topics)).or_default().merge(run)?;
+        let repeats = runs.entry((arm, task.topics)).or_default();
+        repeats.resize(repeats.len().max(task.repeat as usize + 1), Run::default());
+        repeats[task.repeat as usize].merge(run)?;
     }
     let mut cells = vec![first_stage(study, &list)?];
-    for ((arm, topics), run) in &runs {
+    for ((arm, topics), repeats) in &runs {
         let Arm { name, start, .. } = &config.experiment.arms[*arm];
         if *topics == Some(0) && *start == HeadStart::QdppHead {
             // QDPP ranks without fine-tuning: a row of the table, not only a point of the curve
-            let zero_shot = cell(study, &format!("{name}, zero-shot"), None, run, &list)?;
+            let zero_shot = cell(study, &format!("{name}, zero-shot"), None, &repeats[..1], &list)?;
             cells.push(Cell { train_topics: None, ..zero_shot });
         }
-        run.write(&dir.join(format!("{}-{}.run", slug(name), size_name(*topics))), &slug(name))?;
-        cells.push(cell(study, name, *topics, run, &list)?);
+        for (repeat, run) in repeats.iter().enumerate() {
+            let suffix = if repeat == 0 { String::new() } else { format!("-repeat-{}", repeat + 1) };
+            let file = format!("{}-{}{suffix}.run", slug(name), size_name(*topics));
+            run.write(&dir.join(file), &slug(name))?;
+        }
+        cells.push(cell(study, name, *topics, repeats, &list)?);
     }
     let results = Results {
         title: config.experiment.title.clone(),
@@ -198,19 +217,32 @@ fn first_stage(study: &Study, list: &[Measure]) -> Result<Cell> {
             run.insert(topic, hits.iter().take(study.config.fine.depth).cloned().collect())?;
         }
     }
-    Ok(Cell { train_topics: None, ..cell(study, "first stage", None, &run, list)? })
+    Ok(Cell { train_topics: None, ..cell(study, "first stage", None, &[run], list)? })
 }
 
-fn cell(study: &Study, arm: &str, topics: Option<usize>, run: &Run, list: &[Measure]) -> Result<Cell> {
-    let result = evaluate(&study.qrels, run, list, &measures::Options::default())?;
+/// Measures of an arm: each topic's value is its mean over the repetitions, so that a test over
+/// topics tests what a repetition is expected to give.
+fn cell(study: &Study, arm: &str, topics: Option<usize>, runs: &[Run], list: &[Measure]) -> Result<Cell> {
+    let evaluated = runs.iter().map(|run| evaluate(&study.qrels, run, list, &measures::Options::default()));
+    let results = evaluated.collect::<Result<Vec<_>>>()?;
     let names = &study.config.experiment.measures;
-    let column = |m: usize| result.topics.iter().map(|(topic, values)| (topic.clone(), values[m])).collect();
+    let n = results.len() as f64;
+    let column = |m: usize| {
+        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        for (topic, values) in results.iter().flat_map(|result| &result.topics) {
+            *sums.entry(topic.clone()).or_default() += values[m];
+        }
+        sums.into_iter().map(|(topic, sum)| (topic, sum / n)).collect()
+    };
+    let means = |result: &Evaluation| names.iter().cloned().zip(result.means.iter().copied()).collect();
+    let mean = |m: usize| results.iter().map(|result| result.means[m]).sum::<f64>() / n;
     let largest = study.folds.iter().map(|fold| fold.train.len()).max();
     Ok(Cell {
         arm: arm.to_owned(),
         train_topics: topics.or(largest),
         all_topics: topics.is_none(),
-        means: names.iter().cloned().zip(result.means.iter().copied()).collect(),
+        means: names.iter().cloned().enumerate().map(|(m, name)| (name, mean(m))).collect(),
+        repeats: if results.len() > 1 { results.iter().map(means).collect() } else { Vec::new() },
         per_topic: names.iter().cloned().enumerate().map(|(m, name)| (name, column(m))).collect(),
     })
 }
@@ -232,6 +264,7 @@ fn facts(study: &Study) -> Result<Vec<(String, String)>> {
     let folds = config.data.folds.as_ref().map_or("drawn, folds.json".into(), |p| p.display().to_string());
     Ok(vec![
         ("topics".into(), topics.to_string()),
+        ("seeds".into(), format!("{} from {}", config.fine.seeds, config.seed)),
         ("folds".into(), format!("{} ({folds})", study.folds.len())),
         ("ranked".into(), format!("{:?} topics of each fold", config.experiment.split).to_lowercase()),
         ("first stage".into(), first.tag().unwrap_or("unknown").to_owned()),

@@ -59,6 +59,9 @@ pub struct FoldTask<'a> {
     pub ranked: &'a [String],
     /// Folder for its metrics.
     pub dir: &'a Path,
+    /// Keys the head's initial weights, the draws and the dropout; folds and sets of training topics
+    /// stay those of the plan's seed.
+    pub seed: u32,
 }
 
 impl<'a> Study<'a> {
@@ -112,11 +115,11 @@ impl<'a> Study<'a> {
         world: &World,
     ) -> Result<(Bert<B>, Run)> {
         let config = self.config;
-        let FoldTask { fold, topics, ranked, dir } = *task;
+        let FoldTask { fold, topics, ranked, dir, seed } = *task;
         let train = self.training_topics(fold, topics);
-        let mut model = self.load(backend, start, !train.is_empty())?;
+        let mut model = self.load(backend, start, !train.is_empty(), seed)?;
         if !train.is_empty() {
-            model = self.train(model, &train, &fold.validation, dir, world)?;
+            model = self.train(model, &train, task, world)?;
         }
         let run = rerank(&mut model, &self.collection, ranked, config.fine.aggregate, world)?;
         if run.topics().len() == 0 {
@@ -142,7 +145,7 @@ impl<'a> Study<'a> {
         topics
     }
 
-    fn load<B: Backend>(&self, backend: B, start: Start, train: bool) -> Result<Bert<B>> {
+    fn load<B: Backend>(&self, backend: B, start: Start, train: bool, seed: u32) -> Result<Bert<B>> {
         let config = self.config;
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
@@ -152,12 +155,12 @@ impl<'a> Study<'a> {
             capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
             train,
             dropout: config.train.dropout,
-            seed: config.seed,
+            seed,
             rule: None,
             continues: Vec::new(),
         };
         let mut model = Bert::new(backend, &checkpoint.shape, options)?;
-        let report = checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
+        let report = checkpoint.fill(&mut model, Fill::Head(start.head), seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {
             tracing::warn!("{}: has no {name}; drawn anew", start.model.display());
@@ -169,13 +172,13 @@ impl<'a> Study<'a> {
         &self,
         model: Bert<B>,
         train: &[String],
-        validation: &[String],
-        dir: &Path,
+        task: &FoldTask,
         world: &World,
     ) -> Result<Bert<B>> {
+        let FoldTask { fold, dir, seed, .. } = *task;
         let config = self.config;
         let options = GroupOptions {
-            seed: config.seed,
+            seed,
             negatives: config.fine.negatives,
             positives_per_topic: config.fine.positives_per_topic,
             from: config.fine.negatives_from,
@@ -190,7 +193,7 @@ impl<'a> Study<'a> {
         }
         let source = Arc::new(source);
         let options = LoaderOptions {
-            seed: config.seed,
+            seed,
             pack_tokens: config.train.pack_tokens,
             packs_per_step: config.train.packs_per_step,
             rank: world.rank(),
@@ -205,7 +208,7 @@ impl<'a> Study<'a> {
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         let mut validator = Validator {
             study: self,
-            topics: validation,
+            topics: &fold.validation,
             measure: config.fine.measure.parse()?,
             meter: Meter::new(metrics.as_deref(), 0, steps)?,
             world,
@@ -317,7 +320,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     for (i, fold) in study.folds.iter().enumerate() {
         let folder = dir.join(format!("fold-{}", i + 1));
         make_folder(&folder)?;
-        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder };
+        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder, seed: config.seed };
         let (model, run) = study.run_fold(backend.clone(), start, &task, world)?;
         let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
         world.agree(saved)?;
