@@ -152,6 +152,11 @@ impl Checkpoint {
     pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
         let mut report = LoadReport::default();
         for param in &model.layout.params {
+            if param.block.is_some() {
+                let values = initial(param, seed); // an adapter is never part of a model folder
+                model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+                continue;
+            }
             let values = match start {
                 Fill::AsSaved if param.head => self.saved_head(param)?,
                 Fill::AsSaved => self.values(param, HeadStart::NewHead)?,
@@ -288,13 +293,22 @@ fn config_json(shape: &Shape, heads: HeadSet) -> Value {
     config
 }
 
-/// All parameters on the host, by Hugging Face name.
+/// All parameters on the host, by Hugging Face name; adapters merged into the matrices beside them.
 pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
-    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    Ok(by_name(&model.layout, &all))
+    let mut tensors = by_name(&model.layout, &merged(model)?);
+    let own = |name: &String| model.layout.find(name).is_some_and(|param| param.block.is_none());
+    tensors.retain(|name, _| own(name));
+    Ok(tensors)
 }
 
-/// All gradients on the host, by Hugging Face name.
+/// The arena as a model without adapters needs it, [layout.len].
+fn merged<B: Backend>(model: &Bert<B>) -> Result<Vec<f32>> {
+    let mut all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    model.layout.merge_adapters(&mut all);
+    Ok(all)
+}
+
+/// All gradients on the host, by Hugging Face name (an adapter's by its own).
 pub fn export_gradients<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
     let all = model.backend.download(&model.grads, 0..model.layout.len)?;
     Ok(by_name(&model.layout, &all))
@@ -306,7 +320,7 @@ fn by_name(layout: &Layout, arena: &[f32]) -> Tensors {
 }
 
 /// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
-/// always complete. An existing one is replaced. `tokenizer` is a folder to copy the tokenizer's
+/// always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to copy the tokenizer's
 /// files from.
 ///
 /// # Errors
@@ -319,8 +333,7 @@ pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -
         .permissions(fs::Permissions::from_mode(0o777)) // as mkdir: the umask has the last word
         .tempdir_in(parent)
         .map_err(|e| Error::io("written in", parent, e))?;
-    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    write_weights(&model.layout, &all, &temporary.path().join("model.safetensors"))?;
+    write_weights(&model.layout, &merged(model)?, &temporary.path().join("model.safetensors"))?;
     let config = format!("{:#}\n", config_json(&model.layout.shape, model.options.heads));
     write_synced(&temporary.path().join("config.json"), config.as_bytes())?;
     if let Some(from) = tokenizer {
@@ -341,6 +354,7 @@ fn write_weights(layout: &Layout, arena: &[f32], path: &Path) -> Result<()> {
     let views = layout
         .params
         .iter()
+        .filter(|p| p.block.is_none())
         .map(|p| {
             let bytes: &[u8] = bytemuck::cast_slice(&arena[p.range()]);
             Ok((p.name.as_str(), TensorView::new(Dtype::F32, p.shape.clone(), bytes).map_err(bad)?))

@@ -7,8 +7,9 @@ use std::time::Instant;
 use crate::config::Train;
 use crate::data::loader::{Loader, Step};
 use crate::dist::{Collective, Distributed, World};
-use crate::engine::{AdamW, Backend, ParamGroup, stats};
+use crate::engine::{Backend, stats};
 use crate::model::{Bert, Mode, Objective};
+use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
 use crate::{Error, Result};
 
@@ -60,35 +61,19 @@ pub struct Trainer<'w, B: Backend> {
     world: &'w World,
     /// Sums gradients over ranks.
     reducer: Box<dyn Collective<B> + 'w>,
-    settings: Train,
+    pub optimiser: Optimiser<B>,
     lr: LrPlan,
-    /// Learning rate and decay by range of the arena.
-    groups: Vec<ParamGroup>,
-    /// [layout.len] each
-    moments: [B::Buf<f32>; 2],
-    /// Weights in f32 where `Real` is narrower, [layout.len]; else empty
-    master: B::Buf<f32>,
-    /// Squared global norm, [1]
-    norm_sq: B::Buf<f32>,
-    updates: u64,
     non_finite: u32,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
-        let head_scale = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
-        let len = model.layout.len;
         Ok(Self {
-            groups: model.layout.groups(head_scale),
-            moments: [model.backend.zeros(len)?, model.backend.zeros(len)?],
-            norm_sq: model.backend.zeros(1)?,
-            master: master(&model)?,
+            optimiser: Optimiser::new(&model, world, settings)?,
             reducer: model.backend.collective(world)?,
             model,
             world,
-            settings: settings.clone(),
             lr: LrPlan::new(settings, steps),
-            updates: 0,
             non_finite: 0,
         })
     }
@@ -96,22 +81,23 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     // ---- the training loop -----------------------------------------------------------------------
     /// Makes the planned updates, or fewer when the watcher stops.
     pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<()> {
-        while self.updates < self.lr.steps {
+        while self.optimiser.state.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
+            let (optimiser, reducer) = (&mut self.optimiser, &mut *self.reducer);
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
                 self.model.forward(batch, Mode::Train)?;
-                let reducer = &mut self.reducer;
                 self.model.backward(batch, &mut |backend, grads, bucket| {
-                    if last { reducer.all_reduce(backend, grads, bucket) } else { Ok(()) } // bucket by bucket
-                })?;
+                    if last { optimiser.reduce(reducer, backend, grads, &bucket) } else { Ok(()) }
+                })?; // a layer's gradients leave as soon as they are done
             }
             if step.batches.is_empty() {
-                self.join_reduction()?; // more ranks than packs: nothing to add, but the others wait
+                optimiser.join(reducer, &mut self.model)?; // more ranks than packs: the others wait
             }
-            self.reducer.finish(&self.model.backend)?; // the device waits, not the host
-            let update = self.update(&step, start)?; // norm, clip, AdamW: one pass
+            let lr = self.lr.at(optimiser.state.updates);
+            let norm_sq = optimiser.step(reducer, &mut self.model, lr)?; // norm, clip, update: one pass
+            let update = self.summarise(&step, lr, norm_sq, start)?;
             if watcher.after(&update, &mut self.model)? == Flow::Stop {
                 break;
             }
@@ -120,48 +106,13 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
 
-    /// Takes part in the sum of gradients with zeros.
-    fn join_reduction(&mut self) -> Result<()> {
-        for bucket in self.model.layout.buckets() {
-            self.reducer.all_reduce(&self.model.backend, &mut self.model.grads, bucket)?;
-        }
-        Ok(())
-    }
-
-    /// Applies the summed gradients. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) changes nothing; several in a row end the run.
-    fn update(&mut self, step: &Step, start: Instant) -> Result<Update> {
-        let lr = self.lr.at(self.updates);
-        let model = &mut self.model;
-        let backend = &model.backend;
-        backend.sum_squares(
-            &model.grads,
-            std::slice::from_ref(&(0..model.layout.len)),
-            &mut self.norm_sq,
-            0,
-        )?;
-        let adamw = AdamW {
-            lr: lr as f32,
-            beta1: self.settings.beta1,
-            beta2: self.settings.beta2,
-            eps: self.settings.eps,
-            weight_decay: self.settings.weight_decay,
-            step: self.updates as u32 + 1,
-            clip_norm: self.settings.clip_norm,
-        };
-        let [first, second] = &mut self.moments;
-        let (weights, grads, master) = (&mut model.weights, &mut model.grads, &mut self.master);
-        let all = 0..model.layout.len;
-        let owned = std::slice::from_ref(&all);
-        backend.adamw(adamw, &self.groups, owned, &self.norm_sq, weights, master, grads, first, second)?;
-        self.updates += 1;
-
-        let norm_sq = f64::from(self.model.backend.download(&self.norm_sq, 0..1)?[0]);
+    /// What the update did, over all ranks.
+    fn summarise(&mut self, step: &Step, lr: f64, norm_sq: f64, start: Instant) -> Result<Update> {
         self.count_non_finite(norm_sq)?;
         let mut sums = self.model.take_sums()?;
         self.world.sum_f64(&mut sums);
         let mut update = Update {
-            step: self.updates,
+            step: self.optimiser.state.updates,
             epoch: step.epoch,
             sums,
             grad_norm: norm_sq.sqrt(),
@@ -186,6 +137,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         }
     }
 
+    /// A non-finite gradient (the same on all ranks, as it is the sum's) has changed nothing; several
+    /// in a row end the run.
     fn count_non_finite(&mut self, norm_sq: f64) -> Result<()> {
         if norm_sq.is_finite() {
             self.non_finite = 0;
@@ -193,7 +146,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         }
         self.non_finite += 1;
         if self.world.leads() {
-            tracing::warn!("update {}: the gradient is not finite; skipped", self.updates);
+            tracing::warn!("update {}: the gradient is not finite; skipped", self.optimiser.state.updates);
         }
         if self.non_finite < NON_FINITE_LIMIT {
             return Ok(());
@@ -201,18 +154,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         Err(Error::data(format!(
             "update {}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr or check the \
              weights of model.path",
-            self.updates
+            self.optimiser.state.updates
         )))
     }
-}
-
-/// The f32 copy of weights that are kept narrower, [layout.len]; empty where they are f32.
-fn master<B: Backend>(model: &Bert<B>) -> Result<B::Buf<f32>> {
-    if size_of::<B::Real>() == size_of::<f32>() {
-        return model.backend.zeros(0);
-    }
-    let mut master = model.backend.zeros(model.layout.len)?;
-    let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    model.backend.upload(&weights, &mut master, 0)?;
-    Ok(master)
 }

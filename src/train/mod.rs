@@ -7,6 +7,7 @@ pub mod experiment;
 pub mod fine;
 pub mod groups;
 pub mod metrics;
+pub mod optimiser;
 pub mod pretraining;
 pub mod rerank;
 pub mod run_dir;

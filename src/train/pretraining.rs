@@ -154,11 +154,12 @@ fn make_model<B: Backend>(
         continues: prepared.tokenizer.continues(),
     };
     let vocab = prepared.tokenizer.vocab();
+    let tuning = config.train.tuning(None);
     match &config.model.path {
         Some(path) => {
             let checkpoint = Checkpoint::read(path)?;
             checkpoint.check_fits(vocab, config.data.max_tokens)?;
-            let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+            let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
             let report = checkpoint.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
             if world.leads() {
                 report.print(path);
@@ -166,8 +167,8 @@ fn make_model<B: Backend>(
             Ok(model)
         }
         None => {
-            let mut model =
-                Bert::new(backend, &fresh_shape(&config.model, vocab, config.data.max_tokens)?, options)?;
+            let shape = fresh_shape(&config.model, vocab, config.data.max_tokens)?;
+            let mut model = Bert::tuned(backend, &shape, options, &tuning)?;
             checkpoint::fill_fresh(&mut model, config.seed)?;
             Ok(model)
         }
