@@ -43,6 +43,7 @@ fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch
         samples: list(cpu, 0..sequences),
         pair_labels: none(),
         cu_groups: none(),
+        targets: cpu.zeros(0).expect("host memory"),
         masked_rows: none(),
         masked_labels: none(),
     }

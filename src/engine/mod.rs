@@ -69,6 +69,25 @@ pub struct PackCounts {
     pub reserved: u32,
 }
 
+/// What a ranking group teaches. Each is a mean over groups; within a group, of n negatives:
+/// s are scores, t targets, 0 is the positive, j a negative.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RankLoss {
+    /// Localised contrastive (Gao et al. 2021): -ln softmax(s)_0 over the group.
+    Lce,
+    /// Mean over j of ln(1 + e^(s_j - s_0)): RankNet; with one negative CEDR's pairwise softmax.
+    PairwiseSoftmax,
+    /// Mean over j of max(0, margin - s_0 + s_j).
+    Hinge { margin: f32 },
+    /// Mean over all members of the cross-entropy of sigmoid(s) against "target above 0".
+    Pointwise,
+    /// Cross-entropy of softmax(s) against softmax(t) (Cao et al. 2007, top one).
+    ListNet,
+    /// Mean over j of ((s_0 - s_j) - (t_0 - t_j))^2: targets are a teacher's scores (Hofstätter et
+    /// al. 2020).
+    MarginMse,
+}
+
 /// Factor of a loss's gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossScale {
@@ -200,6 +219,8 @@ pub struct DeviceBatch<B: Backend> {
     pub pair_labels: B::Buf<u32>,
     /// [groups + 1]
     pub cu_groups: B::Buf<u32>,
+    /// Labels or a teacher's scores, [S]; only some ranking losses read them.
+    pub targets: B::Buf<f32>,
     /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
     pub masked_rows: B::Buf<u32>,
     /// Their original ids, [M]; written by `mask_tokens`.
@@ -491,11 +512,10 @@ pub trait Backend: Clone + 'static {
         pooled: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// Localised contrastive loss (Gao et al. 2021): per group, softmax-cross-entropy of the first
-    /// sequence (the positive) over the group's scores; with one negative it is the pairwise
-    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
+    /// `loss` of every group, the first sequence of a group being its positive. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Self::Buf<f32>,
         scale: LossScale,

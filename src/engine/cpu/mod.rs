@@ -19,12 +19,13 @@ mod loss;
 mod mask;
 mod math;
 mod norm;
+mod rank;
 mod tasks;
 mod tile;
 
 use super::{
     AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, LossScale,
-    MaskRule, NormAt, PackCounts, ParamGroup, Rows, Slice, slices, stats,
+    MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Slice, slices, stats,
 };
 use crate::{Error, Result};
 pub use buffer::Buffer;
@@ -606,6 +607,7 @@ impl Backend for Cpu {
 
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Buffer<f32>,
         scale: LossScale,
@@ -620,9 +622,10 @@ impl Backend for Cpu {
                 "rank_loss: cu_groups does not ascend to the pack's {s} sequences"
             )));
         }
-        let scores = part("scores", scores, 0, s)?;
+        let values = (part("scores", scores, 0, s)?, part("targets", &batch.targets, 0, s)?);
         let dscores = part_mut("dscores", dscores, 0, s)?;
-        loss::rank(groups, scores, scale.value, dscores, part_mut("statistics", sums, 0, stats::SLOTS)?);
+        let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
+        rank::rank(loss, groups, values, scale.value, dscores, sums);
         Ok(())
     }
 
