@@ -9,3 +9,4 @@ mod model;
 mod program;
 mod reference;
 mod report;
+mod train;

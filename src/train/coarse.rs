@@ -69,7 +69,7 @@ pub struct Trainer<'w, B: Backend> {
 impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
         Ok(Self {
-            optimiser: Optimiser::new(&model, world, settings)?,
+            optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,
             reducer: model.backend.collective(world)?,
             model,
             world,
