@@ -31,6 +31,41 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     pub run: Run,
     pub experiment: Experiment,
+    /// `--resume` and `--resume-with-changes`: how to start, not what to run.
+    #[serde(skip)]
+    pub resume: Resume,
+}
+
+/// What to do with a run directory that holds a run already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    pub from: ResumeFrom,
+    /// Keys that do not touch what was learnt may differ from the plan of before.
+    pub with_changes: bool,
+}
+
+/// `--resume auto|never|PATH`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Goes on where the run stopped.
+    #[default]
+    Auto,
+    /// Starts a new run; refused where there is one.
+    Never,
+    /// A checkpoint, or a run directory whose last checkpoint is meant.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Path(path.into()),
+        })
+    }
 }
 
 /// `[data]`: what is read.
@@ -221,12 +256,22 @@ impl Default for Fine {
     }
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Steps between two saved models; 0 saves only the last.
+    /// Minutes between two checkpoints; 0 leaves it to `every_steps`.
+    pub every_minutes: f64,
+    /// Steps between two checkpoints; 0 leaves it to `every_minutes`.
     pub every_steps: u64,
+    /// Checkpoints kept besides the best one.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_minutes: 15.0, every_steps: 0, keep: 2 }
+    }
 }
 
 /// `[run]`
@@ -238,11 +283,13 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// Seconds without progress after which the job is ended with the name of the rank that is late.
+    pub hang_limit_s: f64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, hang_limit_s: 600.0 }
     }
 }
 
@@ -379,7 +426,13 @@ impl Config {
                 return Err(Error::config(format!("{key} = {value}: must be a number of at least 0")));
             }
         }
+        positive("run.hang_limit_s", self.run.hang_limit_s)?;
+        let minutes = self.checkpoint.every_minutes;
+        if !(minutes.is_finite() && minutes >= 0.0) {
+            return Err(Error::config(format!("checkpoint.every_minutes = {minutes}: must be at least 0")));
+        }
         for (key, value) in [
+            ("checkpoint.keep", self.checkpoint.keep),
             ("train.pack_tokens", t.pack_tokens),
             ("train.packs_per_step", t.packs_per_step),
             ("fine.negatives", self.fine.negatives),

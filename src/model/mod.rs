@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod init;
 pub mod layout;
 pub mod shape;
+pub mod tensor_file;
 
 pub use bert::{Bert, Mode, Objective};
 pub use layout::{HeadSet, Layout};

@@ -2,18 +2,22 @@
 //! is the samples (`data::source`, `train::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
+use std::ops::Range;
 use std::time::Instant;
 
+use crate::Result;
 use crate::config::Train;
-use crate::data::loader::{Loader, Step};
+use crate::data::loader::{Cursor, Loader, Step};
 use crate::dist::{Collective, Distributed, World};
 use crate::engine::{AdamW, Backend, ParamGroup, stats};
 use crate::model::{Bert, Mode, Objective};
 use crate::train::schedule::LrPlan;
-use crate::{Error, Result};
+use crate::train::signals;
+use crate::train::state::OptimiserState;
 
-/// Updates with a non-finite gradient that may follow each other before the run ends.
-const NON_FINITE_LIMIT: u32 = 3;
+/// Updates with a non-finite gradient that may follow each other before training goes back to the
+/// last checkpoint.
+pub const NON_FINITE_LIMIT: u32 = 3;
 
 /// What one update did, summed over ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -33,6 +37,31 @@ pub struct Update {
     /// Milliseconds of the whole step, waiting for the loader included.
     pub step_ms: f64,
     pub waited_ms: f64,
+    /// Updates of the run that a non-finite gradient made void.
+    pub skipped: u64,
+    /// How many of them in a row end with this one.
+    pub skipped_in_row: u32,
+    /// What the ranks agreed on in this step's exchange.
+    pub agreed: Agreed,
+}
+
+/// What one rank tells the others once a step, beside its sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Word {
+    /// A checkpoint is due by this rank's clock; rank 0's counts.
+    pub save: bool,
+    /// The last step whose checkpoint this rank has written its part of; 0 is none.
+    pub written: u64,
+}
+
+/// What follows from all ranks' words, the same on every rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Agreed {
+    /// A signal asked some rank to end.
+    pub stop: bool,
+    pub save: bool,
+    /// The last step whose checkpoint every rank has written its part of.
+    pub written: u64,
 }
 
 impl Update {
@@ -46,12 +75,33 @@ impl Update {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     Continue,
+    /// It has learnt enough.
     Stop,
+    /// Too many gradients in a row were not finite: back to the last checkpoint.
+    Diverged,
+    /// A signal asked for the end.
+    Preempted,
 }
 
 /// Looks on after every update: logs, validates, saves.
 pub trait Watcher<B: Backend> {
-    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow>;
+    /// What this rank tells the others with the update's exchange.
+    fn word(&mut self) -> Result<Word> {
+        Ok(Word::default())
+    }
+
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow>;
+}
+
+/// Where training stands, besides weights and the optimiser's arrays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// Updates made.
+    pub updates: u64,
+    /// Where the next step's packs start.
+    pub cursor: Cursor,
+    /// Updates that a non-finite gradient made void.
+    pub skipped: u64,
 }
 
 /// The model with what changes it.
@@ -70,8 +120,8 @@ pub struct Trainer<'w, B: Backend> {
     master: B::Buf<f32>,
     /// Squared global norm, [1]
     norm_sq: B::Buf<f32>,
-    updates: u64,
-    non_finite: u32,
+    progress: Progress,
+    skipped_in_row: u32,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
@@ -88,15 +138,15 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             world,
             settings: settings.clone(),
             lr: LrPlan::new(settings, steps),
-            updates: 0,
-            non_finite: 0,
+            progress: Progress::default(),
+            skipped_in_row: 0,
         })
     }
 
     // ---- the training loop -----------------------------------------------------------------------
-    /// Makes the planned updates, or fewer when the watcher stops.
-    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<()> {
-        while self.updates < self.lr.steps {
+    /// Makes the planned updates, or fewer when the watcher stops; says which.
+    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+        while self.progress.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
             for (i, batch) in step.batches.iter().enumerate() {
@@ -111,12 +161,13 @@ impl<'w, B: Distributed> Trainer<'w, B> {
                 self.join_reduction()?; // more ranks than packs: nothing to add, but the others wait
             }
             self.reducer.finish(&self.model.backend)?; // the device waits, not the host
-            let update = self.update(&step, start)?; // norm, clip, AdamW: one pass
-            if watcher.after(&update, &mut self.model)? == Flow::Stop {
-                break;
+            let update = self.update(&step, start, watcher.word()?)?; // norm, clip, AdamW: one pass
+            let flow = watcher.after(&update, self)?; // metrics, validation, checkpoints
+            if flow != Flow::Continue {
+                return Ok(flow);
             }
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
 
@@ -129,9 +180,9 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     }
 
     /// Applies the summed gradients. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) changes nothing; several in a row end the run.
-    fn update(&mut self, step: &Step, start: Instant) -> Result<Update> {
-        let lr = self.lr.at(self.updates);
+    /// sum's) changes nothing but the counts.
+    fn update(&mut self, step: &Step, start: Instant, word: Word) -> Result<Update> {
+        let lr = self.lr.at(self.progress.updates);
         let model = &mut self.model;
         let backend = &model.backend;
         backend.sum_squares(&model.grads, 0..model.layout.len, &mut self.norm_sq, 0)?;
@@ -141,7 +192,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             beta2: self.settings.beta2,
             eps: self.settings.eps,
             weight_decay: self.settings.weight_decay,
-            step: self.updates as u32 + 1,
+            step: self.progress.updates as u32 + 1,
             clip_norm: self.settings.clip_norm,
         };
         let [first, second] = &mut self.moments;
@@ -149,14 +200,17 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         let all = 0..model.layout.len;
         let owned = std::slice::from_ref(&all);
         backend.adamw(adamw, &self.groups, owned, &self.norm_sq, weights, master, grads, first, second)?;
-        self.updates += 1;
+        self.progress.updates += 1;
+        self.progress.cursor = step.after;
 
         let norm_sq = f64::from(self.model.backend.download(&self.norm_sq, 0..1)?[0]);
-        self.count_non_finite(norm_sq)?;
-        let mut sums = self.model.take_sums()?;
-        self.world.sum_f64(&mut sums);
+        self.count_non_finite(norm_sq);
+        let (sums, agreed) = self.exchange(word)?;
         let mut update = Update {
-            step: self.updates,
+            step: self.progress.updates,
+            skipped: self.progress.skipped,
+            skipped_in_row: self.skipped_in_row,
+            agreed,
             epoch: step.epoch,
             sums,
             grad_norm: norm_sq.sqrt(),
@@ -181,23 +235,92 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         }
     }
 
-    fn count_non_finite(&mut self, norm_sq: f64) -> Result<()> {
+    /// The gradient is the sum over ranks, so all of them count the same.
+    fn count_non_finite(&mut self, norm_sq: f64) {
         if norm_sq.is_finite() {
-            self.non_finite = 0;
-            return Ok(());
+            self.skipped_in_row = 0;
+            return;
         }
-        self.non_finite += 1;
+        self.progress.skipped += 1;
+        self.skipped_in_row += 1;
         if self.world.leads() {
-            tracing::warn!("update {}: the gradient is not finite; skipped", self.updates);
+            let update = self.progress.updates;
+            tracing::warn!("update {update}: the gradient is not finite; skipped");
         }
-        if self.non_finite < NON_FINITE_LIMIT {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "update {}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr or check the \
-             weights of model.path",
-            self.updates
-        )))
+    }
+
+    /// One exchange a step carries everything that ranks tell each other: the sums of the losses, and
+    /// whether to save or to end.
+    fn exchange(&mut self, word: Word) -> Result<([f64; stats::SLOTS], Agreed)> {
+        let mut told = [0.0; stats::SLOTS + 3];
+        told[..stats::SLOTS].copy_from_slice(&self.model.take_sums()?);
+        told[stats::SLOTS] = f64::from(u8::from(signals::asked().is_some()));
+        told[stats::SLOTS + 1] = f64::from(u8::from(word.save));
+        told[stats::SLOTS + 2] = word.written as f64;
+        let all = self.world.gather_f64(&told);
+        let ranks = || all.chunks_exact(told.len());
+        let sums = std::array::from_fn(|i| ranks().map(|rank| rank[i]).sum());
+        let agreed = Agreed {
+            stop: ranks().any(|rank| rank[stats::SLOTS] > 0.0),
+            save: all[stats::SLOTS + 1] > 0.0,
+            written: ranks().map(|rank| rank[stats::SLOTS + 2] as u64).min().unwrap_or(0),
+        };
+        Ok((sums, agreed))
+    }
+
+    // ---- state -----------------------------------------------------------------------------------
+
+    /// Where training stands.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// The ranks that train together.
+    pub fn world(&self) -> &'w World {
+        self.world
+    }
+
+    /// Ranges of the arena whose optimiser arrays this rank holds, ascending.
+    pub fn owned(&self) -> Vec<Range<usize>> {
+        vec![0..self.model.layout.len]
+    }
+
+    /// Whether other ranks hold other parts of the optimiser's arrays.
+    pub fn shards_state(&self) -> bool {
+        false
+    }
+
+    /// Whether the optimiser keeps f32 weights beside narrower ones.
+    pub fn has_master(&self) -> bool {
+        size_of::<B::Real>() < size_of::<f32>()
+    }
+
+    /// A copy of the optimiser's arrays; waits for the device.
+    pub fn optimiser_state(&self) -> Result<OptimiserState> {
+        let owned = self.owned();
+        let len = owned.iter().map(ExactSizeIterator::len).sum();
+        let backend = &self.model.backend;
+        let master = if self.has_master() { len } else { 0 };
+        Ok(OptimiserState {
+            owned,
+            master: backend.download(&self.master, 0..master)?,
+            moment1: backend.download(&self.moments[0], 0..len)?,
+            moment2: backend.download(&self.moments[1], 0..len)?,
+        })
+    }
+
+    /// Takes up training where `state`, of this trainer's `owned` ranges, was copied at `progress`.
+    /// The model's weights are the caller's to put back.
+    pub fn restore(&mut self, progress: Progress, state: &OptimiserState) -> Result<()> {
+        let backend = &self.model.backend;
+        backend.upload(&state.master, &mut self.master, 0)?;
+        backend.upload(&state.moment1, &mut self.moments[0], 0)?;
+        backend.upload(&state.moment2, &mut self.moments[1], 0)?;
+        let grads = &mut self.model.grads;
+        backend.clear(grads, 0..self.model.layout.len)?;
+        self.progress = progress;
+        self.skipped_in_row = 0;
+        Ok(())
     }
 }
 
