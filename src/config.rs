@@ -4,6 +4,8 @@
 //! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
+mod fine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +17,8 @@ use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
 use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
+pub use fine::{Fine, FineLoss, NegativesFrom};
+
 use crate::{Error, Result};
 
 /// A validated plan.
@@ -217,45 +221,6 @@ pub enum Schedule {
     Constant,
 }
 
-/// `[fine]`: what fine-tuning learns from topics, qrels and a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fine {
-    /// Non-relevant candidates beside each positive; 1 is the pairwise softmax loss.
-    pub negatives: usize,
-    /// Relevant candidates used of one topic in one epoch, drawn anew each epoch.
-    pub positives_per_topic: usize,
-    /// Candidates of a topic: the first `depth` documents of the run.
-    pub depth: usize,
-    pub start: HeadStart,
-    /// Folds to draw when `data.folds` is absent.
-    pub folds: usize,
-    /// Measure of the validation fold that chooses the best weights.
-    pub measure: String,
-    /// Updates between two validations; 0 keeps the last weights without looking.
-    pub validate_every: u64,
-    /// Validations without a better measure before training stops; 0 never stops early.
-    pub patience: usize,
-    /// Training topics to use of each fold; 0 uses all.
-    pub train_topics: usize,
-}
-
-impl Default for Fine {
-    fn default() -> Self {
-        Self {
-            negatives: 4,
-            positives_per_topic: 4,
-            depth: 50,
-            start: HeadStart::NewHead,
-            folds: 5,
-            measure: "ndcg_cut_5".into(),
-            validate_every: 0,
-            patience: 0,
-            train_topics: 0,
-        }
-    }
-}
-
 /// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -438,12 +403,15 @@ impl Config {
             ("fine.negatives", self.fine.negatives),
             ("fine.positives_per_topic", self.fine.positives_per_topic),
             ("fine.depth", self.fine.depth),
+            ("fine.passages", self.fine.passages),
+            ("fine.passage_stride", self.fine.passage_stride),
             ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
         ] {
             if value == 0 {
                 return Err(Error::config(format!("{key} = 0: must be at least 1")));
             }
         }
+        self.fine.check()?;
         if self.data.max_tokens < 8 {
             return Err(Error::config(format!(
                 "data.max_tokens = {}: a pair needs at least 8 tokens",

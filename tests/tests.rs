@@ -7,5 +7,6 @@ mod golden;
 mod ir;
 mod model;
 mod program;
+mod ranking;
 mod reference;
 mod report;
