@@ -17,6 +17,8 @@ use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
 use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
+use crate::model::lora::Lora;
+use crate::model::{Recompute, Tuning};
 pub use fine::{Fine, FineLoss, NegativesFrom};
 
 use crate::{Error, Result};
@@ -181,6 +183,21 @@ pub struct Train {
     /// Steps in which the learning rate rises; overrides `warmup`.
     pub warmup_steps: Option<u64>,
     pub schedule: Schedule,
+    /// Where linear and cosine end.
+    pub min_lr: f64,
+    pub optimizer: Optimizer,
+    /// Whether each rank keeps the optimiser's whole state or its share.
+    pub sharding: Sharding,
+    /// Type of weights and activations; sums, losses, gradients and the optimiser's state are f32.
+    pub precision: Precision,
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recompute,
+    /// Multiplies the learning rate of a layer for every layer above it; 1 treats all alike.
+    pub layer_decay: f64,
+    /// Parts that keep their weights: "embeddings", "layer.3", "layer.0-3".
+    pub freeze: Vec<String>,
+    /// Updates between two validations on held-out pairs; 0 never validates.
+    pub validate_every: u64,
     pub weight_decay: f32,
     pub beta1: f32,
     pub beta2: f32,
@@ -202,6 +219,14 @@ impl Default for Train {
             warmup: 0.1,
             warmup_steps: None,
             schedule: Schedule::Linear,
+            min_lr: 0.0,
+            optimizer: Optimizer::Adamw,
+            sharding: Sharding::None,
+            precision: Precision::Auto,
+            recompute: Recompute::None,
+            layer_decay: 1.0,
+            freeze: Vec::new(),
+            validate_every: 0,
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.999,
@@ -216,9 +241,40 @@ impl Default for Train {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Falls linearly to 0 at the last step.
+    /// Falls linearly to `min_lr` behind the last step.
     Linear,
+    /// Falls to `min_lr` in half a cosine.
+    Cosine,
     Constant,
+}
+
+/// The rule that turns a gradient into an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Loshchilov & Hutter 2019.
+    Adamw,
+    /// You et al. 2020: AdamW's direction, scaled by a trust ratio a tensor; for very large batches.
+    Lamb,
+}
+
+/// What is divided over the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharding {
+    None,
+    /// The optimiser's state (ZeRO stage 1, Rajbhandari et al. 2020).
+    Optimizer,
+}
+
+/// Type of weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// bf16 on GPUs, f32 on CPUs.
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
@@ -364,6 +420,18 @@ impl Config {
         if let Some(lr) = t.head_lr {
             positive("train.head_lr", lr)?;
         }
+        positive("train.layer_decay", t.layer_decay)?;
+        if !(0.0..=t.lr).contains(&t.min_lr) {
+            return Err(Error::config(format!("train.min_lr = {}: must be in [0, train.lr]", t.min_lr)));
+        }
+        if let Some(lora) = &self.fine.lora {
+            lora.check()?;
+            if t.optimizer == Optimizer::Lamb {
+                return Err(Error::config(
+                    "fine.lora with train.optimizer = \"lamb\": adapters are trained with \"adamw\"",
+                ));
+            }
+        }
         if let Some(epochs) = t.epochs {
             positive("train.epochs", epochs)?;
         }
@@ -434,6 +502,13 @@ impl Config {
                 "{key} is not set: this command needs it (in the config or --set {key}=...)"
             ))
         })
+    }
+}
+
+impl Train {
+    /// What training freezes and computes twice.
+    pub fn tuning(&self, lora: Option<&Lora>) -> Tuning {
+        Tuning { lora: lora.cloned(), freeze: self.freeze.clone(), recompute: self.recompute }
     }
 }
 

@@ -9,6 +9,7 @@ use ctune_dist::engine::{AdamW, Backend, MaskRule, RankLoss, stats};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
+use ctune_dist::model::trained::Rates;
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape};
 use ctune_dist::reference::Reference;
 
@@ -130,7 +131,7 @@ fn ten_adamw_updates_equal_pytorch() {
     let steps = &golden.steps;
     let mut model = pretraining_model(&golden, (0.0, 0));
     let len = model.layout.len;
-    let groups = model.layout.groups(1.0);
+    let groups = model.layout.groups(Rates::EQUAL, false);
     let mut moments: [_; 2] = std::array::from_fn(|_| model.backend.zeros::<f32>(len).unwrap());
     let (owned, mut master) = (vec![0..len; 1], model.backend.zeros(0).unwrap());
     let mut norm_sq = model.backend.zeros::<f32>(1).unwrap();

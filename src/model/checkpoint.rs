@@ -153,6 +153,11 @@ impl Checkpoint {
     pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
         let mut report = LoadReport::default();
         for param in &model.layout.params {
+            if param.block.is_some() {
+                let values = initial(param, seed); // an adapter is never part of a model folder
+                model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+                continue;
+            }
             let values = match start {
                 Fill::AsSaved if param.head => self.saved_head(param)?,
                 Fill::AsSaved => self.values(param, HeadStart::NewHead)?,
@@ -300,13 +305,22 @@ fn config_json(shape: &Shape, heads: HeadSet, dtype: Dtype) -> Value {
     config
 }
 
-/// All parameters on the host, by Hugging Face name.
+/// All parameters on the host, by Hugging Face name; adapters merged into the matrices beside them.
 pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
-    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    Ok(by_name(&model.layout, &all))
+    let mut tensors = by_name(&model.layout, &merged(model)?);
+    let own = |name: &String| model.layout.find(name).is_some_and(|param| param.block.is_none());
+    tensors.retain(|name, _| own(name));
+    Ok(tensors)
 }
 
-/// All gradients on the host, by Hugging Face name.
+/// The arena as a model without adapters needs it, [layout.len].
+fn merged<B: Backend>(model: &Bert<B>) -> Result<Vec<f32>> {
+    let mut all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    model.layout.merge_adapters(&mut all);
+    Ok(all)
+}
+
+/// All gradients on the host, by Hugging Face name (an adapter's by its own).
 pub fn export_gradients<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
     let all = model.backend.download(&model.grads, 0..model.layout.len)?;
     Ok(by_name(&model.layout, &all))
@@ -330,6 +344,15 @@ impl<R: Elem> Image<R> {
     pub fn of<B: Backend<Real = R>>(model: &Bert<B>) -> Result<Self> {
         let weights = model.backend.download(&model.weights, 0..model.layout.len)?;
         Ok(Self { layout: model.layout.clone(), heads: model.options.heads, weights })
+    }
+
+    /// The weights as a model without adapters needs them.
+    fn merged<B: Backend>(model: &Bert<B>) -> Result<Image<f32>> {
+        let mut weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+        model.layout.merge_adapters(&mut weights);
+        let mut layout = model.layout.clone();
+        layout.params.retain(|param| param.block.is_none());
+        Ok(Image { layout, heads: model.options.heads, weights })
     }
 
     /// Writes and syncs the files of a model folder into `dir`, which exists; returns their names with
@@ -366,8 +389,8 @@ fn tensor<'a, R: Elem>(param: &'a Param, dtype: Dtype, arena: &'a [R]) -> Entry<
 }
 
 /// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
-/// always complete. An existing one is replaced. `tokenizer` is a folder to copy the tokenizer's
-/// files from.
+/// always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to
+/// copy the tokenizer's files from.
 ///
 /// # Errors
 /// `Error::Data` with the file that cannot be written.
@@ -379,7 +402,7 @@ pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -
         .permissions(fs::Permissions::from_mode(0o777)) // as mkdir: the umask has the last word
         .tempdir_in(parent)
         .map_err(|e| Error::io("written in", parent, e))?;
-    Image::of(model)?.write(temporary.path(), tokenizer)?;
+    Image::<f32>::merged(model)?.write(temporary.path(), tokenizer)?;
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(|e| Error::io("replaced", dir, e))?;
     }

@@ -2,18 +2,18 @@
 //! is the samples (`data::source`, `train::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
-use std::ops::Range;
 use std::time::Instant;
 
 use crate::Result;
 use crate::config::Train;
 use crate::data::loader::{Cursor, Loader, Step};
 use crate::dist::{Collective, Distributed, World};
-use crate::engine::{AdamW, Backend, ParamGroup, stats};
+use crate::engine::{Backend, stats};
 use crate::model::{Bert, Mode, Objective};
+use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
 use crate::train::signals;
-use crate::train::state::OptimiserState;
+use crate::train::state::SavedOptimiser;
 
 /// Updates with a non-finite gradient that may follow each other before training goes back to the
 /// last checkpoint.
@@ -110,35 +110,25 @@ pub struct Trainer<'w, B: Backend> {
     world: &'w World,
     /// Sums gradients over ranks.
     reducer: Box<dyn Collective<B> + 'w>,
-    settings: Train,
+    pub optimiser: Optimiser<B>,
     lr: LrPlan,
-    /// Learning rate and decay by range of the arena.
-    groups: Vec<ParamGroup>,
-    /// [layout.len] each
-    moments: [B::Buf<f32>; 2],
-    /// Weights in f32 where `Real` is narrower, [layout.len]; else empty
-    master: B::Buf<f32>,
-    /// Squared global norm, [1]
-    norm_sq: B::Buf<f32>,
-    progress: Progress,
+    /// Where the next step's packs start.
+    cursor: Cursor,
+    /// Updates that a non-finite gradient made void.
+    skipped: u64,
     skipped_in_row: u32,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
-        let head_scale = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
-        let len = model.layout.len;
         Ok(Self {
-            groups: model.layout.groups(head_scale),
-            moments: [model.backend.zeros(len)?, model.backend.zeros(len)?],
-            norm_sq: model.backend.zeros(1)?,
-            master: master(&model)?,
+            optimiser: Optimiser::new(&model, world, settings)?,
             reducer: model.backend.collective(world)?,
             model,
             world,
-            settings: settings.clone(),
             lr: LrPlan::new(settings, steps),
-            progress: Progress::default(),
+            cursor: Cursor::default(),
+            skipped: 0,
             skipped_in_row: 0,
         })
     }
@@ -146,22 +136,24 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     // ---- the training loop -----------------------------------------------------------------------
     /// Makes the planned updates, or fewer when the watcher stops; says which.
     pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
-        while self.progress.updates < self.lr.steps {
+        while self.optimiser.state.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
+            let (optimiser, reducer) = (&mut self.optimiser, &mut *self.reducer);
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
                 self.model.forward(batch, Mode::Train)?;
-                let reducer = &mut self.reducer;
                 self.model.backward(batch, &mut |backend, grads, bucket| {
-                    if last { reducer.all_reduce(backend, grads, bucket) } else { Ok(()) } // bucket by bucket
-                })?;
+                    if last { optimiser.reduce(reducer, backend, grads, &bucket) } else { Ok(()) }
+                })?; // a layer's gradients leave as soon as they are done
             }
             if step.batches.is_empty() {
-                self.join_reduction()?; // more ranks than packs: nothing to add, but the others wait
+                optimiser.join(reducer, &mut self.model)?; // more ranks than packs: the others wait
             }
-            self.reducer.finish(&self.model.backend)?; // the device waits, not the host
-            let update = self.update(&step, start, watcher.word()?)?; // norm, clip, AdamW: one pass
+            let lr = self.lr.at(optimiser.state.updates);
+            let norm_sq = optimiser.step(reducer, &mut self.model, lr)?; // norm, clip, update: one pass
+            self.cursor = step.after;
+            let update = self.summarise(&step, lr, norm_sq, watcher.word()?, start)?;
             let flow = watcher.after(&update, self)?; // metrics, validation, checkpoints
             if flow != Flow::Continue {
                 return Ok(flow);
@@ -171,49 +163,21 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
 
-    /// Takes part in the sum of gradients with zeros.
-    fn join_reduction(&mut self) -> Result<()> {
-        for bucket in self.model.layout.buckets() {
-            self.reducer.all_reduce(&self.model.backend, &mut self.model.grads, bucket)?;
-        }
-        Ok(())
-    }
-
-    /// Applies the summed gradients. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) changes nothing but the counts.
-    fn update(&mut self, step: &Step, start: Instant, word: Word) -> Result<Update> {
-        let lr = self.lr.at(self.progress.updates);
-        let model = &mut self.model;
-        let backend = &model.backend;
-        backend.sum_squares(
-            &model.grads,
-            std::slice::from_ref(&(0..model.layout.len)),
-            &mut self.norm_sq,
-            0,
-        )?;
-        let adamw = AdamW {
-            lr: lr as f32,
-            beta1: self.settings.beta1,
-            beta2: self.settings.beta2,
-            eps: self.settings.eps,
-            weight_decay: self.settings.weight_decay,
-            step: self.progress.updates as u32 + 1,
-            clip_norm: self.settings.clip_norm,
-        };
-        let [first, second] = &mut self.moments;
-        let (weights, grads, master) = (&mut model.weights, &mut model.grads, &mut self.master);
-        let all = 0..model.layout.len;
-        let owned = std::slice::from_ref(&all);
-        backend.adamw(adamw, &self.groups, owned, &self.norm_sq, weights, master, grads, first, second)?;
-        self.progress.updates += 1;
-        self.progress.cursor = step.after;
-
-        let norm_sq = f64::from(self.model.backend.download(&self.norm_sq, 0..1)?[0]);
+    /// What the update did, over all ranks. A non-finite gradient (the same on all ranks, as it is the
+    /// sum's) has changed nothing but the counts.
+    fn summarise(
+        &mut self,
+        step: &Step,
+        lr: f64,
+        norm_sq: f64,
+        word: Word,
+        start: Instant,
+    ) -> Result<Update> {
         self.count_non_finite(norm_sq);
         let (sums, agreed) = self.exchange(word)?;
         let mut update = Update {
-            step: self.progress.updates,
-            skipped: self.progress.skipped,
+            step: self.optimiser.state.updates,
+            skipped: self.skipped,
             skipped_in_row: self.skipped_in_row,
             agreed,
             epoch: step.epoch,
@@ -246,10 +210,10 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             self.skipped_in_row = 0;
             return;
         }
-        self.progress.skipped += 1;
+        self.skipped += 1;
         self.skipped_in_row += 1;
         if self.world.leads() {
-            let update = self.progress.updates;
+            let update = self.optimiser.state.updates;
             tracing::warn!("update {update}: the gradient is not finite; skipped");
         }
     }
@@ -277,7 +241,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
 
     /// Where training stands.
     pub fn progress(&self) -> Progress {
-        self.progress
+        Progress { updates: self.optimiser.state.updates, cursor: self.cursor, skipped: self.skipped }
     }
 
     /// The ranks that train together.
@@ -285,57 +249,13 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         self.world
     }
 
-    /// Ranges of the arena whose optimiser arrays this rank holds, ascending.
-    pub fn owned(&self) -> Vec<Range<usize>> {
-        vec![0..self.model.layout.len]
-    }
-
-    /// Whether other ranks hold other parts of the optimiser's arrays.
-    pub fn shards_state(&self) -> bool {
-        false
-    }
-
-    /// Whether the optimiser keeps f32 weights beside narrower ones.
-    pub fn has_master(&self) -> bool {
-        size_of::<B::Real>() < size_of::<f32>()
-    }
-
-    /// A copy of the optimiser's arrays; waits for the device.
-    pub fn optimiser_state(&self) -> Result<OptimiserState> {
-        let owned = self.owned();
-        let len = owned.iter().map(ExactSizeIterator::len).sum();
-        let backend = &self.model.backend;
-        let master = if self.has_master() { len } else { 0 };
-        Ok(OptimiserState {
-            owned,
-            master: backend.download(&self.master, 0..master)?,
-            moment1: backend.download(&self.moments[0], 0..len)?,
-            moment2: backend.download(&self.moments[1], 0..len)?,
-        })
-    }
-
-    /// Takes up training where `state`, of this trainer's `owned` ranges, was copied at `progress`.
-    /// The model's weights are the caller's to put back.
-    pub fn restore(&mut self, progress: Progress, state: &OptimiserState) -> Result<()> {
-        let backend = &self.model.backend;
-        backend.upload(&state.master, &mut self.master, 0)?;
-        backend.upload(&state.moment1, &mut self.moments[0], 0)?;
-        backend.upload(&state.moment2, &mut self.moments[1], 0)?;
-        let grads = &mut self.model.grads;
-        backend.clear(grads, 0..self.model.layout.len)?;
-        self.progress = progress;
-        self.skipped_in_row = 0;
+    /// Takes up training at `progress`, from the optimiser's arrays as they were then. The model's
+    /// weights are the caller's to put back.
+    pub fn restore(&mut self, progress: Progress, saved: &SavedOptimiser) -> Result<()> {
+        saved.restore(&self.model.backend, &mut self.optimiser.state)?;
+        self.optimiser.state.updates = progress.updates;
+        self.model.backend.clear(&mut self.model.grads, 0..self.model.layout.len)?;
+        (self.cursor, self.skipped, self.skipped_in_row) = (progress.cursor, progress.skipped, 0);
         Ok(())
     }
-}
-
-/// The f32 copy of weights that are kept narrower, [layout.len]; empty where they are f32.
-fn master<B: Backend>(model: &Bert<B>) -> Result<B::Buf<f32>> {
-    if size_of::<B::Real>() == size_of::<f32>() {
-        return model.backend.zeros(0);
-    }
-    let mut master = model.backend.zeros(model.layout.len)?;
-    let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    model.backend.upload(&weights, &mut master, 0)?;
-    Ok(master)
 }

@@ -30,7 +30,7 @@ use crate::ir::run::Run;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
-use crate::model::{Bert, HeadSet, Objective};
+use crate::model::{Bert, HeadSet, Objective, Tuning};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.
@@ -158,7 +158,8 @@ impl<'a> Study<'a> {
             rule: None,
             continues: Vec::new(),
         };
-        let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+        let tuning = if train { config.train.tuning(config.fine.lora.as_ref()) } else { Tuning::default() };
+        let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
         let report = checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {

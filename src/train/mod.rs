@@ -8,6 +8,7 @@ pub mod experiment;
 pub mod fine;
 pub mod groups;
 pub mod metrics;
+pub mod optimiser;
 pub mod passages;
 pub mod pretraining;
 pub mod rerank;

@@ -182,12 +182,13 @@ fn make_model<B: Backend>(
         continues: prepared.tokenizer.continues(),
     };
     let vocab = prepared.tokenizer.vocab();
+    let tuning = config.train.tuning(None);
     let resumed = resumed.map(|checkpoint| checkpoint.join("model"));
     match resumed.as_ref().or(config.model.path.as_ref()) {
         Some(path) => {
             let checkpoint = Checkpoint::read(path)?;
             checkpoint.check_fits(vocab, config.data.max_tokens)?;
-            let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+            let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
             let report = checkpoint.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
             if world.leads() {
                 report.print(path);
@@ -195,8 +196,8 @@ fn make_model<B: Backend>(
             Ok(model)
         }
         None => {
-            let mut model =
-                Bert::new(backend, &fresh_shape(&config.model, vocab, config.data.max_tokens)?, options)?;
+            let shape = fresh_shape(&config.model, vocab, config.data.max_tokens)?;
+            let mut model = Bert::tuned(backend, &shape, options, &tuning)?;
             checkpoint::fill_fresh(&mut model, config.seed)?;
             Ok(model)
         }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::checkpoints::{Identity, State, find, folder, steps_in, sweep};
 use super::coarse::{Progress, Trainer};
 use super::run_dir;
+use super::state::has_master;
 use crate::config::{Config, Resume, ResumeFrom};
 use crate::dist::{Distributed, World};
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
@@ -292,15 +293,20 @@ pub fn load<B: Distributed>(dir: &Path, trainer: &mut Trainer<B>) -> Result<Stat
             list(&report.unexpected)
         )));
     }
-    let owned = trainer.owned();
+    let owned = trainer.optimiser.state.owned.clone();
     let mut optimiser = find::read_optimiser(dir, &state, &owned)?;
-    if !trainer.has_master() && !optimiser.master.is_empty() {
-        // From a device with 16-bit weights to one with f32: its f32 weights are the exact ones.
-        let all = find::read_optimiser(dir, &state, std::slice::from_ref(&(0..arena)))?.master;
+    if !has_master::<B>() && !optimiser.master.is_empty() {
+        // From a device with 16-bit weights to one with f32: the optimiser's f32 weights are the exact ones.
+        let all = find::read_optimiser(dir, &state, &find::held(dir, &state)?)?;
         let model = &mut trainer.model;
-        model.backend.upload_weights(&all, &mut model.weights, 0)?;
+        let mut at = 0;
+        for range in &all.owned {
+            let values = &all.master[at..at + range.len()];
+            model.backend.upload_weights(values, &mut model.weights, range.start)?;
+            at += range.len();
+        }
         optimiser.master.clear();
-    } else if trainer.has_master() && optimiser.master.is_empty() {
+    } else if has_master::<B>() && optimiser.master.is_empty() {
         let model = &trainer.model;
         for range in &owned {
             optimiser.master.extend(model.backend.download_weights(&model.weights, range.clone())?);

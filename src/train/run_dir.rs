@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::checkpoints::Identity;
-use crate::config::Config;
+use crate::config::{Config, Precision};
 use crate::dist::World;
 use crate::engine::cpu::Cpu;
 use crate::{Error, Result};
@@ -26,6 +26,11 @@ pub fn engine(config: &Config, _world: &World) -> Result<Engine> {
     if config.run.device == crate::config::Device::Cuda {
         return Err(Error::device(
             "run.device = \"cuda\": this version has no CUDA engine; use \"cpu\" or \"auto\"",
+        ));
+    }
+    if config.train.precision == Precision::Bf16 {
+        return Err(Error::config(
+            "train.precision = \"bf16\": the CPU engine computes in f32; use \"f32\" or \"auto\" there",
         ));
     }
     Ok(Engine::Cpu(Cpu::new()))

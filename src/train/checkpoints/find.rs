@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::SafeTensors;
 
 use super::{DONE, FORMAT, Files, State, folder, optimiser_file, steps_in};
-use crate::train::state::OptimiserState;
+use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
 /// The last whole checkpoint below `root` that is not after step `last`, and what is wrong with those
@@ -105,8 +105,8 @@ pub fn read_state(dir: &Path) -> Result<State> {
 ///
 /// # Errors
 /// `Error::Data` naming the file and what is wrong with it, or the part of the arena that is missing.
-pub fn read_optimiser(dir: &Path, state: &State, owned: &[Range<usize>]) -> Result<OptimiserState> {
-    let mut out = OptimiserState::zeros(owned.to_vec(), false);
+pub fn read_optimiser(dir: &Path, state: &State, owned: &[Range<usize>]) -> Result<SavedOptimiser> {
+    let mut out = SavedOptimiser::zeros(owned.to_vec());
     let mut filled = 0;
     for part in 0..state.parts {
         let path = dir.join(optimiser_file(part, state.parts));
@@ -122,17 +122,43 @@ pub fn read_optimiser(dir: &Path, state: &State, owned: &[Range<usize>]) -> Resu
     Ok(out)
 }
 
+/// The ranges of the arena that the optimiser's files hold.
+///
+/// # Errors
+/// As [`read_optimiser`].
+pub fn held(dir: &Path, state: &State) -> Result<Vec<Range<usize>>> {
+    let mut all = Vec::new();
+    for part in 0..state.parts {
+        let path = dir.join(optimiser_file(part, state.parts));
+        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        all.extend(ranges(&path, &bytes)?.into_iter().map(|[start, end]| start..end));
+    }
+    Ok(all)
+}
+
+fn no_optimiser(path: &Path, cause: impl std::fmt::Display) -> Error {
+    Error::data(format!("{}: no optimiser file: {cause}", path.display()))
+}
+
+/// The ranges that a file says it holds.
+fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| no_optimiser(path, e))?;
+    let text = header.metadata().as_ref().and_then(|facts| facts.get("ranges"));
+    let ranges: Option<Vec<[usize; 2]>> = text.and_then(|text| serde_json::from_str(text).ok());
+    let ranges = ranges.ok_or_else(|| no_optimiser(path, "its header has no ranges"))?;
+    match ranges.iter().find(|[start, end]| start > end) {
+        Some(range) => Err(no_optimiser(path, format!("the range {range:?} ends before it starts"))),
+        None => Ok(ranges),
+    }
+}
+
 /// Copies what one file holds of `out.owned`; returns how many elements of each array.
-fn copy_part(path: &Path, out: &mut OptimiserState) -> Result<usize> {
-    let bad = |cause: String| Error::data(format!("{}: no optimiser file: {cause}", path.display()));
+fn copy_part(path: &Path, out: &mut SavedOptimiser) -> Result<usize> {
+    let bad = |cause: String| no_optimiser(path, cause);
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
-    let ranges = header.metadata().as_ref().and_then(|facts| facts.get("ranges"));
-    let ranges: Vec<[usize; 2]> = ranges
-        .and_then(|text| serde_json::from_str(text).ok())
-        .ok_or_else(|| bad("its header has no ranges".into()))?;
+    let ranges = ranges(path, &bytes)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
-    let held: usize = ranges.iter().map(|[start, end]| end.saturating_sub(*start)).sum();
+    let held: usize = ranges.iter().map(|[start, end]| end - start).sum();
     let array = |name: &str| {
         let tensor = file.tensor(name).map_err(|e| bad(format!("{name}: {e}")))?;
         if tensor.data().len() != 4 * held {
@@ -173,7 +199,7 @@ fn copy_ranges(source: &[u8], from: &[[usize; 2]], to: &[Range<usize>], target: 
             }
             target_at += range.len();
         }
-        source_at += end.saturating_sub(start);
+        source_at += end - start;
     }
     copied
 }

@@ -12,6 +12,7 @@ use crate::config::Checkpoint;
 use crate::dist::{Distributed, World};
 use crate::model::checkpoint::Image;
 use crate::train::coarse::{Trainer, Update, Word};
+use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
 /// Makes and keeps a run's checkpoints.
@@ -192,13 +193,17 @@ impl Saver {
 
     fn part<B: Distributed>(&self, trainer: &Trainer<B>) -> Result<Part<B::Real>> {
         let arena = trainer.model.layout.len;
-        let sharded = self.ranks > 1 && trainer.shards_state();
+        let sharded = self.ranks > 1 && trainer.optimiser.sharded();
         let leads = self.rank == 0;
         let mean = (self.losses.1 > 0).then(|| self.losses.0 / self.losses.1 as f64);
         Ok(Part {
             rank: self.rank,
             model: if leads { Some(Image::of(&trainer.model)?) } else { None },
-            optimiser: if leads || sharded { Some(trainer.optimiser_state()?) } else { None },
+            optimiser: if leads || sharded {
+                Some(SavedOptimiser::of(&trainer.model.backend, &trainer.optimiser.state)?)
+            } else {
+                None
+            },
             state: State {
                 format: FORMAT,
                 identity: self.identity.clone(),

@@ -11,7 +11,7 @@ use super::{DONE, Files, State, folder, optimiser_file, partial, sync_folder};
 use crate::engine::Elem;
 use crate::model::checkpoint::Image;
 use crate::model::tensor_file::{Entry, write_synced, write_tensors};
-use crate::train::state::OptimiserState;
+use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
 /// What one rank writes.
@@ -20,7 +20,7 @@ pub struct Part<R: Elem> {
     /// From rank 0.
     pub model: Option<Image<R>>,
     /// From every rank when the arrays are sharded, else from rank 0.
-    pub optimiser: Option<OptimiserState>,
+    pub optimiser: Option<SavedOptimiser>,
     pub state: State,
     /// Folder with the tokenizer's files.
     pub tokenizer: PathBuf,
@@ -74,7 +74,7 @@ fn to_json(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn write_optimiser(path: &Path, state: &OptimiserState) -> Result<crate::model::tensor_file::Written> {
+fn write_optimiser(path: &Path, state: &SavedOptimiser) -> Result<crate::model::tensor_file::Written> {
     let arrays = [("master", &state.master), ("moment1", &state.moment1), ("moment2", &state.moment2)];
     let entries: Vec<Entry> = arrays
         .iter()
