@@ -4,6 +4,8 @@
 //! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
+mod fine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,10 +15,12 @@ use toml::{Table, Value};
 use crate::corpus::documents::Field;
 use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
-use crate::engine::{MaskRule, RankLoss};
+use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
 use crate::model::{Recompute, Tuning};
+pub use fine::{Fine, FineLoss, NegativesFrom};
+
 use crate::{Error, Result};
 
 /// A validated plan.
@@ -33,6 +37,41 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     pub run: Run,
     pub experiment: Experiment,
+    /// `--resume` and `--resume-with-changes`: how to start, not what to run.
+    #[serde(skip)]
+    pub resume: Resume,
+}
+
+/// What to do with a run directory that holds a run already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    pub from: ResumeFrom,
+    /// Keys that do not touch what was learnt may differ from the plan of before.
+    pub with_changes: bool,
+}
+
+/// `--resume auto|never|PATH`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Goes on where the run stopped.
+    #[default]
+    Auto,
+    /// Starts a new run; refused where there is one.
+    Never,
+    /// A checkpoint, or a run directory whose last checkpoint is meant.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Path(path.into()),
+        })
+    }
 }
 
 /// `[data]`: what is read.
@@ -238,87 +277,22 @@ pub enum Precision {
     Bf16,
 }
 
-/// `[fine]`: what fine-tuning learns from topics, qrels and a run.
+/// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Fine {
-    /// Non-relevant candidates beside each positive; 1 is the pairwise softmax loss.
-    pub negatives: usize,
-    /// Relevant candidates used of one topic in one epoch, drawn anew each epoch.
-    pub positives_per_topic: usize,
-    /// Candidates of a topic: the first `depth` documents of the run.
-    pub depth: usize,
-    pub start: HeadStart,
-    /// Folds to draw when `data.folds` is absent.
-    pub folds: usize,
-    pub loss: FineLoss,
-    /// Score by which the positive of a pair is to lead, for `hinge`.
-    pub margin: f32,
-    /// Measure of the validation fold that chooses the best weights.
-    pub measure: String,
-    /// Updates between two validations; 0 keeps the last weights without looking.
-    pub validate_every: u64,
-    /// Validations without a better measure before training stops; 0 never stops early.
-    pub patience: usize,
-    /// Training topics to use of each fold; 0 uses all.
-    pub train_topics: usize,
-    /// Low-rank adapters beside a frozen encoder; the head is always trained.
-    pub lora: Option<Lora>,
-}
-
-impl Default for Fine {
-    fn default() -> Self {
-        Self {
-            negatives: 4,
-            positives_per_topic: 4,
-            depth: 50,
-            start: HeadStart::NewHead,
-            folds: 5,
-            loss: FineLoss::Lce,
-            margin: 1.0,
-            measure: "ndcg_cut_5".into(),
-            validate_every: 0,
-            patience: 0,
-            train_topics: 0,
-            lora: None,
-        }
-    }
-}
-
-/// Ranking losses; `engine::RankLoss` has their formulas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FineLoss {
-    Lce,
-    PairwiseSoftmax,
-    Hinge,
-    Pointwise,
-    #[serde(rename = "listnet")]
-    ListNet,
-    /// Distillation: `fine.teacher` names the run with the teacher's scores.
-    MarginMse,
-}
-
-impl Fine {
-    /// The loss as the engine knows it.
-    pub fn loss(&self) -> RankLoss {
-        match self.loss {
-            FineLoss::Lce => RankLoss::Lce,
-            FineLoss::PairwiseSoftmax => RankLoss::PairwiseSoftmax,
-            FineLoss::Hinge => RankLoss::Hinge { margin: self.margin },
-            FineLoss::Pointwise => RankLoss::Pointwise,
-            FineLoss::ListNet => RankLoss::ListNet,
-            FineLoss::MarginMse => RankLoss::MarginMse,
-        }
-    }
-}
-
-/// `[checkpoint]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Steps between two saved models; 0 saves only the last.
+    /// Minutes between two checkpoints; 0 leaves it to `every_steps`.
+    pub every_minutes: f64,
+    /// Steps between two checkpoints; 0 leaves it to `every_minutes`.
     pub every_steps: u64,
+    /// Checkpoints kept besides the best one.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_minutes: 15.0, every_steps: 0, keep: 2 }
+    }
 }
 
 /// `[run]`
@@ -330,11 +304,13 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// Seconds without progress after which the job is ended with the name of the rank that is late.
+    pub hang_limit_s: f64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, hang_limit_s: 600.0 }
     }
 }
 
@@ -483,18 +459,27 @@ impl Config {
                 return Err(Error::config(format!("{key} = {value}: must be a number of at least 0")));
             }
         }
+        positive("run.hang_limit_s", self.run.hang_limit_s)?;
+        let minutes = self.checkpoint.every_minutes;
+        if !(minutes.is_finite() && minutes >= 0.0) {
+            return Err(Error::config(format!("checkpoint.every_minutes = {minutes}: must be at least 0")));
+        }
         for (key, value) in [
+            ("checkpoint.keep", self.checkpoint.keep),
             ("train.pack_tokens", t.pack_tokens),
             ("train.packs_per_step", t.packs_per_step),
             ("fine.negatives", self.fine.negatives),
             ("fine.positives_per_topic", self.fine.positives_per_topic),
             ("fine.depth", self.fine.depth),
+            ("fine.passages", self.fine.passages),
+            ("fine.passage_stride", self.fine.passage_stride),
             ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
         ] {
             if value == 0 {
                 return Err(Error::config(format!("{key} = 0: must be at least 1")));
             }
         }
+        self.fine.check()?;
         if self.data.max_tokens < 8 {
             return Err(Error::config(format!(
                 "data.max_tokens = {}: a pair needs at least 8 tokens",

@@ -7,6 +7,7 @@ mod golden;
 mod ir;
 mod model;
 mod program;
+mod ranking;
 mod reference;
 mod report;
 mod train;

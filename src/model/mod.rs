@@ -10,6 +10,7 @@ pub mod init;
 pub mod layout;
 pub mod lora;
 pub mod shape;
+pub mod tensor_file;
 pub mod trained;
 
 pub use activations::Recompute;

@@ -103,7 +103,8 @@ impl<B: Backend> Optimiser<B> {
         Ok(Self { state, settings: settings.clone(), groups, buckets, measured, norm_sq, norms })
     }
 
-    fn sharded(&self) -> bool {
+    /// Whether each rank keeps its share of the state alone.
+    pub fn sharded(&self) -> bool {
         self.settings.sharding == Sharding::Optimizer
     }
 
