@@ -10,4 +10,5 @@ mod program;
 mod ranking;
 mod reference;
 mod report;
+mod softgpu;
 mod train;
