@@ -11,6 +11,7 @@ use ctune_dist::data::source::SampleSource;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;
+use ctune_dist::report::Results;
 use ctune_dist::train::collection::Collection;
 use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
 use ctune_dist::train::passages::Aggregate;
@@ -70,6 +71,17 @@ fn every_loss_trains_and_passages_too() {
     let passages =
         ["fine.aggregate=max-p", "fine.passage_words=4", "fine.passage_stride=2", "fine.passages=3"];
     assert_done(&fine(&place, "maxp", &passages));
+    assert_done(&fine(&place, "sweep", &["fine.seeds=3"]));
+    let sweep = fs::read_to_string(place.path("sweep/seeds.txt")).unwrap();
+    let columns: Vec<f64> =
+        sweep.lines().next().unwrap().split('\t').skip(2).map(|x| x.trim().parse().unwrap()).collect();
+    let single = |dir: &str| -> f64 {
+        let text = fs::read_to_string(place.path(dir).join("results.txt")).unwrap();
+        text.lines().next().unwrap().split('\t').nth(2).unwrap().trim().parse().unwrap()
+    };
+    let means = ["sweep", "sweep/repeat-2", "sweep/repeat-3"].map(single);
+    assert!((columns[0] - means.iter().sum::<f64>() / 3.0).abs() < 1e-4, "{sweep} {means:?}");
+    assert!(columns[1] > 0.0, "three seeds give the same: {means:?}");
     assert_refused(&fine(&place, "x", &["fine.loss=margin-mse"]), 2, &["fine.teacher"]);
     assert_refused(&fine(&place, "x", &["fine.aggregate=sum-p"]), 2, &["fine.passage_words"]);
     assert_refused(
@@ -255,4 +267,27 @@ fn query_words_are_predicted_with_and_without_the_document() {
     place.write("plan.toml", &topics);
     assert_done(&place.run(&probe("topics", "12")));
     assert_eq!(found("topics").pairs, 12);
+}
+
+#[test]
+fn a_study_over_seeds_has_deviations() {
+    let place = ready();
+    let plan = fs::read_to_string(place.path("plan.toml")).unwrap();
+    let arm = "[[experiment.arms]]\nname = \"fine only\"\nmodel = \"model/model\"\nstart = \"new-head\"\n";
+    place.write("study.toml", &(plan + arm));
+    let study =
+        ["experiment", "--config", "study.toml", "--out", "study", "--set", "train.steps=3", "--seeds", "2"];
+    let out = place.run(&study);
+    assert_done(&out);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains(" ± ") && text.contains("over 2 seeds"), "{text}");
+    let results: Results =
+        serde_json::from_str(&fs::read_to_string(place.path("study/results.json")).unwrap()).unwrap();
+    let cell = results.table_cell("fine only").unwrap();
+    let repeats: Vec<f64> = cell.repeats.iter().map(|means| means["recip_rank"]).collect();
+    assert_eq!(repeats.len(), 2);
+    assert!((cell.means["recip_rank"] - (repeats[0] + repeats[1]) / 2.0).abs() < 1e-12);
+    let wanted = (repeats[0] - repeats[1]).abs() / 2f64.sqrt();
+    assert!((cell.deviation("recip_rank").unwrap() - wanted).abs() < 1e-12);
+    assert!(place.path("study/fine-only-all-repeat-2.run").exists());
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use statrs::statistics::Statistics;
 
 use crate::{Error, Result};
 
@@ -86,10 +87,7 @@ impl Cell {
     /// Standard deviation of the means over repetitions (n - 1); `None` for a single one.
     pub fn deviation(&self, measure: &str) -> Option<f64> {
         let values: Vec<f64> = self.repeats.iter().filter_map(|means| means.get(measure).copied()).collect();
-        let n = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        (values.len() > 1)
-            .then(|| (values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
+        (values.len() > 1).then(|| values.std_dev())
     }
 
     /// Topic -> value.

@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
+use statrs::statistics::Statistics;
 
-use super::coarse::{Flow, Trainer, Update, Watcher};
+use super::checkpoints::Identity;
+use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
 use super::collection::{Collection, usable_topics};
 use super::groups::{GroupOptions, GroupSource, Sources};
 use super::metrics::Meter;
 use super::rerank::rerank;
+use super::resume;
 use super::run_dir::{self, on_engine};
 use super::schedule::steps;
+use super::signals;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
 use crate::dist::{Distributed, World};
-use crate::engine::Backend;
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::ir::measures::{self, Measure, evaluate};
@@ -28,7 +31,7 @@ use crate::ir::run::Run;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
-use crate::model::{Bert, HeadSet, Objective};
+use crate::model::{Bert, HeadSet, Objective, Tuning};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.
@@ -115,7 +118,7 @@ impl<'a> Study<'a> {
         world: &World,
     ) -> Result<(Bert<B>, Run)> {
         let config = self.config;
-        let FoldTask { fold, topics, ranked, dir, seed } = *task;
+        let FoldTask { fold, topics, ranked, seed, .. } = *task;
         let train = self.training_topics(fold, topics);
         let mut model = self.load(backend, start, !train.is_empty(), seed)?;
         if !train.is_empty() {
@@ -145,7 +148,7 @@ impl<'a> Study<'a> {
         topics
     }
 
-    fn load<B: Backend>(&self, backend: B, start: Start, train: bool, seed: u32) -> Result<Bert<B>> {
+    fn load<B: Distributed>(&self, backend: B, start: Start, train: bool, seed: u32) -> Result<Bert<B>> {
         let config = self.config;
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
@@ -159,7 +162,8 @@ impl<'a> Study<'a> {
             rule: None,
             continues: Vec::new(),
         };
-        let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+        let tuning = if train { config.train.tuning(config.fine.lora.as_ref()) } else { Tuning::default() };
+        let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
         let report = checkpoint.fill(&mut model, Fill::Head(start.head), seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {
@@ -206,6 +210,9 @@ impl<'a> Study<'a> {
         let mut loader = Loader::new(source, options)?;
         let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
+        if let Some(metrics) = &metrics {
+            resume::cut_metrics(metrics, Progress::default())?; // of a try that was cut off
+        }
         let mut validator = Validator {
             study: self,
             topics: &fold.validation,
@@ -215,7 +222,17 @@ impl<'a> Study<'a> {
             best: None,
             worse: 0,
         };
-        trainer.train(&mut loader, &mut validator)?;
+        match trainer.train(&mut loader, &mut validator)? {
+            Flow::Continue | Flow::Stop => {}
+            Flow::Preempted => return Err(preempted()),
+            Flow::Diverged => {
+                return Err(Error::data(format!(
+                    "{}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr or check the \
+                     weights of model.path",
+                    dir.display()
+                )));
+            }
+        }
         let mut model = trainer.model;
         if let Some((_, weights)) = &validator.best {
             model.backend.upload_weights(weights, &mut model.weights, 0)?;
@@ -237,9 +254,16 @@ struct Validator<'a> {
     worse: usize,
 }
 
-impl<B: Backend> Watcher<B> for Validator<'_> {
-    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
+impl<B: Distributed> Watcher<B> for Validator<'_> {
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.meter.record(update)?;
+        if update.agreed.stop {
+            return Ok(Flow::Preempted);
+        }
+        if update.skipped_in_row >= NON_FINITE_LIMIT {
+            return Ok(Flow::Diverged);
+        }
+        let model = &mut trainer.model;
         let fine = &self.study.config.fine;
         if fine.validate_every == 0 || !update.step.is_multiple_of(fine.validate_every) {
             return Ok(Flow::Continue);
@@ -310,36 +334,132 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
     run_dir::announce(backend, world);
-    let dir = run_dir::create(config, "fine", &facts, world)?;
-    let study = Study::read(config, path, &dir, world)?;
-    let start = Start { model: path, head: config.fine.start };
-    let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
-    let mut joined = Run::default();
-    for (i, fold) in study.folds.iter().enumerate() {
-        let folder = dir.join(format!("fold-{}", i + 1));
-        make_folder(&folder)?;
-        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder, seed: config.seed };
-        let (model, run) = study.run_fold(backend.clone(), start, &task, world)?;
-        let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
-        world.agree(saved)?;
+    let dir = &config.run.out;
+    let identity = identity(config, path)?;
+    if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
         if world.leads() {
-            let measure: Measure = config.fine.measure.parse()?;
-            println!(
-                "fold {}: {} {:.4} on its test topics",
-                i + 1,
-                measure,
-                mean(&study.qrels, &run, measure)?
-            );
+            println!("{text}");
         }
-        joined.merge(run)?;
+        return Ok(());
     }
-    world.agree(world.leads().then(|| finish(config, &study, &joined, &dir)))?;
+    let _lock = run_dir::lock(dir, world)?;
+    let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
+    run_dir::create(config, &identity, &facts, world)?;
+    let study = Study::read(config, path, dir, world)?;
+    signals::listen()?;
+    let mut repeats = Vec::new();
+    for repeat in 0..config.fine.seeds {
+        let folder = if repeat == 0 { dir.clone() } else { dir.join(format!("repeat-{}", repeat + 1)) };
+        let seed = config.seed.wrapping_add(repeat);
+        let mut joined = Run::default();
+        for i in 0..study.folds.len() {
+            joined.merge(study.finish_fold(backend, path, i, &folder, seed, world)?)?;
+        }
+        repeats.extend(world.agree(world.leads().then(|| finish(config, &study, &joined, &folder)))?);
+    }
+    let conclude = || {
+        if repeats.len() > 1 {
+            summarise(&repeats, dir)?;
+        }
+        run_dir::write_whole(&dir.join(resume::FINISHED), b"all folds\n")
+    };
+    world.agree(world.leads().then(conclude))?;
     Ok(())
 }
 
-fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<()> {
+/// A measure's name and mean.
+type Mean = (String, f64);
+
+/// Mean and standard deviation (n - 1) of every measure over repetitions, printed and kept.
+fn summarise(repeats: &[Vec<Mean>], dir: &Path) -> Result<()> {
+    let mut text = String::new();
+    for (m, (name, _)) in repeats[0].iter().enumerate() {
+        let values = || repeats.iter().map(|means| means[m].1);
+        let (mean, deviation) = (values().mean(), values().std_dev());
+        text.push_str(&format!("{name:<22}\tall\t{mean:6.4}\t{deviation:6.4}\n"));
+    }
+    print!("mean and standard deviation over {} seeds:\n{text}", repeats.len());
+    run_dir::write_whole(&dir.join("seeds.txt"), text.as_bytes())
+}
+
+impl Study<'_> {
+    /// One fold of the `fine` command. A fold that is finished is kept, one that was cut off starts at
+    /// its beginning: folds take minutes, and early stopping has state of its own.
+    fn finish_fold<B: Distributed>(
+        &self,
+        backend: &B,
+        path: &Path,
+        i: usize,
+        dir: &Path,
+        seed: u32,
+        world: &World,
+    ) -> Result<Run> {
+        let config = self.config;
+        let fold = &self.folds[i];
+        let folder = dir.join(format!("fold-{}", i + 1));
+        let (run_path, done) = (folder.join("run.txt"), folder.join(resume::FINISHED));
+        let topics = format!("{:#}\n", json!([fold.train, fold.validation, fold.test]));
+        // rank 0 looks: all ranks must take the same way
+        let kept =
+            world.agree(world.leads().then(|| Ok(fs::read_to_string(&done).is_ok_and(|t| t == topics))))?;
+        let mut word = String::from(if kept == Some(true) { "kept" } else { "" });
+        world.broadcast_text(&mut word);
+        if !word.is_empty() {
+            if world.leads() {
+                println!("fold {}: finished before, kept", i + 1);
+            }
+            return Run::read(&run_path);
+        }
+        make_folder(&folder)?;
+        let start = Start { model: path, head: config.fine.start };
+        let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
+        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder, seed };
+        let (model, run) = self.run_fold(backend.clone(), start, &task, world)?;
+        let conclude = || {
+            checkpoint::save(&model, &folder.join("model"), Some(path))?;
+            run.write(&run_path, "ctune-dist")?;
+            run_dir::write_whole(&done, topics.as_bytes())?;
+            let measure: Measure = config.fine.measure.parse()?;
+            println!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
+            Ok(())
+        };
+        world.agree(world.leads().then(conclude))?;
+        Ok(run)
+    }
+}
+
+/// Fine-tuning was asked to end.
+fn preempted() -> Error {
+    let signal = signals::asked().unwrap_or("a signal to another rank");
+    Error::Preempted(format!(
+        "{signal}: stopped; what is finished is kept, and the same command goes on from there"
+    ))
+}
+
+/// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
+/// as there may be gigabytes of them.
+fn identity(config: &Config, model: &Path) -> Result<Identity> {
+    let read = |path: &Path| fs::read(path).map_err(|e| Error::io("read", path, e));
+    let mut sum = crc32fast::Hasher::new();
+    let data = &config.data;
+    for path in [&data.topics, &data.qrels, &data.run, &data.folds].into_iter().flatten() {
+        sum.update(&read(path)?);
+    }
+    if let Some(path) = &data.documents {
+        let size = fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+        sum.update(&size.to_le_bytes());
+    }
+    sum.update(&read(&model.join("model.safetensors"))?);
+    let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
+    Ok(Identity {
+        command: "fine".into(),
+        data: format!("{:08x}", sum.finalize()),
+        config: resume::plan_of(config, &unused)?,
+    })
+}
+
+fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Vec<Mean>> {
     let path: PathBuf = dir.join("run.txt");
     joined.write(&path, "ctune-dist")?;
     let mut names = config.experiment.measures.clone();
@@ -353,7 +473,8 @@ fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<()
         text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
     }
     print!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
-    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())
+    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())?;
+    Ok(names.into_iter().zip(result.means).collect())
 }
 
 /// Makes a folder with its parents.
