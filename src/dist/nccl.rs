@@ -67,8 +67,7 @@ impl Nccl {
         let id = sys::ncclUniqueId { internal: id.map(|byte| byte as std::ffi::c_char) };
         let mut comm = std::ptr::null_mut();
         // SAFETY: `comm` outlives the call; every rank makes it with the same id.
-        let joined =
-            unsafe { nccl::comm_init_rank(&mut comm, world.size() as i32, id, world.rank() as i32) };
+        let joined = unsafe { nccl::comm_init_rank(&mut comm, world.size() as i32, id, world.rank() as i32) };
         check("joining the ranks", joined)?;
         let device = backend.device().clone();
         Ok(Self { comm, device, made: Event::new()?, summed: Event::new()?, narrow: None })
@@ -122,12 +121,7 @@ impl Nccl {
 }
 
 impl<R: Real> Collective<Cuda<R>> for Ranks {
-    fn all_reduce(
-        &mut self,
-        backend: &Cuda<R>,
-        grads: &mut CudaBuf<f32>,
-        range: Range<usize>,
-    ) -> Result<()> {
+    fn all_reduce(&mut self, backend: &Cuda<R>, grads: &mut CudaBuf<f32>, range: Range<usize>) -> Result<()> {
         let Some(nccl) = &mut self.nccl else { return Ok(()) };
         if range.is_empty() {
             return Ok(());
@@ -188,9 +182,8 @@ impl<R: Real> Collective<Cuda<R>> for Ranks {
             let (to, _) = weights.span("the weights of all ranks", pieces[0].start..pieces[0].start + len)?;
             let (from, _) = weights.span("the weights of all ranks", pieces[self.rank].clone())?;
             // SAFETY: both ranges were checked; in place, as NCCL allows it for its own piece.
-            let answer = unsafe {
-                nccl::all_gather(pointer(from), pointer(to), len, kind, nccl.comm, nccl.stream())
-            };
+            let answer =
+                unsafe { nccl::all_gather(pointer(from), pointer(to), len, kind, nccl.comm, nccl.stream()) };
             return check("the weights of all ranks", answer).map(|_| ());
         }
         grouped(|| {
@@ -223,6 +216,16 @@ impl Drop for Nccl {
         // SAFETY: made once in `new`; a failure has no one to go to.
         let _ = unsafe { if quiet { nccl::comm_destroy(self.comm) } else { nccl::comm_abort(self.comm) } };
     }
+}
+
+/// NCCL's version, as 2.20.5; `None` where the library cannot be loaded.
+pub fn version() -> Option<String> {
+    // SAFETY: opening the library runs its initialisers and nothing else.
+    if !unsafe { sys::is_culib_present() } {
+        return None;
+    }
+    let code = nccl::get_nccl_version().ok()?;
+    Some(format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100))
 }
 
 fn all_reduce(
@@ -267,8 +270,5 @@ fn check<T>(what: &str, answer: std::result::Result<T, nccl::NcclError>) -> Resu
 fn failed(what: &str, code: ncclResult_t) -> Error {
     // SAFETY: NCCL's messages are static strings.
     let text = unsafe { std::ffi::CStr::from_ptr(sys::ncclGetErrorString(code)) };
-    Error::device(format!(
-        "NCCL: {what}: {} ({code:?}); NCCL_DEBUG=INFO says more",
-        text.to_string_lossy()
-    ))
+    Error::device(format!("NCCL: {what}: {} ({code:?}); NCCL_DEBUG=INFO says more", text.to_string_lossy()))
 }

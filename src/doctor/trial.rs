@@ -6,7 +6,8 @@ use crate::Result;
 use crate::data::batch::{Batch, Special};
 use crate::engine::random::philox;
 use crate::engine::{
-    AdamW, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows, stats,
+    AdamW, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows,
+    stats,
 };
 use crate::model::activations::{Capacity, device_batch, put};
 use crate::model::layout::{HeadSet, Layout};
@@ -38,7 +39,9 @@ pub fn shapes() -> [Shape; 2] {
 pub fn pack(vocab: usize) -> Batch {
     let special = Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
     let mut batch = Batch { epoch: 3, step_masked: 40, step_pairs: 9, ..Batch::default() };
-    for (i, (first, second)) in [(2, Some(5)), (17, None), (3, Some(60)), (30, Some(100)), (1, None)].iter().enumerate() {
+    for (i, (first, second)) in
+        [(2, Some(5)), (17, None), (3, Some(60)), (30, Some(100)), (1, None)].iter().enumerate()
+    {
         let words = |from: u32, n: usize| -> Vec<u32> {
             let draw = |j: u32| 5 + philox([7, i as u32], [from + j, 0, 0, 0])[0] % (vocab as u32 - 5);
             (0..n as u32).map(draw).collect()
@@ -53,7 +56,8 @@ pub fn pack(vocab: usize) -> Batch {
     batch
 }
 
-fn rule(vocab: usize) -> MaskRule {
+/// One token in five, over queries and documents.
+pub fn rule(vocab: usize) -> MaskRule {
     MaskRule {
         seed: 5,
         threshold: u32::MAX / 5,
@@ -104,7 +108,8 @@ pub fn run<B: Backend>(backend: &B, shape: &Shape) -> Result<Vec<Outcome>> {
     b.upload_weights(&start, &mut weights, 0)?;
     let mut batch = device_batch(&b, capacity)?;
     put(&b, &pack, &mut batch)?;
-    let (t, s, m) = (Rows::Tokens(batch.tokens), Rows::Sequences(batch.sequences), Rows::Masked(batch.masked));
+    let (t, s, m) =
+        (Rows::Tokens(batch.tokens), Rows::Sequences(batch.sequences), Rows::Masked(batch.masked));
     let drop = Dropout::new(0.1, 11, 2);
     let mut trial = Trial { b, layout, weights, batch, drop, t, s, m, outcomes: Vec::new() };
     trial.masking()?;
@@ -154,7 +159,8 @@ impl<B: Backend> Trial<B> {
     }
 
     fn keep_words(&mut self, name: &str, words: Vec<u32>) {
-        self.outcomes.push(Outcome { name: name.into(), values: words.into_iter().map(|w| w as f32).collect() });
+        self.outcomes
+            .push(Outcome { name: name.into(), values: words.into_iter().map(|w| w as f32).collect() });
     }
 
     fn keep_gradient(&mut self, name: &str, grads: &B::Buf<f32>, at: usize, len: usize) -> Result<()> {
@@ -212,7 +218,16 @@ impl<B: Backend> Trial<B> {
         self.keep("embed", &out, t.count() * h)?;
         self.keep_single("embed: statistics", &stats, t.count() * 2)?;
         let (mut dout, mut grads) = (self.drawn(5, t, h)?, self.grads()?);
-        self.b.embed_backward(&self.batch, &self.weights, at, self.drop, &sum, &stats, &mut dout, &mut grads)?;
+        self.b.embed_backward(
+            &self.batch,
+            &self.weights,
+            at,
+            self.drop,
+            &sum,
+            &stats,
+            &mut dout,
+            &mut grads,
+        )?;
         let range = self.layout.embed_range.clone();
         self.keep_gradient("embed_backward", &grads, range.start, range.len())
     }
@@ -228,7 +243,17 @@ impl<B: Backend> Trial<B> {
         let dout = self.drawn(8, t, h)?;
         let (mut dresidual, mut dy, mut grads) = (self.empty(t, h)?, self.empty(t, h)?, self.grads()?);
         b.residual_norm_backward(
-            batch, w, bias, norm, self.drop, &y, &stats, &dout, &mut dresidual, &mut dy, &mut grads,
+            batch,
+            w,
+            bias,
+            norm,
+            self.drop,
+            &y,
+            &stats,
+            &dout,
+            &mut dresidual,
+            &mut dy,
+            &mut grads,
         )?;
         self.keep("residual_norm", &out, t.count() * h)?;
         self.keep("residual_norm: sum", &y, t.count() * h)?;
@@ -277,12 +302,22 @@ impl<B: Backend> Trial<B> {
     fn mlm(&mut self) -> Result<()> {
         let Some(at) = self.layout.mlm.clone() else { return Ok(()) };
         let (m, vocab, bias) = (self.m, at.decoder.n, at.decoder.b);
-        for (name, scale) in [("mlm_loss", LossScale::mean(0.5, 40)), ("mlm_loss, measured", LossScale::MEASURE)] {
+        for (name, scale) in
+            [("mlm_loss", LossScale::mean(0.5, 40)), ("mlm_loss, measured", LossScale::MEASURE)]
+        {
             let (mut logits, mut grads) = (self.drawn(16, m, vocab)?, self.grads()?);
             let mut sums = self.b.zeros(stats::SLOTS)?;
             let labels = &self.batch.masked_labels;
             self.b.mlm_loss(
-                &self.weights, bias, vocab, labels, m, scale, &mut logits, &mut grads, &mut sums,
+                &self.weights,
+                bias,
+                vocab,
+                labels,
+                m,
+                scale,
+                &mut logits,
+                &mut grads,
+                &mut sums,
             )?;
             self.keep(name, &logits, m.count() * vocab)?;
             self.keep_single(&format!("{name}: sums"), &sums, 3)?;
@@ -356,13 +391,28 @@ impl<B: Backend> Trial<B> {
                 let b = &self.b;
                 if lamb {
                     b.lamb_direction(
-                        update, &groups, owned, &norm, &weights, &master, &mut grads, &mut first, &mut second,
+                        update,
+                        &groups,
+                        owned,
+                        &norm,
+                        &weights,
+                        &master,
+                        &mut grads,
+                        &mut first,
+                        &mut second,
                         &mut norms,
                     )?;
                     b.lamb_apply(update, &groups, owned, &norms, &mut weights, &mut master, &mut grads)?;
                 } else {
                     b.adamw(
-                        update, &groups, owned, &norm, &mut weights, &mut master, &mut grads, &mut first,
+                        update,
+                        &groups,
+                        owned,
+                        &norm,
+                        &mut weights,
+                        &mut master,
+                        &mut grads,
+                        &mut first,
                         &mut second,
                     )?;
                 }

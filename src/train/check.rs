@@ -113,6 +113,7 @@ pub fn against_reference<B: Backend>(model: &mut Bert<B>, batch: &Batch) -> Resu
 /// The model's weights by name, in f32.
 fn tensors<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
     let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    let of = |p: &crate::model::layout::Param| (p.name.clone(), (p.shape.clone(), weights[p.range()].to_vec()));
+    let of =
+        |p: &crate::model::layout::Param| (p.name.clone(), (p.shape.clone(), weights[p.range()].to_vec()));
     Ok(model.layout.params.iter().map(of).collect())
 }

@@ -43,7 +43,9 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
     let precision = config.train.precision;
     let Some(found) = found else {
         if precision == Some(Precision::Bf16) {
-            return Err(Error::config("train.precision = \"bf16\": the CPU computes in f32; leave it out or use a GPU"));
+            return Err(Error::config(
+                "train.precision = \"bf16\": the CPU computes in f32; leave it out or use a GPU",
+            ));
         }
         return Ok(Engine::Cpu(Cpu::new()));
     };
@@ -79,12 +81,7 @@ pub(crate) use on_engine;
 /// Says where the run computes.
 pub fn announce<B: Backend>(backend: &B, world: &World) {
     if world.leads() {
-        println!(
-            "device: {}, {} rank(s) x {} thread(s)",
-            backend.describe(),
-            world.size(),
-            world.threads()
-        );
+        println!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
     }
 }
 

@@ -248,24 +248,12 @@ impl<R: Real> Backend for Cuda<R> {
         self.mask_tokens(batch, rule, continues)
     }
 
-    fn gelu(
-        &self,
-        pre: &CudaBuf<R>,
-        rows: Rows,
-        width: usize,
-        act: &mut CudaBuf<R>,
-    ) -> Result<()> {
+    fn gelu(&self, pre: &CudaBuf<R>, rows: Rows, width: usize, act: &mut CudaBuf<R>) -> Result<()> {
         self.gelu(pre, rows, width, act)?;
         self.trap("gelu", act, rows, width)
     }
 
-    fn gelu_backward(
-        &self,
-        pre: &CudaBuf<R>,
-        dact: &mut CudaBuf<R>,
-        rows: Rows,
-        width: usize,
-    ) -> Result<()> {
+    fn gelu_backward(&self, pre: &CudaBuf<R>, dact: &mut CudaBuf<R>, rows: Rows, width: usize) -> Result<()> {
         self.gelu_backward(pre, dact, rows, width)?;
         self.trap("gelu_backward", dact, rows, width)
     }
@@ -328,7 +316,9 @@ impl<R: Real> Backend for Cuda<R> {
         dy: &mut CudaBuf<R>,
         grads: &mut CudaBuf<f32>,
     ) -> Result<()> {
-        self.residual_norm_backward(batch, weights, bias, norm, drop, y, row_stats, dout, dresidual, dy, grads)?;
+        self.residual_norm_backward(
+            batch, weights, bias, norm, drop, y, row_stats, dout, dresidual, dy, grads,
+        )?;
         self.trap("residual_norm_backward", dy, tokens(batch), norm.hidden)
     }
 

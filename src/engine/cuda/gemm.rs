@@ -187,12 +187,7 @@ impl Plan {
     fn describe<T>(&self, what: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
         // SAFETY: the value outlives the call, which copies it.
         let answer = unsafe {
-            blas::set_matmul_desc_attribute(
-                self.desc,
-                what,
-                std::ptr::from_ref(value).cast(),
-                size_of::<T>(),
-            )
+            blas::set_matmul_desc_attribute(self.desc, what, std::ptr::from_ref(value).cast(), size_of::<T>())
         };
         check("a product's attribute", answer)
     }

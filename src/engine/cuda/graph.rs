@@ -68,7 +68,8 @@ impl Graphs {
     pub fn end(&mut self, device: &Device) -> Result<()> {
         let Some(key) = self.recording.take() else { return Ok(()) };
         // SAFETY: `begin` started the capture on this stream.
-        let graph = check("the end of a recording", unsafe { driver::stream::end_capture(device.compute.raw()) })?;
+        let graph =
+            check("the end of a recording", unsafe { driver::stream::end_capture(device.compute.raw()) })?;
         // SAFETY: the graph was just made; the executable form does not need it afterwards.
         let ready = unsafe {
             let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));

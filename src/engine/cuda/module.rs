@@ -130,7 +130,8 @@ impl Compiler {
         let bodies = HEADERS.iter().map(|(_, text)| c_string(text)).collect::<Result<Vec<_>>>()?;
         let names = HEADERS.iter().map(|(name, _)| c_string(name)).collect::<Result<Vec<_>>>()?;
         let older = PTX_TARGETS.iter().filter(|arch| **arch <= self.arch);
-        let targets = std::iter::once(format!("sm_{}", self.arch)).chain(older.map(|a| format!("compute_{a}")));
+        let targets =
+            std::iter::once(format!("sm_{}", self.arch)).chain(older.map(|a| format!("compute_{a}")));
         let mut failure = None;
         for target in targets {
             let program = Program::new(&c_string(source)?, &c_string(name)?, &bodies, &names)?;
@@ -147,7 +148,9 @@ impl Compiler {
         let (major, minor) = self.version;
         Err(Error::device(match failure {
             Some(log) => format!("kernels/{name} does not compile with NVRTC {major}.{minor}: {log}"),
-            None => format!("NVRTC {major}.{minor} knows no target for this GPU: install a newer CUDA toolkit"),
+            None => {
+                format!("NVRTC {major}.{minor} knows no target for this GPU: install a newer CUDA toolkit")
+            }
         }))
     }
 }
