@@ -120,6 +120,8 @@ struct Inner {
     trap: trap::Trap,
     /// The largest pack to come; zeros where nothing was said.
     most: PackCounts,
+    /// Tables of the optimiser's launches.
+    tables: ops::Tables,
     shared: Rc<Shared>,
 }
 
@@ -158,6 +160,7 @@ impl<R: Real> Cuda<R> {
             segment: Cell::new(None),
             trap: trap::Trap::new(device)?,
             most,
+            tables: ops::Tables::default(),
             shared,
         };
         Ok(Self { inner: Rc::new(inner), kind: PhantomData })

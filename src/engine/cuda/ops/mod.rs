@@ -4,6 +4,12 @@
 
 mod attention;
 mod losses;
+mod mask;
+mod optimiser;
+mod rows;
+mod tables;
+
+pub use optimiser::Tables;
 
 use super::launch::Arg;
 use super::{Cuda, CudaBuf, Real};
@@ -32,17 +38,4 @@ impl<R: Real> Cuda<R> {
 /// A dropout site as the last four arguments of a kernel.
 fn dropout_args(drop: Dropout) -> [Arg; 4] {
     [Arg::U32(drop.threshold), Arg::F32(drop.scale), Arg::U32(drop.seed), Arg::U32(drop.site)]
-}
-
-impl<R: super::Real> super::Cuda<R> {
-    pub(super) fn column_sum(
-        &self,
-        _: &super::CudaBuf<R>,
-        _: crate::engine::Rows,
-        _: usize,
-        _: usize,
-        _: &mut super::CudaBuf<f32>,
-    ) -> crate::Result<()> {
-        Ok(())
-    }
 }
