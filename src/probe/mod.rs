@@ -51,7 +51,7 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let dir = run_dir::create(config, "probe", &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
