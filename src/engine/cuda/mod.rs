@@ -111,6 +111,8 @@ struct Inner {
     uploads: RefCell<Uploader>,
     /// Values on their way to the host.
     fetches: Rc<Fetches>,
+    /// What operations use for a moment, largest last (`ops`).
+    scratch: RefCell<Vec<CudaBuf<f32>>>,
     /// This pack's counts on the device, `PackCounts` as u32 [8].
     counts: CudaBuf<u32>,
     /// The same on the host.
@@ -121,6 +123,8 @@ struct Inner {
     trap: trap::Trap,
     /// The largest pack to come; zeros where nothing was said.
     most: PackCounts,
+    /// Tables of the optimiser's launches.
+    tables: ops::Tables,
     shared: Rc<Shared>,
 }
 
@@ -153,11 +157,13 @@ impl<R: Real> Cuda<R> {
             graphs: RefCell::new(Graphs::new(shared.settings.graph)),
             uploads: RefCell::new(Uploader::new(device, &most)?),
             fetches: Rc::new(Fetches::new(device)),
+            scratch: RefCell::default(),
             counts: CudaBuf::zeros(device, size_of::<PackCounts>() / size_of::<u32>())?,
             pack: Cell::default(),
             segment: Cell::new(None),
             trap: trap::Trap::new(device)?,
             most,
+            tables: ops::Tables::default(),
             shared,
         };
         Ok(Self { inner: Rc::new(inner), kind: PhantomData })
