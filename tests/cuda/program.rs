@@ -30,7 +30,8 @@ fn start(place: &Place, ranks: usize, args: &[&str], env: &[(&str, &str)]) -> Ou
     command.output().expect("mpirun is needed (launch/test.sh installs it)")
 }
 
-const PLAN: [&str; 7] = ["coarse", "--config", "plan.toml", "--set", "train.steps=4", "--set", "train.dropout=0.1"];
+const PLAN: [&str; 7] =
+    ["coarse", "--config", "plan.toml", "--set", "train.steps=4", "--set", "train.dropout=0.1"];
 
 fn coarse(place: &Place, ranks: usize, out: &str, more: &[&str], env: &[(&str, &str)]) -> Lines {
     let args = [&PLAN[..], &["--out", out], more].concat();
@@ -104,7 +105,12 @@ fn a_forgotten_wait_between_streams_shows() {
     for (what, wait) in [("compute for the sums", 6), ("communication for the last bucket", 5)] {
         let wait = (2 * WAITS_A_STEP + wait).to_string();
         let found = ["lazy", "random:1", "random:2", "random:3"].iter().any(|streams| {
-            let out = start(&place, 2, &args("wrong"), &[("SOFTGPU_STREAMS", streams), ("SOFTGPU_DROP_WAIT", &wait)]);
+            let out = start(
+                &place,
+                2,
+                &args("wrong"),
+                &[("SOFTGPU_STREAMS", streams), ("SOFTGPU_DROP_WAIT", &wait)],
+            );
             !out.status.success() || apart(&right, &place.metrics("wrong")) > 1e-4
         });
         assert!(found, "without the wait of {what} nothing was noticed");
@@ -118,8 +124,16 @@ fn fine_and_rerank_on_a_gpu() {
     cpu(&["retrieve", "--documents", "documents.tsv", "--topics", "topics.tsv", "--out", "bm25.run"]);
     cpu(&["coarse", "--config", "plan.toml", "--device", "cpu", "--out", "coarse"]);
     let fine = [
-        "fine", "--config", "plan.toml", "--set", "model.path=coarse/model", "--set", "train.steps=3", "--set",
-        "train.dropout=0.1", "--out",
+        "fine",
+        "--config",
+        "plan.toml",
+        "--set",
+        "model.path=coarse/model",
+        "--set",
+        "train.steps=3",
+        "--set",
+        "train.dropout=0.1",
+        "--out",
     ];
     cpu(&[&fine[..], &["fine-cpu", "--device", "cpu"]].concat());
     assert_done(&start(&place, 2, &[&fine[..], &["fine-gpu"], &F32].concat(), &[]));
