@@ -12,3 +12,4 @@ mod ranking;
 mod reference;
 mod report;
 mod softgpu;
+mod train;
