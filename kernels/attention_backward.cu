@@ -18,7 +18,17 @@
 //
 // Scores are worked on in chunks of 16 x (16 MT), so that S and dP cost 16 MT registers and the tail of a
 // sequence is skipped 16 at a time.
+// A block is four warps; one has 16 keys (dkv) or 32 queries (dq, with one accumulator where dkv has two).
 //
+// Resources (ptxas 13.2 for sm_80 / 90 / 100; no spills; registers decide the blocks an SM):
+//                registers          shared   blocks   warps
+//   dq  D = 64   231 / 227 / 238    48 KB    2        8
+//   dq  D = 32   154 / 153 / 154    24 KB    3        12
+//   dkv D = 64   168 / 168 / 168    33 KB    3        12
+//   dkv D = 32   122 / 121 / 128    17 KB    4        16
+// Tried: 32 keys a warp for dkv at D = 32: 168 registers and spills on sm_90. Row values loaded by hand, a
+// register each for the tile to come: spills on sm_100. Both products before any of the softmax: likewise.
+// Not run on a card yet: every choice here rests on counted instructions and bytes, none on a measured time.
 #include "attention.cuh"
 
 constexpr int THREADS = 128;
