@@ -6,15 +6,15 @@
 // `attention_dq` goes first: a block takes 128 queries, walks over the keys and adds up dq in registers. On
 // the way in it computes D and leaves (lse log2(e), D) of each row in `rows` [A, pitch] for the second
 // kernel, a tile of 64 at a multiple of 512 bytes, so that they arrive with the tile of queries (cp.async).
-// `attention_dkv`: a block takes 64 keys, walks over the queries and adds up dk and dv in registers. It computes the scores transposed (keys down,
-// queries across), because then the fragments of P and dS are, as they lie, the left factors of the
-// products for dv and dk: nothing goes through shared memory.
+// `attention_dkv`: a block takes 64 keys, walks over the queries and adds up dk and dv in registers. It
+// computes the scores transposed (keys down, queries across), because then the fragments of P and dS are,
+// as they lie, the left factors of the products for dv and dk: nothing goes through shared memory.
 // Both compute S and dP for themselves: 7 products in place of 5. The alternatives add up dq over key
 // tiles in memory, with float atomics (the order differs from run to run) or as partial sums [T / 64, T, H]
 // in f32, which move more bytes than two products of D = 64 cost at 512 keys; at these lengths the second
 // computation is the cheaper way to fixed sums.
-// Work: 14 s D FLOP a query and head; bytes: qkv, out, dout in, dqkv out: 20 D T A, and the walked tiles
-// from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
+// Work: 14 s D FLOP a query and head; bytes: qkv and dout twice, out and dqkv once: 24 D T A, and the walked
+// tiles from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
 //
 // Scores are worked on in chunks of 16 x (16 MT), so that S and dP cost 16 MT registers and the tail of a
 // sequence is skipped 16 at a time.
