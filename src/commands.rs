@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
 use crate::ir::{bm25, evaluate};
+use crate::probe;
 use crate::report::write_experiment_report;
 use crate::train::pretraining::{self, Stage};
 use crate::train::{experiment, fine, rerank};
@@ -24,6 +25,11 @@ pub fn run(command: Command) -> Result<()> {
         Command::Fine(plan) => distributed("fine", plan, fine::run),
         Command::Experiment(plan) => distributed("experiment", plan, experiment::run),
         Command::Rerank(args) => rerank_command(args),
+        Command::Probe(args) => {
+            let options =
+                probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
+            distributed("coarse", args.plan, |config, world| probe::run(config, &options, world))
+        }
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate::run(&evaluate_options(args)),
         Command::Report { dir } => {

@@ -18,6 +18,7 @@ pub mod engine;
 pub mod error;
 pub mod ir;
 pub mod model;
+pub mod probe;
 pub mod reference;
 pub mod report;
 pub mod train;
