@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
-use crate::config::Config;
+use crate::config::{Config, Resume};
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
+use crate::doctor;
 use crate::ir::{bm25, evaluate};
 use crate::probe;
 use crate::report::write_experiment_report;
@@ -36,6 +37,7 @@ pub fn run(command: Command) -> Result<()> {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
+        Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
     }
 }
@@ -43,12 +45,21 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
+    on_ranks(|world| work(&config, world))
+}
+
+/// Joins the ranks; an error ends all of them from within.
+fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(world.threads())
         .build_global()
         .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
-    work(&config, &world).or_else(|e| world.fail(&e))
+    work(&world).or_else(|error| match error {
+        // All ranks end here together, so MPI is left in good order and no rank is aborted.
+        Error::Preempted(_) => Err(error),
+        error => world.fail(&error),
+    })
 }
 
 fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
@@ -61,6 +72,7 @@ fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
     if let Some(device) = plan.device {
         config.run.device = device;
     }
+    config.resume = Resume { from: plan.resume, with_changes: plan.resume_with_changes };
     Ok(config)
 }
 

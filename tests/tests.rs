@@ -11,3 +11,4 @@ mod ranking;
 mod reference;
 mod report;
 mod softgpu;
+mod train;

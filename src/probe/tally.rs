@@ -96,13 +96,13 @@ impl ModelTally {
         let mut rest = predictions;
         for pair in &pairs.list {
             for word in &pair.words {
-                for context in 0..2 {
-                    let (pieces, after) = rest.split_at(word.pieces.len());
-                    for group in groups_of(word.common, pair.length) {
-                        by_group[group][context].extend_from_slice(pieces);
-                    }
-                    rest = after;
+                let (alone, after) = rest.split_at(word.pieces.len());
+                let (with, after) = after.split_at(word.pieces.len());
+                for group in groups_of(word.common, pair.length) {
+                    by_group[group][0].extend_from_slice(alone);
+                    by_group[group][1].extend_from_slice(with);
                 }
+                rest = after;
             }
         }
         let groups = GROUPS.iter().zip(&by_group).map(|(name, [alone, with])| GroupTally {
