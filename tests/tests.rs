@@ -1,6 +1,7 @@
 //! The one integration binary: a module a subject, linked once.
 
 mod corpus;
+mod cuda;
 mod data;
 mod engine;
 mod golden;

@@ -2,10 +2,11 @@
 //! program (`library_path`, `command`) or this test process (`load`) finds them instead of NVIDIA's.
 //!
 //! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, random:SEED, threads:SEED), `SOFTGPU_ORDER` of
-//! threads and blocks (forward, reverse, random:SEED; compare: each launch in three orders, which must agree), `SOFTGPU_STRICT` (1: a report ends the process with code 97),
-//! `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8), `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`,
-//! `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file for
-//! launches, which a sanitizer program then repeats: sanitizers.rs).
+//! threads and blocks (forward, reverse, random:SEED; compare: each launch in three orders, which must agree),
+//! `SOFTGPU_STRICT` (1: a report ends the process with code 97), `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8),
+//! `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`, `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (the wait for an
+//! event that is forgotten, from 0: a planted mistake), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file
+//! for launches, which a sanitizer program then repeats: sanitizers.rs).
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
