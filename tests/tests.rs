@@ -10,3 +10,4 @@ mod program;
 mod ranking;
 mod reference;
 mod report;
+mod survive;
