@@ -188,8 +188,6 @@ pub struct Train {
     pub optimizer: Optimizer,
     /// Whether each rank keeps the optimiser's whole state or its share.
     pub sharding: Sharding,
-    /// Type of weights and activations; sums, losses, gradients and the optimiser's state are f32.
-    pub precision: Precision,
     /// What backward computes again instead of keeping it.
     pub recompute: Recompute,
     /// Multiplies the learning rate of a layer for every layer above it; 1 treats all alike.
@@ -205,6 +203,11 @@ pub struct Train {
     /// Global norm at which gradients are clipped; 0 never clips.
     pub clip_norm: f32,
     pub dropout: f32,
+    /// Weights and activations; bf16 on a GPU and f32 on a CPU when absent. Gradients, moments and
+    /// master weights are f32.
+    pub precision: Option<Precision>,
+    /// In which precision GPUs sum gradients over ranks.
+    pub reduce: Precision,
 }
 
 impl Default for Train {
@@ -222,7 +225,6 @@ impl Default for Train {
             min_lr: 0.0,
             optimizer: Optimizer::Adamw,
             sharding: Sharding::None,
-            precision: Precision::Auto,
             recompute: Recompute::None,
             layer_decay: 1.0,
             freeze: Vec::new(),
@@ -233,8 +235,18 @@ impl Default for Train {
             eps: 1e-8,
             clip_norm: 1.0,
             dropout: 0.1,
+            precision: None,
+            reduce: Precision::F32,
         }
     }
+}
+
+/// How numbers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    F32,
+    Bf16,
 }
 
 /// Learning rate after the warm-up.
@@ -267,16 +279,6 @@ pub enum Sharding {
     Optimizer,
 }
 
-/// Type of weights and activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// bf16 on GPUs, f32 on CPUs.
-    Auto,
-    F32,
-    Bf16,
-}
-
 /// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -306,11 +308,23 @@ pub struct Run {
     pub log_every: u64,
     /// Seconds without progress after which the job is ended with the name of the rank that is late.
     pub hang_limit_s: f64,
+    /// GPU: record the segments of a step once and replay them.
+    pub graph: bool,
+    /// Debug mode: steps between two in which the first NaN is traced to the operation that made it
+    /// and the gradient of the step's first pack is compared with the reference model's; 0 is off.
+    pub check: u64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, hang_limit_s: 600.0 }
+        Self {
+            out: "runs/run".into(),
+            device: Device::Auto,
+            log_every: 10,
+            hang_limit_s: 600.0,
+            graph: true,
+            check: 0,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
 use ctune_dist::model::trained::Rates;
-use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape};
+use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
 use ctune_dist::reference::Reference;
 
 use crate::golden::{self, Case, Golden};
@@ -28,16 +28,34 @@ fn options(objective: Objective, heads: HeadSet, dropout: (f32, u32)) -> Options
     }
 }
 
+/// A model on the CPU engine.
+pub type Model = Bert<Cpu>;
+
 const BOTH: Objective = Objective::Pretraining { mlm: 1.0, qdpp: 1.0 };
 
-fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
-    for param in &model.layout.params {
+/// Puts the tensors into the model; adapters stay as they are.
+pub fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
+    for param in model.layout.params.iter().filter(|p| p.block.is_none()) {
         let (_, values) = &tensors[&param.name];
         model.backend.upload_weights(values, &mut model.weights, param.offset).unwrap();
     }
 }
 
-fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
+/// Options of a ranking model with room for the golden pack.
+pub fn ranking_options(dropout: (f32, u32)) -> Options {
+    options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, dropout)
+}
+
+/// The golden pre-training model, tuned.
+pub fn tuned_model(golden: &Golden, tuning: &Tuning) -> Bert<Cpu> {
+    let options = options(BOTH, HeadSet::PRETRAINING, (0.0, 0));
+    let mut model = Bert::tuned(Cpu::new(), &golden.shape, options, tuning).unwrap();
+    fill(&mut model, &golden.pretraining_weights);
+    model
+}
+
+/// The golden pre-training model with dropout (rate, seed).
+pub fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
     let options = options(BOTH, HeadSet::PRETRAINING, dropout);
     let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     fill(&mut model, &golden.pretraining_weights);
@@ -45,8 +63,7 @@ fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
 }
 
 fn ranking_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
-    let options = options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, dropout);
-    let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
+    let mut model = Bert::new(Cpu::new(), &golden.shape, ranking_options(dropout)).unwrap();
     fill(&mut model, &golden.ranking_weights);
     model
 }
@@ -68,7 +85,8 @@ fn check_gradients(model: &Bert<Cpu>, golden: &Golden, case: Case) {
     }
 }
 
-fn close(actual: f64, expected: f64, bound: f64) {
+/// Equal up to a relative error.
+pub fn close(actual: f64, expected: f64, bound: f64) {
     assert!((actual - expected).abs() <= bound * expected.abs(), "{actual} is not {expected}");
 }
 

@@ -10,4 +10,6 @@ mod program;
 mod ranking;
 mod reference;
 mod report;
+mod softgpu;
 mod survive;
+mod train;

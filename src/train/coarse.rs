@@ -10,6 +10,7 @@ use crate::data::loader::{Cursor, Loader, Step};
 use crate::dist::{Collective, Distributed, World};
 use crate::engine::{Backend, stats};
 use crate::model::{Bert, Mode, Objective};
+use crate::train::check::against_reference;
 use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
 use crate::train::signals;
@@ -117,12 +118,14 @@ pub struct Trainer<'w, B: Backend> {
     /// Updates that a non-finite gradient made void.
     skipped: u64,
     skipped_in_row: u32,
+    /// Steps between two checks; 0 is off.
+    check: u64,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
         Ok(Self {
-            optimiser: Optimiser::new(&model, world, settings)?,
+            optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,
             reducer: model.backend.collective(world)?,
             model,
             world,
@@ -130,6 +133,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             cursor: Cursor::default(),
             skipped: 0,
             skipped_in_row: 0,
+            check: 0,
         })
     }
 
@@ -139,6 +143,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         while self.optimiser.state.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
+            self.debug(&step)?; // nothing unless run.check is set
             let (optimiser, reducer) = (&mut self.optimiser, &mut *self.reducer);
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
@@ -162,6 +167,30 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         Ok(Flow::Continue)
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
+
+    /// Debug mode every `steps` steps (`check` says what it does); 0 is off.
+    pub fn check_every(mut self, steps: u64) -> Self {
+        self.check = steps;
+        self
+    }
+
+    fn debug(&mut self, step: &Step) -> Result<()> {
+        let updates = self.optimiser.state.updates;
+        let due = self.check > 0 && updates.is_multiple_of(self.check);
+        self.model.backend.check_results(due);
+        let Some(batch) = step.batches.first().filter(|_| due) else { return Ok(()) };
+        let Some(found) = against_reference(&mut self.model, batch)? else { return Ok(()) };
+        if self.world.leads() {
+            let (name, error) = found.worst();
+            println!(
+                "check at step {}: loss {:.6}, reference {:.6}; largest error of a gradient {error:.1e} ({name})",
+                updates + 1,
+                found.loss,
+                found.reference_loss
+            );
+        }
+        found.verdict()
+    }
 
     /// What the update did, over all ranks. A non-finite gradient (the same on all ranks, as it is the
     /// sum's) has changed nothing but the counts.

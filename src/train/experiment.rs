@@ -60,7 +60,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     run_dir::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     signals::listen()?;
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {

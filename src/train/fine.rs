@@ -204,7 +204,7 @@ impl<'a> Study<'a> {
         };
         let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         if let Some(metrics) = &metrics {
             resume::cut_metrics(metrics, Progress::default())?; // of a try that was cut off
@@ -330,7 +330,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let dir = &config.run.out;
     let identity = identity(config, path)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {

@@ -1,6 +1,7 @@
 //! Training. `coarse.rs` holds the loop and is the first file to read; everything else prepares it
 //! (setup, schedule), watches it (metrics) or uses it (fine, experiment).
 
+pub mod check;
 pub mod checkpoints;
 pub mod coarse;
 pub mod collection;

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::config::{Optimizer, Sharding, Train};
-use crate::dist::{Collective, World, pieces};
+use crate::dist::{Collective, pieces};
 use crate::engine::{AdamW, Backend, ParamGroup, slices};
 use crate::model::Bert;
 use crate::model::trained::Rates;
@@ -71,21 +71,21 @@ pub struct Optimiser<B: Backend> {
 }
 
 impl<B: Backend> Optimiser<B> {
-    /// An optimiser with zeroed moments for what learns in `model`.
-    pub fn new(model: &Bert<B>, world: &World, settings: &Train) -> Result<Self> {
+    /// The optimiser of rank `rank` of `ranks`, with zeroed moments, for what learns in `model`.
+    pub fn new(model: &Bert<B>, rank: usize, ranks: usize, settings: &Train) -> Result<Self> {
         let (backend, layout) = (&model.backend, &model.layout);
         let head = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
         let rates = Rates { head, layer_decay: settings.layer_decay };
         let lamb = settings.optimizer == Optimizer::Lamb;
         let groups = layout.groups(rates, lamb);
         let bucket = |range: Range<usize>| {
-            let shares = pieces(&layout.span(&range)?, world.size());
+            let shares = pieces(&layout.span(&range)?, ranks);
             Some(Bucket { range, shares })
         };
         let buckets: Vec<Bucket> = layout.buckets().into_iter().filter_map(bucket).collect();
-        let share = ascending(buckets.iter().map(|b| b.shares[world.rank()].clone()));
+        let share = ascending(buckets.iter().map(|b| b.shares[rank].clone()));
         let measured = ascending(slices(&groups, &share).into_iter().map(|slice| slice.range));
-        let whole = |b: &Bucket| b.shares[0].start..b.shares[world.size() - 1].end;
+        let whole = |b: &Bucket| b.shares[0].start..b.shares[ranks - 1].end;
         let owned = match settings.sharding {
             Sharding::Optimizer => share,
             Sharding::None => ascending(buckets.iter().map(whole)),

@@ -61,7 +61,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 }
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    run_dir::announce(world);
+    run_dir::announce(&backend, world);
     let prepared = prepare(config, stage)?;
     let mut options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
@@ -89,7 +89,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     let facts = [("steps", json!(steps)), ("samples_per_epoch", json!(prepared.source.samples()))];
     run_dir::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
     signals::listen()?; // until here a signal ends the process as any other
-    let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+    let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
     let tokenizer = prepared.shards.dir().to_owned();
     let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);
     let mut session = Session::new(config, saver, steps, world)?;
