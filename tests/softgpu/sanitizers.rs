@@ -10,13 +10,21 @@ use std::process::{Command, Output};
 use super::build::{Sanitizer, replay_program};
 
 /// Repeats a recording; `only` names a kernel, or none for all.
-pub fn replay(sanitizer: Sanitizer, sources: &[PathBuf], flags: &[&str], recording: &Path, only: Option<&str>) -> Output {
+pub fn replay(
+    sanitizer: Sanitizer,
+    sources: &[PathBuf],
+    flags: &[&str],
+    recording: &Path,
+    only: Option<&str>,
+) -> Output {
     let mut command = Command::new(replay_program(sanitizer, sources, flags));
     if let Some(name) = only {
         command.args(["--kernel", name]);
     }
     // A sanitizer would reserve its memory and print its leaks at the end; a launch has none of its own.
-    command.env("ASAN_OPTIONS", "detect_leaks=0").env("TSAN_OPTIONS", "report_thread_leaks=0:halt_on_error=1");
+    command
+        .env("ASAN_OPTIONS", "detect_leaks=0")
+        .env("TSAN_OPTIONS", "report_thread_leaks=0:halt_on_error=1");
     command.env_remove("SOFTGPU_RECORD").env("SOFTGPU_STRICT", "1");
     command.arg(recording).output().unwrap()
 }
