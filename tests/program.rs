@@ -264,7 +264,8 @@ fn ranks_compute_what_one_process_computes() {
 
 /// The largest difference of two runs' final weights.
 fn weights_differ(a: &Path, b: &Path) -> f32 {
-    let read = |run: &Path| ctune_dist::model::checkpoint::Checkpoint::read(&run.join("model")).unwrap().tensors;
+    let read =
+        |run: &Path| ctune_dist::model::checkpoint::Checkpoint::read(&run.join("model")).unwrap().tensors;
     let (a, b) = (read(a), read(b));
     assert!(a.keys().eq(b.keys()));
     let values = a.values().zip(b.values()).flat_map(|(a, b)| a.1.iter().zip(&b.1));
@@ -279,7 +280,8 @@ fn optimisers_do_not_depend_on_ranks_or_sharding() {
     let run = |ranks: usize, optimizer: &str, sharding: &str, lr: &str| {
         let out = format!("{optimizer}-{sharding}-{ranks}");
         let set = |key: &str, value: &str| format!("train.{key}={value}");
-        let sets = [set("optimizer", optimizer), set("sharding", sharding), set("lr", lr), set("steps", "10")];
+        let sets =
+            [set("optimizer", optimizer), set("sharding", sharding), set("lr", lr), set("steps", "10")];
         let mut args = vec!["coarse", "--config", "plan.toml", "--set", "train.dropout=0.1", "--out", &out];
         sets.iter().for_each(|text| args.extend(["--set", text]));
         assert_done(&place.mpirun(ranks, &args));
@@ -303,7 +305,10 @@ fn optimisers_do_not_depend_on_ranks_or_sharding() {
                 assert!(off < 1e-5, "{out}: weights differ by {off}");
             }
             let off = weights_differ(&place.path(&pair[0]), &place.path(&pair[1]));
-            assert!(off <= if optimizer == "adamw" { 0.0 } else { 1e-6 }, "{optimizer}, {ranks} ranks: {off}");
+            assert!(
+                off <= if optimizer == "adamw" { 0.0 } else { 1e-6 },
+                "{optimizer}, {ranks} ranks: {off}"
+            );
         }
     }
 }

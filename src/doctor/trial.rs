@@ -10,9 +10,9 @@ use crate::engine::{
     stats,
 };
 use crate::model::activations::{Capacity, device_batch, put};
-use crate::model::trained::Rates;
 use crate::model::layout::{HeadSet, Layout};
 use crate::model::shape::Shape;
+use crate::model::trained::Rates;
 
 /// What one operation left behind.
 #[derive(Clone, Debug)]

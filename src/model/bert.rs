@@ -9,8 +9,7 @@ use super::lora::Lora;
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, RankLoss, Rows, Segment,
-    stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, RankLoss, Rows, Segment, stats,
 };
 use crate::{Error, Result};
 
