@@ -1,0 +1,7 @@
+// planted: nvcc
+// gate: refused_f32 threads=32 kind=other
+// An unused variable: a warning, and warnings are errors.
+extern "C" __global__ void refused_f32(float* y) {
+    int unused;
+    y[threadIdx.x] = 1.0f;
+}
