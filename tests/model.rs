@@ -132,6 +132,7 @@ fn ten_adamw_updates_equal_pytorch() {
     let len = model.layout.len;
     let groups = model.layout.groups(1.0);
     let mut moments: [_; 2] = std::array::from_fn(|_| model.backend.zeros::<f32>(len).unwrap());
+    let (owned, mut master) = (vec![0..len; 1], model.backend.zeros(0).unwrap());
     let mut norm_sq = model.backend.zeros::<f32>(1).unwrap();
     let largest =
         |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs()).fold(0.0f64, f64::max);
@@ -155,7 +156,10 @@ fn ten_adamw_updates_equal_pytorch() {
             clip_norm: steps.clip_norm as f32,
         };
         let [m, v] = &mut moments;
-        model.backend.adamw(update, &groups, &norm_sq, &mut model.weights, &mut model.grads, m, v).unwrap();
+        model
+            .backend
+            .adamw(update, &groups, &owned, &norm_sq, &mut model.weights, &mut master, &mut model.grads, m, v)
+            .unwrap();
     }
     let sums = step(&mut model, &golden);
     let loss =

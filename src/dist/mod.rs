@@ -10,7 +10,7 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 
-pub use reduce::Reducer;
+pub use reduce::{Collective, Distributed, MpiCollective, pieces};
 
 use crate::{Error, Result};
 

@@ -23,6 +23,68 @@ pub use random::{Dropout, MaskRule};
 pub trait Elem: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug {}
 impl Elem for f32 {}
 impl Elem for u32 {}
+impl Elem for half::bf16 {}
+
+/// How many rows an operation works on, and which of the pack's counts that is. A device that
+/// replays a recorded step launches at capacity and reads the count of *this* pack from the
+/// `PackCounts` of `begin_pack`; an eager device takes the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// T
+    Tokens(usize),
+    /// S
+    Sequences(usize),
+    /// M
+    Masked(usize),
+}
+
+impl Rows {
+    /// The number of rows.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Tokens(n) | Self::Sequences(n) | Self::Masked(n) => n,
+        }
+    }
+}
+
+/// What differs from pack to pack besides the token arrays, as a device's kernels read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct PackCounts {
+    /// T
+    pub tokens: u32,
+    /// S
+    pub sequences: u32,
+    /// M
+    pub masked: u32,
+    /// Ranking groups.
+    pub groups: u32,
+    pub epoch: u32,
+    /// Masked tokens of the whole step over all ranks.
+    pub step_masked: u32,
+    /// Pairs or ranking groups of the whole step over all ranks.
+    pub step_pairs: u32,
+    pub reserved: u32,
+}
+
+/// Factor of a loss's gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// Weight of the loss in the objective; 0 measures only.
+    pub weight: f32,
+    /// `weight` / max(count of the step, 1). Devices that replay compute it from `PackCounts`.
+    pub value: f32,
+}
+
+impl LossScale {
+    /// Losses are measured and leave no gradient.
+    pub const MEASURE: Self = Self { weight: 0.0, value: 0.0 };
+
+    /// The mean over the step's `count`, times `weight`.
+    pub fn mean(weight: f32, count: usize) -> Self {
+        Self { weight, value: weight / count.max(1) as f32 }
+    }
+}
 
 /// A linear layer's place in a parameter arena: weight [n, k] at `w`, bias [n] at `b`.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +172,7 @@ pub mod stats {
 
 /// A pack on the device. Buffers are allocated once at the pack budget; the counts say how much of
 /// them is in use.
-pub struct DeviceBatch<B: Backend + ?Sized> {
+pub struct DeviceBatch<B: Backend> {
     /// T
     pub tokens: usize,
     /// S
@@ -170,7 +232,7 @@ pub struct AdamW {
 // rename them.
 #[allow(clippy::too_many_arguments)]
 /// A device's operations. Each names its formula; forward and backward stand side by side.
-pub trait Backend {
+pub trait Backend: Clone + 'static {
     /// Type of weights and activations on this device (f32 on CPU).
     type Real: Elem;
     /// Device memory.
@@ -201,6 +263,9 @@ pub trait Backend {
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>>;
 
+    /// Announces the next pack's counts: before its operations, once a pack.
+    fn begin_pack(&self, counts: &PackCounts) -> Result<()>;
+
     // ---- masking -----------------------------------------------------------------------------
     /// Applies `rule` to `batch.ids` in place; writes `masked_rows`, `masked_labels` (ascending
     /// rows). `batch.masked` was computed on the host by the same function and must agree.
@@ -219,7 +284,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         epilogue: Epilogue,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -229,7 +294,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         pre: &mut Self::Buf<Self::Real>,
         act: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -239,7 +304,7 @@ pub trait Backend {
         dy: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         accumulate: bool,
         dx: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -249,16 +314,17 @@ pub trait Backend {
         dy: &Self::Buf<Self::Real>,
         x: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         bias: bool,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// dact [len] *= GELU'(pre), in place: becomes the gradient of `pre`.
+    /// dact [rows, width] *= GELU'(pre), in place: becomes the gradient of `pre`.
     fn gelu_backward(
         &self,
         pre: &Self::Buf<Self::Real>,
         dact: &mut Self::Buf<Self::Real>,
-        len: usize,
+        rows: Rows,
+        width: usize,
     ) -> Result<()>;
 
     // ---- rows --------------------------------------------------------------------------------
@@ -324,7 +390,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &mut Self::Buf<f32>,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -334,7 +400,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &Self::Buf<f32>,
         d: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
@@ -344,7 +410,7 @@ pub trait Backend {
         &self,
         x: &Self::Buf<Self::Real>,
         rows: &Self::Buf<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -353,7 +419,7 @@ pub trait Backend {
         &self,
         src: &Self::Buf<Self::Real>,
         rows: &Self::Buf<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         x: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -385,8 +451,8 @@ pub trait Backend {
 
     // ---- losses ------------------------------------------------------------------------------
     /// Softmax-cross-entropy over the vocabulary. logits [M, V] without bias; `bias` [V] is added
-    /// here. In place: logits become scale * (softmax - onehot); adds the gradient of the bias to
-    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only:
+    /// here. In place: logits become scale.value * (softmax - onehot); adds the gradient of the bias to
+    /// `grads` and loss, accuracy and count to `sums`. `LossScale::MEASURE`:
     /// logits are left with their bias, and `grads` may be empty.
     fn mlm_loss(
         &self,
@@ -394,24 +460,24 @@ pub trait Backend {
         bias: usize,
         vocab: usize,
         labels: &Self::Buf<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         logits: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
         sums: &mut Self::Buf<f32>,
     ) -> Result<()>;
     /// QDPP in one pass. pre [S, H] is the pooler's product without bias; pooled = tanh(pre + b_p),
     /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S]. In place: pre becomes its
-    /// own gradient times `scale`; adds the gradients of W, b and the pooler's bias to `grads`, and
-    /// loss, accuracy and count to `sums`. `scale` 0 measures only
+    /// own gradient times `scale.value`; adds the gradients of W, b and the pooler's bias to `grads`, and
+    /// loss, accuracy and count to `sums`. `LossScale::MEASURE`: no gradients
     /// (labels are still read, `grads` may be empty).
     fn qdpp_head(
         &self,
         weights: &Self::Buf<Self::Real>,
         at: HeadAt,
         labels: &Self::Buf<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         pre: &mut Self::Buf<Self::Real>,
         logits: &mut Self::Buf<f32>,
         grads: &mut Self::Buf<f32>,
@@ -441,12 +507,12 @@ pub trait Backend {
     ) -> Result<()>;
     /// Localised contrastive loss (Gao et al. 2021): per group, softmax-cross-entropy of the first
     /// sequence (the positive) over the group's scores; with one negative it is the pairwise
-    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale`; adds to `sums`.
+    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
     fn rank_loss(
         &self,
         batch: &DeviceBatch<Self>,
         scores: &Self::Buf<f32>,
-        scale: f32,
+        scale: LossScale,
         dscores: &mut Self::Buf<f32>,
         sums: &mut Self::Buf<f32>,
     ) -> Result<()>;
@@ -463,12 +529,18 @@ pub trait Backend {
     /// One AdamW update of every group, clipping by the global norm sqrt(norm_sq[0]) in the same
     /// pass. Does nothing when norm_sq[0] is not finite. Also sets the gradients of the groups to
     /// zero; a frozen group (`lr_scale` 0) keeps its weights and moments.
+    /// `owned` are the ranges of the arena that this rank updates, ascending (all of it, or its share
+    /// when the optimiser's state is sharded); `master` and the moments hold them end to end.
+    /// `master` are the weights in f32, which the update reads and writes; it is empty where `Real`
+    /// is f32.
     fn adamw(
         &self,
         update: AdamW,
         groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
         norm_sq: &Self::Buf<f32>,
         weights: &mut Self::Buf<Self::Real>,
+        master: &mut Self::Buf<f32>,
         grads: &mut Self::Buf<f32>,
         moment1: &mut Self::Buf<f32>,
         moment2: &mut Self::Buf<f32>,

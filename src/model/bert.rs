@@ -7,7 +7,9 @@ use super::activations::{Activations, Capacity, LayerActivations, device_batch, 
 use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
-use crate::engine::{Backend, DeviceBatch, Dropout, Epilogue, Heads, MaskRule, stats};
+use crate::engine::{
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, Rows, stats,
+};
 use crate::{Error, Result};
 
 /// What the model is trained for.
@@ -126,6 +128,16 @@ impl<B: Backend> Bert<B> {
         device.groups = batch.cu_groups.len().saturating_sub(1);
         device.epoch = batch.epoch;
         let b = &self.backend;
+        b.begin_pack(&PackCounts {
+            tokens: device.tokens as u32,
+            sequences: device.sequences as u32,
+            masked: device.masked as u32,
+            groups: device.groups as u32,
+            epoch: device.epoch,
+            step_masked: batch.step_masked as u32,
+            step_pairs: batch.step_pairs as u32,
+            reserved: 0,
+        })?;
         b.upload(&batch.ids, &mut device.ids, 0)?;
         b.upload(&batch.positions, &mut device.positions, 0)?;
         b.upload(&batch.segments, &mut device.segments, 0)?;
@@ -222,7 +234,7 @@ impl<B: Backend> Bert<B> {
         let heads = self.heads();
         let (b, w, batch) = (&self.backend, &self.weights, &self.batch);
         let at = &self.layout.layers[l];
-        let t = batch.tokens;
+        let t = Rows::Tokens(batch.tokens);
         let kept = self.acts.layers.len();
         let a = &mut self.acts.layers[l % kept];
         let [x, next] = input_and_output(&mut self.acts.x, l)?;
@@ -248,11 +260,11 @@ impl<B: Backend> Bert<B> {
         self.layout.shape.layers % self.acts.x.len()
     }
 
-    fn mlm_forward(&mut self, scale: f32) -> Result<()> {
+    fn mlm_forward(&mut self, scale: LossScale) -> Result<()> {
         let Some(at) = &self.layout.mlm else { return Err(missing_head("MLM")) };
         let out = self.output_index();
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
-        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         b.gather_rows(&self.acts.x[out], &batch.masked_rows, m, h, &mut a.masked)?;
         b.linear_gelu(&a.masked, w, at.transform, m, &mut a.transform_pre, &mut a.transform_act)?;
         b.norm(&a.transform_act, w, at.norm, m, &mut a.transform_stats, &mut a.transformed)?;
@@ -265,16 +277,16 @@ impl<B: Backend> Bert<B> {
     fn pool(&mut self) -> Result<()> {
         let out = self.output_index();
         let (b, batch, a) = (&self.backend, &self.batch, &mut self.acts.heads);
-        let (s, h) = (batch.sequences, self.layout.shape.hidden);
+        let (s, h) = (Rows::Sequences(batch.sequences), self.layout.shape.hidden);
         b.gather_rows(&self.acts.x[out], &batch.cu_seqlens, s, h, &mut a.cls)?;
         b.linear(&a.cls, &self.weights, self.layout.pooler, s, Epilogue::None, &mut a.pooled)
     }
 
-    fn pair_forward(&mut self, scale: f32) -> Result<()> {
+    fn pair_forward(&mut self, scale: LossScale) -> Result<()> {
         self.pool()?;
         let Some(at) = self.layout.pair else { return Err(missing_head("QDPP")) };
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
-        let (labels, s) = (&batch.pair_labels, batch.sequences);
+        let (labels, s) = (&batch.pair_labels, Rows::Sequences(batch.sequences));
         let logits = &mut a.pair_logits;
         b.qdpp_head(w, at, labels, s, scale, &mut a.pooled, logits, &mut self.grads, &mut self.sums)
     }
@@ -328,13 +340,13 @@ impl<B: Backend> Bert<B> {
         };
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &self.acts.heads);
         let grads = &mut self.grads;
-        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         // mlm_loss has added the decoder's bias gradient already
         b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
         b.linear_backward_input(&a.logits, w, at.decoder, m, false, &mut d.dtransformed)?;
         let row_stats = &a.transform_stats;
         b.norm_backward(&a.transform_act, w, at.norm, m, row_stats, &mut d.dtransformed, grads)?;
-        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m * h)?;
+        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m, h)?;
         b.linear_backward_weight(&d.dtransformed, &a.masked, at.transform, m, true, grads)?;
         b.linear_backward_input(&d.dtransformed, w, at.transform, m, false, &mut d.dmasked)?;
         b.scatter_add_rows(&d.dmasked, &batch.masked_rows, m, h, &mut d.dx)
@@ -351,7 +363,7 @@ impl<B: Backend> Bert<B> {
     fn pool_backward(&mut self) -> Result<()> {
         let Some(d) = &mut self.acts.backward else { return Err(missing_head("pooler")) };
         let (b, batch, a) = (&self.backend, &self.batch, &self.acts.heads);
-        let (s, h, at) = (batch.sequences, self.layout.shape.hidden, self.layout.pooler);
+        let (s, h, at) = (Rows::Sequences(batch.sequences), self.layout.shape.hidden, self.layout.pooler);
         // the head has added the pooler's bias gradient already
         b.linear_backward_weight(&a.pooled, &a.cls, at, s, false, &mut self.grads)?;
         b.linear_backward_input(&a.pooled, &self.weights, at, s, false, &mut d.dcls)?;
@@ -366,7 +378,7 @@ impl<B: Backend> Bert<B> {
         let at: &LayerAt = &self.layout.layers[l];
         let a: &LayerActivations<B> = &self.acts.layers[l];
         let x = &self.acts.x[l];
-        let (t, i) = (batch.tokens, self.layout.shape.intermediate);
+        let (t, i) = (Rows::Tokens(batch.tokens), self.layout.shape.intermediate);
 
         // FFN: dx is the gradient of this layer's output
         let (norm, bias) = (at.output_norm, at.down.b);
@@ -386,7 +398,7 @@ impl<B: Backend> Bert<B> {
         )?;
         b.linear_backward_weight(&d.dy, &a.act, at.down, t, false, grads)?;
         b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
-        b.gelu_backward(&a.pre, &mut d.dact, t * i)?;
+        b.gelu_backward(&a.pre, &mut d.dact, t, i)?;
         b.linear_backward_weight(&d.dact, &a.normed1, at.up, t, true, grads)?;
         b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
 
@@ -414,10 +426,10 @@ impl<B: Backend> Bert<B> {
 }
 
 /// Factor of a loss whose mean is taken over `count` of the whole step.
-fn scale(mode: Mode, weight: f32, count: usize) -> f32 {
+fn scale(mode: Mode, weight: f32, count: usize) -> LossScale {
     match mode {
-        Mode::Train => weight / count.max(1) as f32,
-        Mode::Measure => 0.0,
+        Mode::Train => LossScale::mean(weight, count),
+        Mode::Measure => LossScale::MEASURE,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::config::Train;
 use crate::data::loader::{Loader, Step};
-use crate::dist::{Reducer, World};
+use crate::dist::{Collective, Distributed, World};
 use crate::engine::{AdamW, Backend, ParamGroup, stats};
 use crate::model::{Bert, Mode, Objective};
 use crate::train::schedule::LrPlan;
@@ -58,20 +58,23 @@ pub trait Watcher<B: Backend> {
 pub struct Trainer<'w, B: Backend> {
     pub model: Bert<B>,
     world: &'w World,
-    reducer: Reducer<'w>,
+    /// Sums gradients over ranks.
+    reducer: Box<dyn Collective<B> + 'w>,
     settings: Train,
     lr: LrPlan,
     /// Learning rate and decay by range of the arena.
     groups: Vec<ParamGroup>,
     /// [layout.len] each
     moments: [B::Buf<f32>; 2],
+    /// Weights in f32 where `Real` is narrower, [layout.len]; else empty
+    master: B::Buf<f32>,
     /// Squared global norm, [1]
     norm_sq: B::Buf<f32>,
     updates: u64,
     non_finite: u32,
 }
 
-impl<'w, B: Backend> Trainer<'w, B> {
+impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
         let head_scale = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
         let len = model.layout.len;
@@ -79,9 +82,10 @@ impl<'w, B: Backend> Trainer<'w, B> {
             groups: model.layout.groups(head_scale),
             moments: [model.backend.zeros(len)?, model.backend.zeros(len)?],
             norm_sq: model.backend.zeros(1)?,
+            master: master(&model)?,
+            reducer: model.backend.collective(world)?,
             model,
             world,
-            reducer: Reducer::new(world),
             settings: settings.clone(),
             lr: LrPlan::new(settings, steps),
             updates: 0,
@@ -100,12 +104,13 @@ impl<'w, B: Backend> Trainer<'w, B> {
                 self.model.forward(batch, Mode::Train)?;
                 let reducer = &mut self.reducer;
                 self.model.backward(batch, &mut |backend, grads, bucket| {
-                    if last { reducer.reduce(backend, grads, bucket) } else { Ok(()) } // bucket by bucket
+                    if last { reducer.all_reduce(backend, grads, bucket) } else { Ok(()) } // bucket by bucket
                 })?;
             }
             if step.batches.is_empty() {
                 self.join_reduction()?; // more ranks than packs: nothing to add, but the others wait
             }
+            self.reducer.finish(&self.model.backend)?; // the device waits, not the host
             let update = self.update(&step, start)?; // norm, clip, AdamW: one pass
             if watcher.after(&update, &mut self.model)? == Flow::Stop {
                 break;
@@ -118,7 +123,7 @@ impl<'w, B: Backend> Trainer<'w, B> {
     /// Takes part in the sum of gradients with zeros.
     fn join_reduction(&mut self) -> Result<()> {
         for bucket in self.model.layout.buckets() {
-            self.reducer.reduce(&self.model.backend, &mut self.model.grads, bucket)?;
+            self.reducer.all_reduce(&self.model.backend, &mut self.model.grads, bucket)?;
         }
         Ok(())
     }
@@ -140,8 +145,10 @@ impl<'w, B: Backend> Trainer<'w, B> {
             clip_norm: self.settings.clip_norm,
         };
         let [first, second] = &mut self.moments;
-        let (weights, grads) = (&mut model.weights, &mut model.grads);
-        backend.adamw(adamw, &self.groups, &self.norm_sq, weights, grads, first, second)?;
+        let (weights, grads, master) = (&mut model.weights, &mut model.grads, &mut self.master);
+        let all = 0..model.layout.len;
+        let owned = std::slice::from_ref(&all);
+        backend.adamw(adamw, &self.groups, owned, &self.norm_sq, weights, master, grads, first, second)?;
         self.updates += 1;
 
         let norm_sq = f64::from(self.model.backend.download(&self.norm_sq, 0..1)?[0]);
@@ -192,4 +199,15 @@ impl<'w, B: Backend> Trainer<'w, B> {
             self.updates
         )))
     }
+}
+
+/// The f32 copy of weights that are kept narrower, [layout.len]; empty where they are f32.
+fn master<B: Backend>(model: &Bert<B>) -> Result<B::Buf<f32>> {
+    if size_of::<B::Real>() == size_of::<f32>() {
+        return model.backend.zeros(0);
+    }
+    let mut master = model.backend.zeros(model.layout.len)?;
+    let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    model.backend.upload(&weights, &mut master, 0)?;
+    Ok(master)
 }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
-use super::run_dir;
+use super::run_dir::{self, on_engine};
 use crate::config::{Arm, Config, Split};
 use crate::corpus::tokenise::Tokenizer;
-use crate::dist::World;
+use crate::dist::{Distributed, World};
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::run::Run;
@@ -39,6 +39,10 @@ impl Task<'_> {
 
 /// Runs the study of `config` on every rank of `world`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
+    on_engine!(config, world, backend => run_on(&backend, config, world))
+}
+
+fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let arms = &config.experiment.arms;
     let Some(first) = arms.first() else {
         return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
@@ -51,7 +55,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {
         if i % world.size() == world.rank() {
-            run_task(&study, task, &dir)?;
+            run_task(backend, &study, task, &dir)?;
         }
         if world.leads() && (i + 1) % 10 == 0 {
             println!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
@@ -108,7 +112,7 @@ fn ranked(config: &Config, fold: &Fold) -> Vec<String> {
     }
 }
 
-fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
+fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path) -> Result<()> {
     let dir = task.dir(out);
     let (run_path, about_path) = (dir.join("run.txt"), dir.join("task.json"));
     let about = format!("{:#}\n", describe(study, task)?);
@@ -117,11 +121,10 @@ fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
     }
     make_folder(&dir)?;
     let fold = &study.folds[task.fold];
-    let backend = run_dir::engine(study.config)?;
     let start = Start { model: &task.arm.model, head: task.arm.start };
     let ranked = ranked(study.config, fold);
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir };
-    let (_, run) = study.run_fold(backend, start, &fold_task, &World::solo())?;
+    let (_, run) = study.run_fold(backend.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     run_dir::write_whole(&about_path, about.as_bytes())
 }

@@ -12,12 +12,12 @@ use super::collection::{Collection, usable_topics};
 use super::groups::{GroupOptions, GroupSource};
 use super::metrics::Meter;
 use super::rerank::rerank;
-use super::run_dir;
+use super::run_dir::{self, on_engine};
 use super::schedule::steps;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
-use crate::dist::World;
+use crate::dist::{Distributed, World};
 use crate::engine::Backend;
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
@@ -91,7 +91,7 @@ impl<'a> Study<'a> {
 
     /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
     /// model ranks as it is.
-    pub fn run_fold<B: Backend>(
+    pub fn run_fold<B: Distributed>(
         &self,
         backend: B,
         start: Start,
@@ -152,7 +152,7 @@ impl<'a> Study<'a> {
         Ok(model)
     }
 
-    fn train<B: Backend>(
+    fn train<B: Distributed>(
         &self,
         model: Bert<B>,
         train: &[String],
@@ -270,6 +270,10 @@ fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) ->
 /// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
 /// ranks; test runs joined into `run.txt`, the measures of all topics in `results.txt`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
+    on_engine!(config, world, backend => run_on(&backend, config, world))
+}
+
+fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
     run_dir::announce(world);
@@ -281,9 +285,8 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
     for (i, fold) in study.folds.iter().enumerate() {
         let folder = dir.join(format!("fold-{}", i + 1));
         make_folder(&folder)?;
-        let backend = run_dir::engine(config)?;
         let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder };
-        let (model, run) = study.run_fold(backend, start, &task, world)?;
+        let (model, run) = study.run_fold(backend.clone(), start, &task, world)?;
         let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
         world.agree(saved)?;
         if world.leads() {

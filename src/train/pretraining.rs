@@ -8,14 +8,14 @@ use serde_json::json;
 
 use super::coarse::{Flow, Trainer, Update, Watcher};
 use super::metrics::{Meter, duration};
-use super::run_dir;
+use super::run_dir::{self, on_engine};
 use super::schedule::steps;
 use crate::config::{Config, Model};
 use crate::corpus::shard::Shards;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
 use crate::data::source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource};
-use crate::dist::World;
+use crate::dist::{Distributed, World};
 use crate::engine::{Backend, MaskRule};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -53,7 +53,10 @@ struct Prepared {
 
 /// Runs `pretrain` or `coarse` on every rank of `world`.
 pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
-    let backend = run_dir::engine(config)?;
+    on_engine!(config, world, backend => run_on(backend, config, stage, world))
+}
+
+fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
     run_dir::announce(world);
     let prepared = prepare(config, stage)?;
     let options = loader_options(config, &prepared, world);

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::collection::{Candidates, Collection};
-use super::run_dir;
+use super::run_dir::on_engine;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
@@ -115,7 +115,10 @@ pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
 
 /// The `rerank` command: `model` re-scores `data.run`, written to `out`.
 pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
-    let backend = run_dir::engine(config)?;
+    on_engine!(config, world, backend => run_on(backend, config, out, world))
+}
+
+fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let tokenizer = Tokenizer::load(path)?;
     let collection = Collection::read(config, &tokenizer, config.fine.depth)?;

@@ -12,18 +12,33 @@ use crate::dist::World;
 use crate::engine::cpu::Cpu;
 use crate::{Error, Result};
 
+/// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
+pub enum Engine {
+    Cpu(Cpu),
+}
+
 /// The engine for the device that was asked for.
 ///
 /// # Errors
 /// `Error::Device` for a GPU: this version computes on CPUs only.
-pub fn engine(config: &Config) -> Result<Cpu> {
+pub fn engine(config: &Config, _world: &World) -> Result<Engine> {
     if config.run.device == crate::config::Device::Cuda {
         return Err(Error::device(
             "run.device = \"cuda\": this version has no CUDA engine; use \"cpu\" or \"auto\"",
         ));
     }
-    Ok(Cpu::new())
+    Ok(Engine::Cpu(Cpu::new()))
 }
+
+/// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
+macro_rules! on_engine {
+    ($config:expr, $world:expr, $backend:ident => $work:expr) => {
+        match $crate::train::run_dir::engine($config, $world)? {
+            $crate::train::run_dir::Engine::Cpu($backend) => $work,
+        }
+    };
+}
+pub(crate) use on_engine;
 
 /// Says where the run computes.
 pub fn announce(world: &World) {

@@ -3,7 +3,7 @@
 use super::naive::{self, Num};
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, Dropout, HeadAt, stats};
+use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -37,7 +37,18 @@ fn mlm_loss() {
         let mut grads = poisoned(&cpu, &vec![0.5; weights.len()]);
         let mut buffer = poisoned(&cpu, &logits);
 
-        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, 0.0, &mut buffer, &mut grads, &mut sums).unwrap();
+        cpu.mlm_loss(
+            &wb,
+            bias_at,
+            v,
+            &lb,
+            Rows::Masked(rows),
+            LossScale::MEASURE,
+            &mut buffer,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         let biased: Vec<f32> = logits.iter().enumerate().map(|(i, x)| x + weights[bias_at + i % v]).collect();
         assert_eq!(taken(&buffer, rows * v), biased, "scale 0 leaves the logits with their bias");
         assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
@@ -46,7 +57,8 @@ fn mlm_loss() {
         buffer[..rows * v].copy_from_slice(&logits);
 
         let scale = 0.125;
-        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+        cpu.mlm_loss(&wb, bias_at, v, &lb, Rows::Masked(rows), by(scale), &mut buffer, &mut grads, &mut sums)
+            .unwrap();
         let (loss32, d32, b32) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
         let (loss64, d64, b64) = mlm::<f64>(&logits, &weights[bias_at..], &labels, scale);
         close(&what, &taken(&buffer, rows * v), &d32, &d64);
@@ -87,7 +99,18 @@ fn mlm_loss_edge_values() {
             let (mut buffer, mut grads) = (poisoned(&cpu, &logits), poisoned(&cpu, &[0.0; 40]));
             let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
             let labels = indices(&cpu, &[0, 5]);
-            cpu.mlm_loss(&bias, 0, 40, &labels, 2, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+            cpu.mlm_loss(
+                &bias,
+                0,
+                40,
+                &labels,
+                Rows::Masked(2),
+                by(scale),
+                &mut buffer,
+                &mut grads,
+                &mut sums,
+            )
+            .unwrap();
             taken(&sums, stats::SLOTS)
         };
         let sums = run(vec![0.25; 80]);
@@ -99,8 +122,17 @@ fn mlm_loss_edge_values() {
     }
     let (mut logits, mut grads) = (poisoned(&cpu, &[0.0; 40]), poisoned(&cpu, &[0.0; 40]));
     let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-    let result =
-        cpu.mlm_loss(&bias, 0, 40, &indices(&cpu, &[40]), 1, 1.0, &mut logits, &mut grads, &mut sums);
+    let result = cpu.mlm_loss(
+        &bias,
+        0,
+        40,
+        &indices(&cpu, &[40]),
+        Rows::Masked(1),
+        by(1.0),
+        &mut logits,
+        &mut grads,
+        &mut sums,
+    );
     assert!(result.unwrap_err().to_string().contains("label 40"));
 }
 
@@ -178,12 +210,34 @@ fn qdpp_head() {
         let (mut buffer, mut logits) = (poisoned(&cpu, &pre), unwritten(&cpu, 2 * rows));
         let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
         let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-        cpu.qdpp_head(&wb, at, &lb, rows, 0.0, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        cpu.qdpp_head(
+            &wb,
+            at,
+            &lb,
+            Rows::Sequences(rows),
+            LossScale::MEASURE,
+            &mut buffer,
+            &mut logits,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         assert_eq!(taken(&buffer, rows * h), pre, "scale 0 only measures");
         assert!(taken(&grads, weights.len()).iter().all(|&x| x == 0.0));
         let measured = taken(&sums, stats::SLOTS);
         sums[..stats::SLOTS].fill(0.0);
-        cpu.qdpp_head(&wb, at, &lb, rows, 0.25, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        cpu.qdpp_head(
+            &wb,
+            at,
+            &lb,
+            Rows::Sequences(rows),
+            by(0.25),
+            &mut buffer,
+            &mut logits,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         assert_eq!(measured, taken(&sums, stats::SLOTS));
 
         let ones = vec![1.0; rows * h];
@@ -256,7 +310,7 @@ fn rank_loss() {
     batch.cu_groups = indices(&cpu, &groups);
     let scores: Vec<f32> = random(11, 71).iter().map(|x| 3.0 * x).collect();
     let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-    cpu.rank_loss(&batch, &poisoned(&cpu, &scores), 0.5, &mut d, &mut sums).unwrap();
+    cpu.rank_loss(&batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
     let (mut plain, mut exact, mut loss, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
     for ends in groups.windows(2) {
         let group = &scores[ends[0] as usize..ends[1] as usize];
@@ -274,5 +328,8 @@ fn rank_loss() {
     batch.groups = 3;
     let scores = poisoned(&cpu, &scores);
     let mut sums = cpu.zeros(stats::SLOTS).unwrap();
-    assert!(cpu.rank_loss(&batch, &scores, 0.5, &mut d, &mut sums).is_err(), "groups must cover the pack");
+    assert!(
+        cpu.rank_loss(&batch, &scores, by(0.5), &mut d, &mut sums).is_err(),
+        "groups must cover the pack"
+    );
 }

@@ -64,13 +64,25 @@ fn adamw_for_ten_steps() {
     let mut weights = poisoned(&cpu, &start);
     let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
     let mut norm_sq = poisoned(&cpu, &[0.0, 0.0]);
+    let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
     let (mut plain, mut exact) = (Plain::new(&start, |x| f64::from(x as f32)), Plain::new(&start, |x| x));
     for step in 1..=10 {
         // Norms of about 12 to 120: the first steps are not clipped.
         let g: Vec<f32> = random(N, 90 + step).iter().map(|x| x * step as f32 * 0.1).collect();
         let mut grads = poisoned(&cpu, &g);
         cpu.sum_squares(&grads, 0..N, &mut norm_sq, 0).unwrap();
-        cpu.adamw(update(step), &groups(), &norm_sq, &mut weights, &mut grads, &mut m, &mut v).unwrap();
+        cpu.adamw(
+            update(step),
+            &groups(),
+            &owned,
+            &norm_sq,
+            &mut weights,
+            &mut master,
+            &mut grads,
+            &mut m,
+            &mut v,
+        )
+        .unwrap();
         assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros");
         let norm = to64(&g).iter().map(|x| x * x).sum::<f64>().sqrt();
         plain.step(update(step), &g, norm);
@@ -84,6 +96,32 @@ fn adamw_for_ten_steps() {
     assert!(weights[..30_000].iter().zip(&start).all(|(a, b)| a != b));
 }
 
+/// Ranks that each update a share change together what one rank changes alone.
+#[test]
+fn shares_add_up_to_the_whole() {
+    let cpu = Cpu::new();
+    let (start, g) = (random(N, 81), random(N, 84));
+    let run = |owned: &[std::ops::Range<usize>]| {
+        let own: usize = owned.iter().map(ExactSizeIterator::len).sum();
+        let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
+        let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; own]), poisoned(&cpu, &vec![0.0; own]));
+        let norm_sq = poisoned(&cpu, &[4.0]);
+        let mut master = cpu.zeros(0).unwrap();
+        let (w, g) = (&mut weights, &mut grads);
+        cpu.adamw(update(1), &groups(), owned, &norm_sq, w, &mut master, g, &mut m, &mut v).unwrap();
+        assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
+        (taken(&weights, N), taken(&m, own), taken(&v, own))
+    };
+    let whole = run(&vec![0..N; 1]);
+    let (cut, other) = (run(&[0..777, 20_000..31_000]), run(&[777..20_000, 31_000..N]));
+    for i in 0..N {
+        let of = if i < 777 || (20_000..31_000).contains(&i) { &cut } else { &other };
+        assert_eq!(of.0[i], whole.0[i], "weight {i}");
+    }
+    assert_eq!(cut.1[777..], whole.1[20_000..31_000]);
+    assert_eq!(other.2[..19_223], whole.2[777..20_000]);
+}
+
 #[test]
 fn a_broken_norm_skips_the_update() {
     let cpu = Cpu::new();
@@ -94,9 +132,21 @@ fn a_broken_norm_skips_the_update() {
         let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
         let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
         let mut norm_sq = poisoned(&cpu, &[0.0]);
+        let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
         cpu.sum_squares(&grads, 0..N, &mut norm_sq, 0).unwrap();
         assert!(!norm_sq[0].is_finite());
-        cpu.adamw(update(1), &groups(), &norm_sq, &mut weights, &mut grads, &mut m, &mut v).unwrap();
+        cpu.adamw(
+            update(1),
+            &groups(),
+            &owned,
+            &norm_sq,
+            &mut weights,
+            &mut master,
+            &mut grads,
+            &mut m,
+            &mut v,
+        )
+        .unwrap();
         assert_eq!(taken(&weights, N), start);
         assert!(taken(&grads, N).iter().chain(&taken(&m, N)).chain(&taken(&v, N)).all(|&x| x == 0.0));
     }
