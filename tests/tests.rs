@@ -6,6 +6,7 @@ mod engine;
 mod golden;
 mod ir;
 mod model;
+mod plan;
 mod program;
 mod reference;
 mod report;
