@@ -43,6 +43,7 @@ fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch
         samples: list(cpu, 0..sequences),
         pair_labels: none(),
         cu_groups: none(),
+        targets: cpu.zeros(0).expect("host memory"),
         masked_rows: none(),
         masked_labels: none(),
     }
@@ -204,7 +205,9 @@ fn optimiser(c: &mut Criterion) {
     v.iter_mut().for_each(|x| *x = x.abs());
     let mut norm_sq = cpu.zeros(1).expect("host memory");
     group.throughput(Throughput::Elements(n as u64));
-    group.bench_function("sum_squares 20M", |b| b.iter(|| cpu.sum_squares(&g, 0..n, &mut norm_sq, 0)));
+    group.bench_function("sum_squares 20M", |b| {
+        b.iter(|| cpu.sum_squares(&g, std::slice::from_ref(&(0..n)), &mut norm_sq, 0))
+    });
     let update =
         AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 9, clip_norm: 1.0 };
     let (owned, mut master) = (vec![0..n; 1], cpu.zeros(0).expect("host memory"));

@@ -13,7 +13,7 @@ use toml::{Table, Value};
 use crate::corpus::documents::Field;
 use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
-use crate::engine::MaskRule;
+use crate::engine::{MaskRule, RankLoss};
 use crate::model::checkpoint::HeadStart;
 use crate::{Error, Result};
 
@@ -195,6 +195,9 @@ pub struct Fine {
     pub start: HeadStart,
     /// Folds to draw when `data.folds` is absent.
     pub folds: usize,
+    pub loss: FineLoss,
+    /// Score by which the positive of a pair is to lead, for `hinge`.
+    pub margin: f32,
     /// Measure of the validation fold that chooses the best weights.
     pub measure: String,
     /// Updates between two validations; 0 keeps the last weights without looking.
@@ -213,10 +216,40 @@ impl Default for Fine {
             depth: 50,
             start: HeadStart::NewHead,
             folds: 5,
+            loss: FineLoss::Lce,
+            margin: 1.0,
             measure: "ndcg_cut_5".into(),
             validate_every: 0,
             patience: 0,
             train_topics: 0,
+        }
+    }
+}
+
+/// Ranking losses; `engine::RankLoss` has their formulas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FineLoss {
+    Lce,
+    PairwiseSoftmax,
+    Hinge,
+    Pointwise,
+    #[serde(rename = "listnet")]
+    ListNet,
+    /// Distillation: `fine.teacher` names the run with the teacher's scores.
+    MarginMse,
+}
+
+impl Fine {
+    /// The loss as the engine knows it.
+    pub fn loss(&self) -> RankLoss {
+        match self.loss {
+            FineLoss::Lce => RankLoss::Lce,
+            FineLoss::PairwiseSoftmax => RankLoss::PairwiseSoftmax,
+            FineLoss::Hinge => RankLoss::Hinge { margin: self.margin },
+            FineLoss::Pointwise => RankLoss::Pointwise,
+            FineLoss::ListNet => RankLoss::ListNet,
+            FineLoss::MarginMse => RankLoss::MarginMse,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use ctune_dist::data::batch::Batch;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{AdamW, Backend, MaskRule, stats};
+use ctune_dist::engine::{AdamW, Backend, MaskRule, RankLoss, stats};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
@@ -44,7 +44,7 @@ fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
 }
 
 fn ranking_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
-    let options = options(Objective::Ranking, HeadSet::RANKING, dropout);
+    let options = options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, dropout);
     let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     fill(&mut model, &golden.ranking_weights);
     model
@@ -143,7 +143,7 @@ fn ten_adamw_updates_equal_pytorch() {
         let loss =
             sums[stats::MLM_LOSS] / sums[stats::MLM_COUNT] + sums[stats::QDPP_LOSS] / sums[stats::QDPP_COUNT];
         close(loss, steps.losses[i], bound);
-        model.backend.sum_squares(&model.grads, 0..len, &mut norm_sq, 0).unwrap();
+        model.backend.sum_squares(&model.grads, std::slice::from_ref(&(0..len)), &mut norm_sq, 0).unwrap();
         let norm = f64::from(model.backend.download(&norm_sq, 0..1).unwrap()[0]).sqrt();
         close(norm, steps.grad_norms[i], 1e-4);
         let update = AdamW {
@@ -280,7 +280,7 @@ fn checkpoints_go_out_and_in() {
     assert_eq!(std::fs::read_dir(dir.path().join("run")).unwrap().count(), 1, "temporary files are left");
 
     // the QDPP head as a ranking head: clicked minus negative
-    let options = options(Objective::Ranking, HeadSet::RANKING, (0.0, 0));
+    let options = options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, (0.0, 0));
     let mut ranker = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     let report = read.fill(&mut ranker, Fill::Head(HeadStart::QdppHead), 1).unwrap();
     assert_eq!(report.missing, Vec::<String>::new());

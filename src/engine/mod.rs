@@ -15,9 +15,11 @@
 
 pub mod cpu;
 pub mod random;
+mod update;
 
 use crate::Result;
 pub use random::{Dropout, MaskRule};
+pub use update::{AdamW, ParamGroup, Slice, slices};
 
 /// What buffers hold.
 pub trait Elem: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug {}
@@ -65,6 +67,25 @@ pub struct PackCounts {
     /// Pairs or ranking groups of the whole step over all ranks.
     pub step_pairs: u32,
     pub reserved: u32,
+}
+
+/// What a ranking group teaches. Each is a mean over groups; within a group, of n negatives:
+/// s are scores, t targets, 0 is the positive, j a negative.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RankLoss {
+    /// Localised contrastive (Gao et al. 2021): -ln softmax(s)_0 over the group.
+    Lce,
+    /// Mean over j of ln(1 + e^(s_j - s_0)): RankNet; with one negative CEDR's pairwise softmax.
+    PairwiseSoftmax,
+    /// Mean over j of max(0, margin - s_0 + s_j).
+    Hinge { margin: f32 },
+    /// Mean over all members of the cross-entropy of sigmoid(s) against "target above 0".
+    Pointwise,
+    /// Cross-entropy of softmax(s) against softmax(t) (Cao et al. 2007, top one).
+    ListNet,
+    /// Mean over j of ((s_0 - s_j) - (t_0 - t_j))^2: targets are a teacher's scores (Hofstätter et
+    /// al. 2020).
+    MarginMse,
 }
 
 /// Factor of a loss's gradient.
@@ -198,34 +219,12 @@ pub struct DeviceBatch<B: Backend> {
     pub pair_labels: B::Buf<u32>,
     /// [groups + 1]
     pub cu_groups: B::Buf<u32>,
+    /// Labels or a teacher's scores, [S]; only some ranking losses read them.
+    pub targets: B::Buf<f32>,
     /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
     pub masked_rows: B::Buf<u32>,
     /// Their original ids, [M]; written by `mask_tokens`.
     pub masked_labels: B::Buf<u32>,
-}
-
-/// What the optimiser applies to one contiguous range of the arena.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParamGroup {
-    pub range: std::ops::Range<usize>,
-    /// Weight decay applies (not to biases and LayerNorms).
-    pub decay: bool,
-    /// Multiplies the learning rate; 0 freezes the range.
-    pub lr_scale: f32,
-}
-
-/// One AdamW update (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
-#[derive(Clone, Copy, Debug)]
-pub struct AdamW {
-    pub lr: f32,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    /// Update number, from 1.
-    pub step: u32,
-    /// Gradients are scaled by min(1, clip_norm / norm); 0 does not clip.
-    pub clip_norm: f32,
 }
 
 // One parameter a buffer, as the kernels behind them have: a struct for each operation would only
@@ -317,6 +316,14 @@ pub trait Backend: Clone + 'static {
         rows: Rows,
         bias: bool,
         grads: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// act [rows, width] = GELU(pre), the bits that `linear_gelu` gives.
+    fn gelu(
+        &self,
+        pre: &Self::Buf<Self::Real>,
+        rows: Rows,
+        width: usize,
+        act: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
     /// dact [rows, width] *= GELU'(pre), in place: becomes the gradient of `pre`.
     fn gelu_backward(
@@ -505,11 +512,10 @@ pub trait Backend: Clone + 'static {
         pooled: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// Localised contrastive loss (Gao et al. 2021): per group, softmax-cross-entropy of the first
-    /// sequence (the positive) over the group's scores; with one negative it is the pairwise
-    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
+    /// `loss` of every group, the first sequence of a group being its positive. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Self::Buf<f32>,
         scale: LossScale,
@@ -518,11 +524,11 @@ pub trait Backend: Clone + 'static {
     ) -> Result<()>;
 
     // ---- optimiser ---------------------------------------------------------------------------
-    /// out[slot] = sum of squares of src[range] (overwritten), accumulated in f64 on CPU.
+    /// out[slot] = sum of squares of src over `ranges` (overwritten), accumulated in f64 on CPU.
     fn sum_squares(
         &self,
         src: &Self::Buf<f32>,
-        range: std::ops::Range<usize>,
+        ranges: &[std::ops::Range<usize>],
         out: &mut Self::Buf<f32>,
         slot: usize,
     ) -> Result<()>;
@@ -544,5 +550,40 @@ pub trait Backend: Clone + 'static {
         grads: &mut Self::Buf<f32>,
         moment1: &mut Self::Buf<f32>,
         moment2: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// First half of a LAMB update (You et al. 2020, algorithm 2, phi the identity, with bias
+    /// correction). Arguments are `adamw`'s, but each group is one tensor. For every owned element of
+    /// a group, w being its master weight (or the weight where `master` is empty):
+    ///   g' = g min(1, clip_norm / (norm + 1e-6))   m = b1 m + (1 - b1) g'   v = b2 v + (1 - b2) g'^2
+    ///   r = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + (weight_decay w if the group decays)
+    /// r takes the gradient's place; norms[2 i] and norms[2 i + 1] become the sums of w^2 and of r^2
+    /// over the owned elements of group i, in a fixed order (0 where none is owned and for frozen
+    /// groups). Where norm_sq[0] is not finite, the moments stay and r and the norms are 0.
+    fn lamb_direction(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
+        norm_sq: &Self::Buf<f32>,
+        weights: &Self::Buf<Self::Real>,
+        master: &Self::Buf<f32>,
+        grads: &mut Self::Buf<f32>,
+        moment1: &mut Self::Buf<f32>,
+        moment2: &mut Self::Buf<f32>,
+        norms: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// Second half, once `norms` [groups, 2] hold the sums over all ranks: w -= lr lr_scale ratio r
+    /// for every owned element, ratio = sqrt(norms[2 i] / norms[2 i + 1]) where the group decays and
+    /// both are above 0, else 1 (biases and LayerNorms are not adapted, as in the authors' code).
+    /// Writes master and weights, and sets the gradients of all groups to zero.
+    fn lamb_apply(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
+        norms: &Self::Buf<f32>,
+        weights: &mut Self::Buf<Self::Real>,
+        master: &mut Self::Buf<f32>,
+        grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
 }

@@ -213,6 +213,7 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         samples: backend.zeros(s)?,
         pair_labels: backend.zeros(s)?,
         cu_groups: backend.zeros(s + 1)?,
+        targets: backend.zeros(s)?,
         masked_rows: backend.zeros(capacity.masked)?,
         masked_labels: backend.zeros(capacity.masked)?,
     })

@@ -8,7 +8,7 @@ use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, Rows, stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows, stats,
 };
 use crate::{Error, Result};
 
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 pub enum Objective {
     /// loss = `mlm` * MLM + `qdpp` * QDPP; a weight of 0 leaves the part out.
     Pretraining { mlm: f32, qdpp: f32 },
-    /// Localised contrastive loss over ranking groups.
-    Ranking,
+    /// A loss over ranking groups.
+    Ranking(RankLoss),
 }
 
 /// Whether a forward prepares a backward.
@@ -145,7 +145,8 @@ impl<B: Backend> Bert<B> {
         b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
         b.upload(&batch.samples, &mut device.samples, 0)?;
         b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
-        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)
+        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
+        b.upload(&batch.targets, &mut device.targets, 0)
     }
 
     fn dropout(&self, mode: Mode, site: usize) -> Dropout {
@@ -188,12 +189,12 @@ impl<B: Backend> Bert<B> {
                 }
                 Ok(())
             }
-            Objective::Ranking => {
+            Objective::Ranking(loss) => {
                 self.score_forward(mode)?;
                 let heads = &mut self.acts.heads;
                 let factor = scale(mode, 1.0, batch.step_pairs);
                 let b = &self.backend;
-                b.rank_loss(&self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
+                b.rank_loss(loss, &self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
             }
         }
     }
@@ -320,7 +321,7 @@ impl<B: Backend> Bert<B> {
                     self.pool_backward()?;
                 }
             }
-            Objective::Ranking => {
+            Objective::Ranking(_) => {
                 self.score_backward()?;
                 self.pool_backward()?;
             }

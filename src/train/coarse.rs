@@ -134,7 +134,12 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         let lr = self.lr.at(self.updates);
         let model = &mut self.model;
         let backend = &model.backend;
-        backend.sum_squares(&model.grads, 0..model.layout.len, &mut self.norm_sq, 0)?;
+        backend.sum_squares(
+            &model.grads,
+            std::slice::from_ref(&(0..model.layout.len)),
+            &mut self.norm_sq,
+            0,
+        )?;
         let adamw = AdamW {
             lr: lr as f32,
             beta1: self.settings.beta1,
@@ -177,7 +182,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
                 f64::from(mlm) * mean(stats::MLM_LOSS, stats::MLM_COUNT)
                     + f64::from(qdpp) * mean(stats::QDPP_LOSS, stats::QDPP_COUNT)
             }
-            Objective::Ranking => mean(stats::RANK_LOSS, stats::RANK_COUNT),
+            Objective::Ranking(_) => mean(stats::RANK_LOSS, stats::RANK_COUNT),
         }
     }
 

@@ -134,7 +134,7 @@ impl<'a> Study<'a> {
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
         let options = Options {
-            objective: Objective::Ranking,
+            objective: Objective::Ranking(config.fine.loss()),
             heads: HeadSet::RANKING,
             capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
             train,

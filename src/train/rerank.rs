@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
 use crate::dist::World;
-use crate::engine::Backend;
+use crate::engine::{Backend, RankLoss};
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -102,7 +102,7 @@ fn score_pack<B: Backend>(
 /// Options of a model that only scores.
 pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
     Options {
-        objective: Objective::Ranking,
+        objective: Objective::Ranking(RankLoss::Lce),
         heads: HeadSet::RANKING,
         capacity: Capacity::of_pack(pack_tokens, 0.0, false),
         train: false,

@@ -80,7 +80,7 @@ fn run(cpu: &Cpu) -> Vec<u32> {
     cpu.embed_backward(&batch, &weights, embed, drop(0), &sum, &row_stats, &mut dresidual, &mut grads)
         .unwrap();
     let mut norm_sq: Buffer<f32> = cpu.zeros(1).unwrap();
-    cpu.sum_squares(&grads, 0..size, &mut norm_sq, 0).unwrap();
+    cpu.sum_squares(&grads, std::slice::from_ref(&(0..size)), &mut norm_sq, 0).unwrap();
     let gradients = taken(&grads, size);
     let (mut m, mut v) = (cpu.zeros(size).unwrap(), cpu.zeros(size).unwrap());
     let update =

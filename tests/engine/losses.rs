@@ -3,7 +3,7 @@
 use super::naive::{self, Num};
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, Rows, stats};
+use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, RankLoss, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -308,9 +308,10 @@ fn rank_loss() {
     let mut batch = pack.device(&cpu);
     batch.groups = groups.len() - 1;
     batch.cu_groups = indices(&cpu, &groups);
+    batch.targets = poisoned(&cpu, &[0.0; 11]);
     let scores: Vec<f32> = random(11, 71).iter().map(|x| 3.0 * x).collect();
     let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-    cpu.rank_loss(&batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
+    cpu.rank_loss(RankLoss::Lce, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
     let (mut plain, mut exact, mut loss, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
     for ends in groups.windows(2) {
         let group = &scores[ends[0] as usize..ends[1] as usize];
@@ -329,7 +330,70 @@ fn rank_loss() {
     let scores = poisoned(&cpu, &scores);
     let mut sums = cpu.zeros(stats::SLOTS).unwrap();
     assert!(
-        cpu.rank_loss(&batch, &scores, by(0.5), &mut d, &mut sums).is_err(),
+        cpu.rank_loss(RankLoss::Lce, &batch, &scores, by(0.5), &mut d, &mut sums).is_err(),
         "groups must cover the pack"
     );
+}
+
+/// A group's loss straight from its formula.
+fn group_loss(loss: RankLoss, s: &[f64], t: &[f64]) -> f64 {
+    let mean = |terms: Vec<f64>| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
+    let pairs = |term: &dyn Fn(usize) -> f64| mean((1..s.len()).map(term).collect());
+    let log_softmax = |x: &[f64], i: usize| x[i] - x.iter().map(|x| x.exp()).sum::<f64>().ln();
+    match loss {
+        RankLoss::Lce => -log_softmax(s, 0),
+        RankLoss::PairwiseSoftmax => pairs(&|j| (1.0 + (s[j] - s[0]).exp()).ln()),
+        RankLoss::Hinge { margin } => pairs(&|j| (f64::from(margin) - s[0] + s[j]).max(0.0)),
+        RankLoss::MarginMse => pairs(&|j| ((s[0] - s[j]) - (t[0] - t[j])).powi(2)),
+        RankLoss::Pointwise => mean(
+            (0..s.len())
+                .map(|i| {
+                    let p = 1.0 / (1.0 + (-s[i]).exp());
+                    if t[i] > 0.0 { -p.ln() } else { -(1.0 - p).ln() }
+                })
+                .collect(),
+        ),
+        RankLoss::ListNet => -(0..s.len()).map(|i| log_softmax(t, i).exp() * log_softmax(s, i)).sum::<f64>(),
+    }
+}
+
+#[test]
+fn every_ranking_loss_and_its_slope() {
+    let cpu = Cpu::new();
+    let pack = Pack::new(&[4; 11], 50);
+    let groups = [0u32, 2, 5, 6, 11];
+    let scores: Vec<f32> = random(11, 72).iter().map(|x| 3.0 * x).collect();
+    let targets: Vec<f32> = random(11, 73).iter().map(|x| 2.0 * x).collect();
+    let mut batch = pack.device(&cpu);
+    batch.groups = groups.len() - 1;
+    batch.cu_groups = indices(&cpu, &groups);
+    batch.targets = poisoned(&cpu, &targets);
+    for loss in [
+        RankLoss::Lce,
+        RankLoss::PairwiseSoftmax,
+        RankLoss::Hinge { margin: 1.0 },
+        RankLoss::Pointwise,
+        RankLoss::ListNet,
+        RankLoss::MarginMse,
+    ] {
+        let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
+        cpu.rank_loss(loss, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
+        let total = |s: &[f64]| {
+            let group = |ends: &[u32]| {
+                let range = ends[0] as usize..ends[1] as usize;
+                group_loss(loss, &s[range.clone()], &to64(&targets)[range])
+            };
+            groups.windows(2).map(group).sum::<f64>()
+        };
+        let wide = to64(&scores);
+        let found = f64::from(sums[stats::RANK_LOSS]);
+        assert!(
+            (found - total(&wide)).abs() <= 1e-6 * found.abs(),
+            "{loss:?}: {found}, not {}",
+            total(&wide)
+        );
+        let slopes = taken(&d, 11).iter().map(|&d| f64::from(d)).collect::<Vec<_>>();
+        differences(&format!("{loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
+        assert_eq!(sums[stats::RANK_COUNT], 4.0);
+    }
 }

@@ -151,6 +151,7 @@ impl Pack {
             samples: indices(cpu, &self.samples),
             pair_labels: indices(cpu, &[]),
             cu_groups: indices(cpu, &[]),
+            targets: poisoned(cpu, &[]),
             masked_rows: indices(cpu, &[]),
             masked_labels: indices(cpu, &[]),
         }

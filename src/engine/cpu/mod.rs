@@ -14,16 +14,18 @@ mod dropout;
 mod embed;
 mod gemm;
 mod heads;
+mod lamb;
 mod loss;
 mod mask;
 mod math;
 mod norm;
+mod rank;
 mod tasks;
 mod tile;
 
 use super::{
     AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, LossScale,
-    MaskRule, NormAt, PackCounts, ParamGroup, Rows, stats,
+    MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Slice, slices, stats,
 };
 use crate::{Error, Result};
 pub use buffer::Buffer;
@@ -207,6 +209,23 @@ impl Backend for Cpu {
         if bias {
             loss::add_columns(self.arch, dy, part_mut("linear bias gradient", grads, at.b, at.n)?);
         }
+        Ok(())
+    }
+
+    fn gelu(&self, pre: &Buffer<f32>, rows: Rows, width: usize, act: &mut Buffer<f32>) -> Result<()> {
+        let len = rows.count() * width;
+        let (pre, act) = (part("gelu pre", pre, 0, len)?, part_mut("gelu act", act, 0, len)?);
+        tasks::each((tasks::In(pre, 1), tasks::Out(act, 1)), 1 << 14, &|_, (pre, act)| {
+            vectorised(
+                self.arch,
+                #[inline(always)]
+                || {
+                    for (act, &x) in act.0.iter_mut().zip(pre.0) {
+                        *act = math::gelu(x);
+                    }
+                },
+            );
+        });
         Ok(())
     }
 
@@ -588,6 +607,7 @@ impl Backend for Cpu {
 
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Buffer<f32>,
         scale: LossScale,
@@ -602,22 +622,26 @@ impl Backend for Cpu {
                 "rank_loss: cu_groups does not ascend to the pack's {s} sequences"
             )));
         }
-        let scores = part("scores", scores, 0, s)?;
+        let values = (part("scores", scores, 0, s)?, part("targets", &batch.targets, 0, s)?);
         let dscores = part_mut("dscores", dscores, 0, s)?;
-        loss::rank(groups, scores, scale.value, dscores, part_mut("statistics", sums, 0, stats::SLOTS)?);
+        let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
+        rank::rank(loss, groups, values, scale.value, dscores, sums);
         Ok(())
     }
 
     fn sum_squares(
         &self,
         src: &Buffer<f32>,
-        range: Range<usize>,
+        ranges: &[Range<usize>],
         out: &mut Buffer<f32>,
         slot: usize,
     ) -> Result<()> {
-        let values = part("sum_squares", src, range.start, range.len())?;
-        part_mut("sum_squares out", out, slot, 1)?[0] =
-            adamw::sum_squares(self.arch, &self.pool, values) as f32;
+        let mut sum = 0.0;
+        for range in ranges {
+            let values = part("sum_squares", src, range.start, range.len())?;
+            sum += adamw::sum_squares(self.arch, &self.pool, values);
+        }
+        part_mut("sum_squares out", out, slot, 1)?[0] = sum as f32;
         Ok(())
     }
 
@@ -634,28 +658,77 @@ impl Backend for Cpu {
         moment2: &mut Buffer<f32>,
     ) -> Result<()> {
         let norm_sq = part("norm_sq", norm_sq, 0, 1)?[0];
-        for group in groups {
-            let mut before = 0; // moments of the owned ranges so far
-            for own in owned {
-                let (at, end) = (group.range.start.max(own.start), group.range.end.min(own.end));
-                if at < end {
-                    let (len, moment) = (end - at, before + at - own.start);
-                    let values =
-                        (part_mut("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
-                    let moments = (
-                        part_mut("moment1", moment1, moment, len)?,
-                        part_mut("moment2", moment2, moment, len)?,
-                    );
-                    adamw::update_group(self.arch, update, group, norm_sq, values, moments);
-                }
-                before += own.len();
-            }
-            let whole = owned.iter().any(|own| own.start <= group.range.start && group.range.end <= own.end);
-            if !whole {
-                // what other ranks own holds this rank's part of the sum
-                part_mut("gradients", grads, group.range.start, group.range.len())?.fill(0.0);
-            }
+        for Slice { group, range, moment } in slices(groups, owned) {
+            let (at, len) = (range.start, range.len());
+            let values = (part_mut("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
+            let moments =
+                (part_mut("moment1", moment1, moment, len)?, part_mut("moment2", moment2, moment, len)?);
+            adamw::update_slice(self.arch, update, &groups[group], norm_sq, values, moments);
+        }
+        clear_groups(groups, owned, grads)
+    }
+
+    fn lamb_direction(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[Range<usize>],
+        norm_sq: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        _master: &Buffer<f32>,
+        grads: &mut Buffer<f32>,
+        moment1: &mut Buffer<f32>,
+        moment2: &mut Buffer<f32>,
+        norms: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let norm_sq = part("norm_sq", norm_sq, 0, 1)?[0];
+        let norms = part_mut("norms", norms, 0, 2 * groups.len())?;
+        let mut sums = vec![[0.0; 2]; groups.len()];
+        for Slice { group, range, moment } in slices(groups, owned) {
+            let (at, len) = (range.start, range.len());
+            let values = (part("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
+            let moments =
+                (part_mut("moment1", moment1, moment, len)?, part_mut("moment2", moment2, moment, len)?);
+            let [w, r] =
+                lamb::direction(self.arch, &self.pool, update, &groups[group], norm_sq, values, moments);
+            sums[group][0] += w;
+            sums[group][1] += r;
+        }
+        for (norm, sum) in norms.iter_mut().zip(sums.as_flattened()) {
+            *norm = *sum as f32;
         }
         Ok(())
     }
+
+    fn lamb_apply(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[Range<usize>],
+        norms: &Buffer<f32>,
+        weights: &mut Buffer<f32>,
+        _master: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let norms = part("norms", norms, 0, 2 * groups.len())?;
+        for Slice { group, range, .. } in slices(groups, owned) {
+            let step = lamb::step_size(update, &groups[group], [norms[2 * group], norms[2 * group + 1]]);
+            let direction = part("gradients", grads, range.start, range.len())?;
+            let weights = part_mut("weights", weights, range.start, range.len())?;
+            lamb::apply(self.arch, step, weights, direction);
+        }
+        groups.iter().try_for_each(|group| self.clear(grads, group.range.clone()))
+    }
+}
+
+/// Zeros the gradients that `adamw` has not passed: frozen groups, and what other ranks own, which
+/// holds this rank's part of a sum.
+fn clear_groups(groups: &[ParamGroup], owned: &[Range<usize>], grads: &mut Buffer<f32>) -> Result<()> {
+    for ParamGroup { range, lr_scale, .. } in groups {
+        let whole = owned.iter().any(|own| own.start <= range.start && range.end <= own.end);
+        if !whole || *lr_scale == 0.0 {
+            part_mut("gradients", grads, range.start, range.len())?.fill(0.0);
+        }
+    }
+    Ok(())
 }
