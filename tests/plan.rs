@@ -11,7 +11,7 @@ use ctune_dist::plan::memory::{self, Field, Sizes};
 use ctune_dist::plan::{PlanOptions, Report, report};
 
 fn elements(fields: &[Field], of: &[&str]) -> usize {
-    let named = |name: &str| fields.iter().find(|f| f.name == *name).unwrap_or_else(|| panic!("{name}"));
+    let named = |name: &str| fields.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{name}"));
     of.iter().map(|name| named(name).elements).sum()
 }
 
@@ -64,7 +64,8 @@ fn memory_is_what_the_engine_allocates() {
 
     let b = device_batch(&cpu, capacity).unwrap();
     let tokens = b.ids.len() + b.positions.len() + b.segments.len() + b.row_sample.len();
-    let sequences = b.cu_seqlens.len() + b.samples.len() + b.pair_labels.len() + b.cu_groups.len();
+    let sequences =
+        b.cu_seqlens.len() + b.samples.len() + b.pair_labels.len() + b.cu_groups.len() + b.targets.len();
     let pack = memory::pack(sizes);
     assert_eq!(elements(&pack, &["pack: ids, positions, segments, samples"]), tokens);
     assert_eq!(elements(&pack, &["pack: sequences"]), sequences);

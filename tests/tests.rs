@@ -1,5 +1,6 @@
 //! The one integration binary: a module a subject, linked once.
 
+mod bench;
 mod corpus;
 mod data;
 mod engine;

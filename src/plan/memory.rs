@@ -81,7 +81,7 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
     let Capacity { tokens, sequences, masked } = sizes.capacity;
     vec![
         full("pack: ids, positions, segments, samples", 4 * tokens),
-        full("pack: sequences", 4 * sequences + 2),
+        full("pack: sequences", 5 * sequences + 2),
         full("pack: masked rows and labels", 2 * masked),
         full("word-piece flags and sums", sizes.shape.vocab + stats::SLOTS),
     ]
