@@ -4,6 +4,8 @@
 //! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
+mod fine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,8 +15,10 @@ use toml::{Table, Value};
 use crate::corpus::documents::Field;
 use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
-use crate::engine::{MaskRule, RankLoss};
+use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
+pub use fine::{Fine, FineLoss, NegativesFrom};
+
 use crate::{Error, Result};
 
 /// A validated plan.
@@ -149,6 +153,11 @@ pub struct Train {
     /// Global norm at which gradients are clipped; 0 never clips.
     pub clip_norm: f32,
     pub dropout: f32,
+    /// Weights and activations; bf16 on a GPU and f32 on a CPU when absent. Gradients, moments and
+    /// master weights are f32.
+    pub precision: Option<Precision>,
+    /// In which precision GPUs sum gradients over ranks.
+    pub reduce: Precision,
 }
 
 impl Default for Train {
@@ -169,8 +178,18 @@ impl Default for Train {
             eps: 1e-8,
             clip_norm: 1.0,
             dropout: 0.1,
+            precision: None,
+            reduce: Precision::F32,
         }
     }
+}
+
+/// How numbers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    F32,
+    Bf16,
 }
 
 /// Learning rate after the warm-up.
@@ -180,78 +199,6 @@ pub enum Schedule {
     /// Falls linearly to 0 at the last step.
     Linear,
     Constant,
-}
-
-/// `[fine]`: what fine-tuning learns from topics, qrels and a run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Fine {
-    /// Non-relevant candidates beside each positive; 1 is the pairwise softmax loss.
-    pub negatives: usize,
-    /// Relevant candidates used of one topic in one epoch, drawn anew each epoch.
-    pub positives_per_topic: usize,
-    /// Candidates of a topic: the first `depth` documents of the run.
-    pub depth: usize,
-    pub start: HeadStart,
-    /// Folds to draw when `data.folds` is absent.
-    pub folds: usize,
-    pub loss: FineLoss,
-    /// Score by which the positive of a pair is to lead, for `hinge`.
-    pub margin: f32,
-    /// Measure of the validation fold that chooses the best weights.
-    pub measure: String,
-    /// Updates between two validations; 0 keeps the last weights without looking.
-    pub validate_every: u64,
-    /// Validations without a better measure before training stops; 0 never stops early.
-    pub patience: usize,
-    /// Training topics to use of each fold; 0 uses all.
-    pub train_topics: usize,
-}
-
-impl Default for Fine {
-    fn default() -> Self {
-        Self {
-            negatives: 4,
-            positives_per_topic: 4,
-            depth: 50,
-            start: HeadStart::NewHead,
-            folds: 5,
-            loss: FineLoss::Lce,
-            margin: 1.0,
-            measure: "ndcg_cut_5".into(),
-            validate_every: 0,
-            patience: 0,
-            train_topics: 0,
-        }
-    }
-}
-
-/// Ranking losses; `engine::RankLoss` has their formulas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum FineLoss {
-    Lce,
-    PairwiseSoftmax,
-    Hinge,
-    Pointwise,
-    #[serde(rename = "listnet")]
-    ListNet,
-    /// Distillation: `fine.teacher` names the run with the teacher's scores.
-    MarginMse,
-}
-
-impl Fine {
-    /// The loss as the engine knows it.
-    pub fn loss(&self) -> RankLoss {
-        match self.loss {
-            FineLoss::Lce => RankLoss::Lce,
-            FineLoss::PairwiseSoftmax => RankLoss::PairwiseSoftmax,
-            FineLoss::Hinge => RankLoss::Hinge { margin: self.margin },
-            FineLoss::Pointwise => RankLoss::Pointwise,
-            FineLoss::ListNet => RankLoss::ListNet,
-            FineLoss::MarginMse => RankLoss::MarginMse,
-        }
-    }
 }
 
 /// `[checkpoint]`
@@ -271,11 +218,16 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// GPU: record the segments of a step once and replay them.
+    pub graph: bool,
+    /// Debug mode: steps between two in which the first NaN is traced to the operation that made it
+    /// and the gradient of the step's first pack is compared with the reference model's; 0 is off.
+    pub check: u64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, graph: true, check: 0 }
     }
 }
 
@@ -418,12 +370,15 @@ impl Config {
             ("fine.negatives", self.fine.negatives),
             ("fine.positives_per_topic", self.fine.positives_per_topic),
             ("fine.depth", self.fine.depth),
+            ("fine.passages", self.fine.passages),
+            ("fine.passage_stride", self.fine.passage_stride),
             ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
         ] {
             if value == 0 {
                 return Err(Error::config(format!("{key} = 0: must be at least 1")));
             }
         }
+        self.fine.check()?;
         if self.data.max_tokens < 8 {
             return Err(Error::config(format!(
                 "data.max_tokens = {}: a pair needs at least 8 tokens",

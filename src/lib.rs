@@ -14,6 +14,7 @@ pub mod config;
 pub mod corpus;
 pub mod data;
 pub mod dist;
+pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod ir;

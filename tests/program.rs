@@ -21,11 +21,11 @@ const THEMES: [&str; 6] = [
     "database table query index record",
 ];
 
-struct Place(TempDir);
+pub struct Place(TempDir);
 
 impl Place {
     /// Clicks, documents, topics and judgements of 72 documents.
-    fn with_text() -> Self {
+    pub fn with_text() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         let (mut clicks, mut documents, mut qrels, mut topics) =
             (String::new(), String::new(), String::new(), String::new());
@@ -50,7 +50,7 @@ impl Place {
     }
 
     /// The same, prepared, with a plan for a very small model.
-    fn with_shards() -> Self {
+    pub fn with_shards() -> Self {
         let place = Self::with_text();
         let out = place.run(&[
             "prepare",
@@ -95,20 +95,20 @@ impl Place {
         place
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.0.path().join(name)
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         Command::new(BINARY).args(args).current_dir(self.0.path()).output().unwrap()
     }
 
     /// Under mpirun, as root too, with more ranks than cores.
-    fn mpirun(&self, ranks: usize, args: &[&str]) -> Output {
+    pub fn mpirun(&self, ranks: usize, args: &[&str]) -> Output {
         Command::new("mpirun")
             .args(["--oversubscribe", "-n", &ranks.to_string(), BINARY])
             .args(args)
@@ -119,19 +119,19 @@ impl Place {
             .expect("mpirun is needed (launch/test.sh installs it)")
     }
 
-    fn metrics(&self, run: &str) -> Vec<BTreeMap<String, serde_json::Value>> {
+    pub fn metrics(&self, run: &str) -> Vec<BTreeMap<String, serde_json::Value>> {
         let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
-fn assert_done(out: &Output) {
+pub fn assert_done(out: &Output) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(out.status.success(), "{}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
 }
 
 /// The run must end with `code` and say `words` in one line on stderr, without a panic.
-fn assert_refused(out: &Output, code: i32, words: &[&str]) {
+pub fn assert_refused(out: &Output, code: i32, words: &[&str]) {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{text}");
     assert_eq!(text.trim_end().lines().count(), 1, "more than one line:\n{text}");

@@ -9,5 +9,6 @@ mod ir;
 mod model;
 mod plan;
 mod program;
+mod ranking;
 mod reference;
 mod report;

@@ -1,6 +1,7 @@
 //! Ranks. `World` says who a process is and carries small agreements and, on CPU, the gradients.
 //! Started alone, a process makes no MPI call and runs the same code as a world of one.
 
+mod nccl;
 mod reduce;
 
 use std::panic;
@@ -30,6 +31,7 @@ const ERROR_DELAY: Duration = Duration::from_millis(400);
 pub struct World {
     rank: usize,
     size: usize,
+    local_rank: usize,
     local_size: usize,
     mpi: Option<Mpi>,
 }
@@ -48,7 +50,7 @@ pub fn launched_rank() -> Option<usize> {
 impl World {
     /// A world of one, without MPI.
     pub fn solo() -> Self {
-        Self { rank: 0, size: 1, local_size: 1, mpi: None }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, mpi: None }
     }
 
     /// Joins the ranks that the launcher started, or is alone without one.
@@ -69,6 +71,7 @@ impl World {
         Ok(Self {
             rank,
             size: comm.size() as usize,
+            local_rank: local.rank() as usize,
             local_size: local.size() as usize,
             mpi: Some(Mpi { comm, _universe: universe }),
         })
@@ -82,6 +85,16 @@ impl World {
     /// Processes of the run.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// This process among those of its machine, from 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// Processes of the run on this machine.
+    pub fn local_size(&self) -> usize {
+        self.local_size
     }
 
     /// Whether this process speaks for the run.
@@ -112,6 +125,13 @@ impl World {
         let row = values.len();
         for (i, value) in values.iter_mut().enumerate() {
             *value = (0..self.size).map(|rank| all[rank * row + i]).sum();
+        }
+    }
+
+    /// Sends rank 0's bytes to every rank; all have the same number of them.
+    pub fn broadcast_bytes(&self, bytes: &mut [u8]) {
+        if let Some(mpi) = &self.mpi {
+            mpi.comm.process_at_rank(0).broadcast_into(bytes);
         }
     }
 

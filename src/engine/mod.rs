@@ -14,10 +14,13 @@
 //! Symbols T, S, M, H, I, A, D, V are those of `model/shape.rs`.
 
 pub mod cpu;
+pub mod cuda;
+mod fetch;
 pub mod random;
 mod update;
 
 use crate::Result;
+pub use fetch::Fetch;
 pub use random::{Dropout, MaskRule};
 pub use update::{AdamW, ParamGroup, Slice, slices};
 
@@ -105,6 +108,17 @@ impl LossScale {
     pub fn mean(weight: f32, count: usize) -> Self {
         Self { weight, value: weight / count.max(1) as f32 }
     }
+}
+
+/// A fixed sequence of operations of a model, which a device may record and replay. Equal segments
+/// make the same calls with the same buffers and settings; packs and their counts may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Segment {
+    pub name: &'static str,
+    /// Encoder layer, where it belongs to one.
+    pub layer: usize,
+    /// Which of the name's optional operations are in it.
+    pub variant: u32,
 }
 
 /// A linear layer's place in a parameter arena: weight [n, k] at `w`, bias [n] at `b`.
@@ -237,6 +251,9 @@ pub trait Backend: Clone + 'static {
     /// Device memory.
     type Buf<T: Elem>: Send;
 
+    /// The device's name, for people.
+    fn describe(&self) -> String;
+
     // ---- memory ------------------------------------------------------------------------------
     /// A zeroed buffer of `len` elements.
     fn zeros<T: Elem>(&self, len: usize) -> Result<Self::Buf<T>>;
@@ -262,8 +279,38 @@ pub trait Backend: Clone + 'static {
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>>;
 
+    /// Sets `dst` [rows, width] to zero.
+    fn clear_rows(&self, dst: &mut Self::Buf<Self::Real>, rows: Rows, width: usize) -> Result<()> {
+        self.clear(dst, 0..rows.count() * width)
+    }
+    /// Starts bringing `src[range]` to the host, without waiting for it (some values, not arenas).
+    fn fetch(&self, src: &Self::Buf<f32>, range: std::ops::Range<usize>) -> Result<Fetch> {
+        Ok(Fetch::here(self.download(src, range)?))
+    }
+
+    // ---- packs -------------------------------------------------------------------------------
+    /// The engine for one model whose packs have at most `most` of everything.
+    fn for_packs(&self, most: &PackCounts) -> Result<Self> {
+        let _ = most;
+        Ok(self.clone())
+    }
     /// Announces the next pack's counts: before its operations, once a pack.
     fn begin_pack(&self, counts: &PackCounts) -> Result<()>;
+    /// Announces a segment. True when the device has replayed it; else the caller runs its
+    /// operations and then calls `end_segment`.
+    fn begin_segment(&self, segment: Segment) -> Result<bool> {
+        let _ = segment;
+        Ok(false)
+    }
+    /// Debug mode: from now on (or no longer) the first operation that makes a value that is not
+    /// finite is an error with its name. Devices without such a trap leave it to the gradient's norm.
+    fn check_results(&self, on: bool) {
+        let _ = on;
+    }
+    /// Ends the segment that was announced last.
+    fn end_segment(&self) -> Result<()> {
+        Ok(())
+    }
 
     // ---- masking -----------------------------------------------------------------------------
     /// Applies `rule` to `batch.ids` in place; writes `masked_rows`, `masked_labels` (ascending

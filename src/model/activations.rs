@@ -4,7 +4,8 @@
 use super::layout::HeadSet;
 use super::shape::Shape;
 use crate::Result;
-use crate::engine::{Backend, DeviceBatch, stats};
+use crate::data::batch::Batch;
+use crate::engine::{Backend, DeviceBatch, PackCounts, stats};
 
 /// The largest pack that a model will see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,17 @@ impl Capacity {
         let masked = if mask_rate > 0.0 { (mean + spread) as usize + 32 } else { 0 };
         // The shortest sequence is [CLS] a [SEP].
         Self { tokens, sequences: tokens.div_ceil(3), masked: masked.min(tokens) }
+    }
+
+    /// The same as the counts of the largest pack.
+    pub fn counts(&self) -> PackCounts {
+        PackCounts {
+            tokens: self.tokens as u32,
+            sequences: self.sequences as u32,
+            masked: self.masked as u32,
+            groups: self.sequences as u32,
+            ..PackCounts::default()
+        }
     }
 }
 
@@ -217,6 +229,34 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         masked_rows: backend.zeros(capacity.masked)?,
         masked_labels: backend.zeros(capacity.masked)?,
     })
+}
+
+/// Puts a pack that fits on the device.
+pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Result<()> {
+    device.tokens = batch.tokens();
+    device.sequences = batch.sequences();
+    device.masked = batch.masked;
+    device.groups = batch.cu_groups.len().saturating_sub(1);
+    device.epoch = batch.epoch;
+    b.begin_pack(&PackCounts {
+        tokens: device.tokens as u32,
+        sequences: device.sequences as u32,
+        masked: device.masked as u32,
+        groups: device.groups as u32,
+        epoch: device.epoch,
+        step_masked: batch.step_masked as u32,
+        step_pairs: batch.step_pairs as u32,
+        reserved: 0,
+    })?;
+    b.upload(&batch.ids, &mut device.ids, 0)?;
+    b.upload(&batch.positions, &mut device.positions, 0)?;
+    b.upload(&batch.segments, &mut device.segments, 0)?;
+    b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
+    b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
+    b.upload(&batch.samples, &mut device.samples, 0)?;
+    b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
+    b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
+    b.upload(&batch.targets, &mut device.targets, 0)
 }
 
 /// The step's statistics, f32 [`stats::SLOTS`].

@@ -3,12 +3,13 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Capacity, LayerActivations, device_batch, sums};
+use super::activations::{Activations, Capacity, LayerActivations, device_batch, put, sums};
 use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows, stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows, Segment,
+    stats,
 };
 use crate::{Error, Result};
 
@@ -72,6 +73,7 @@ impl<B: Backend> Bert<B> {
     /// A model with zeroed weights; `checkpoint` and `init` fill them.
     pub fn new(backend: B, shape: &Shape, options: Options) -> Result<Self> {
         let layout = Layout::new(shape, options.heads)?;
+        let backend = backend.for_packs(&options.capacity.counts())?;
         let mut continues = backend.zeros(shape.vocab)?;
         if options.continues.len() == shape.vocab {
             backend.upload(&options.continues, &mut continues, 0)?;
@@ -122,31 +124,7 @@ impl<B: Backend> Bert<B> {
                 self.layout.shape.vocab
             )));
         }
-        device.tokens = batch.tokens();
-        device.sequences = batch.sequences();
-        device.masked = batch.masked;
-        device.groups = batch.cu_groups.len().saturating_sub(1);
-        device.epoch = batch.epoch;
-        let b = &self.backend;
-        b.begin_pack(&PackCounts {
-            tokens: device.tokens as u32,
-            sequences: device.sequences as u32,
-            masked: device.masked as u32,
-            groups: device.groups as u32,
-            epoch: device.epoch,
-            step_masked: batch.step_masked as u32,
-            step_pairs: batch.step_pairs as u32,
-            reserved: 0,
-        })?;
-        b.upload(&batch.ids, &mut device.ids, 0)?;
-        b.upload(&batch.positions, &mut device.positions, 0)?;
-        b.upload(&batch.segments, &mut device.segments, 0)?;
-        b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
-        b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
-        b.upload(&batch.samples, &mut device.samples, 0)?;
-        b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
-        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
-        b.upload(&batch.targets, &mut device.targets, 0)
+        put(&self.backend, batch, device)
     }
 
     fn dropout(&self, mode: Mode, site: usize) -> Dropout {
@@ -156,12 +134,39 @@ impl<B: Backend> Bert<B> {
         }
     }
 
+    /// A sequence of operations that a device may replay for packs like this one.
+    fn segment(&self, name: &'static str, layer: usize, batch: &Batch) -> Segment {
+        let (mlm, pair) = self.parts(batch);
+        Segment { name, layer, variant: u32::from(mlm) | u32::from(pair) << 1 }
+    }
+
+    /// Whether the pack has MLM, and whether it has QDPP.
+    fn parts(&self, batch: &Batch) -> (bool, bool) {
+        match self.options.objective {
+            Objective::Pretraining { mlm, qdpp } => {
+                (mlm > 0.0 && batch.masked > 0, qdpp > 0.0 && !batch.pair_labels.is_empty())
+            }
+            Objective::Ranking(_) => (false, false),
+        }
+    }
+
     // ---- forward ---------------------------------------------------------------------------------
 
     /// Masks, encodes and computes the objective's losses of one pack into `sums`; in
     /// `Mode::Train`, `backward` of the same pack may follow.
     pub fn forward(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.load(batch)?;
+        if mode == Mode::Measure {
+            return self.mask_and_measure(batch, mode);
+        }
+        if !self.backend.begin_segment(self.segment("forward", 0, batch))? {
+            self.mask_and_measure(batch, mode)?;
+            self.backend.end_segment()?;
+        }
+        Ok(())
+    }
+
+    fn mask_and_measure(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         if let Some(rule) = &self.options.rule {
             self.backend.mask_tokens(&mut self.batch, rule, &self.continues)?;
         }
@@ -179,12 +184,13 @@ impl<B: Backend> Bert<B> {
     /// Encodes the loaded pack and computes its losses.
     fn losses(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.encode(mode)?;
+        let (has_mlm, has_pair) = self.parts(batch);
         match self.options.objective {
             Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
+                if has_mlm {
                     self.mlm_forward(scale(mode, mlm, batch.step_masked))?;
                 }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
+                if has_pair {
                     self.pair_forward(scale(mode, qdpp, batch.step_pairs))?;
                 }
                 Ok(())
@@ -216,6 +222,18 @@ impl<B: Backend> Bert<B> {
     /// QDPP logits [S, 2] of the last pack: "clicked" and "negative".
     pub fn pair_logits(&self) -> Result<Vec<f32>> {
         self.backend.download(&self.acts.heads.pair_logits, 0..2 * self.batch.sequences)
+    }
+
+    /// The last pack as it was encoded: ids [T] after masking, rows [M] of the masked tokens and their
+    /// original ids [M].
+    pub fn masked_pack(&self) -> Result<(Vec<u32>, Vec<u32>, Vec<u32>)> {
+        let (b, batch) = (&self.backend, &self.batch);
+        let masked = if self.options.rule.is_some() { batch.masked } else { 0 };
+        Ok((
+            b.download(&batch.ids, 0..batch.tokens)?,
+            b.download(&batch.masked_rows, 0..masked)?,
+            b.download(&batch.masked_labels, 0..masked)?,
+        ))
     }
 
     fn encode(&mut self, mode: Mode) -> Result<()> {
@@ -306,33 +324,45 @@ impl<B: Backend> Bert<B> {
     /// called as soon as a range of the gradient arena is complete: heads, layers from last to
     /// first, embeddings.
     pub fn backward(&mut self, batch: &Batch, ready: Ready<'_, B>) -> Result<()> {
-        let t = self.batch.tokens;
-        let h = self.layout.shape.hidden;
-        let Some(back) = &mut self.acts.backward else {
+        if self.acts.backward.is_none() {
             return Err(Error::config("a model that was made for measuring cannot be trained"));
-        };
-        self.backend.clear(&mut back.dx, 0..t * h)?;
-        match self.options.objective {
-            Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
-                    self.mlm_backward()?;
-                }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
-                    self.pool_backward()?;
-                }
-            }
-            Objective::Ranking(_) => {
-                self.score_backward()?;
-                self.pool_backward()?;
-            }
+        }
+        if !self.backend.begin_segment(self.segment("backward of the heads", 0, batch))? {
+            self.heads_backward(batch)?;
+            self.backend.end_segment()?;
         }
         ready(&self.backend, &mut self.grads, self.layout.heads_range.clone())?;
         for l in (0..self.layout.shape.layers).rev() {
-            self.layer_backward(l)?;
+            if !self.backend.begin_segment(self.segment("backward of layer", l, batch))? {
+                self.layer_backward(l)?;
+                self.backend.end_segment()?;
+            }
             ready(&self.backend, &mut self.grads, self.layout.layers[l].range.clone())?;
         }
-        self.embed_backward()?;
+        if !self.backend.begin_segment(self.segment("backward of the embeddings", 0, batch))? {
+            self.embed_backward()?;
+            self.backend.end_segment()?;
+        }
         ready(&self.backend, &mut self.grads, self.layout.embed_range.clone())
+    }
+
+    /// From the losses to the gradient of the encoder's output.
+    fn heads_backward(&mut self, batch: &Batch) -> Result<()> {
+        let Some(back) = &mut self.acts.backward else { return Err(missing_head("backward")) };
+        let (t, h) = (Rows::Tokens(self.batch.tokens), self.layout.shape.hidden);
+        self.backend.clear_rows(&mut back.dx, t, h)?;
+        if matches!(self.options.objective, Objective::Ranking(_)) {
+            self.score_backward()?;
+            return self.pool_backward();
+        }
+        let (has_mlm, has_pair) = self.parts(batch);
+        if has_mlm {
+            self.mlm_backward()?;
+        }
+        if has_pair {
+            self.pool_backward()?;
+        }
+        Ok(())
     }
 
     fn mlm_backward(&mut self) -> Result<()> {

@@ -200,6 +200,15 @@ impl Checkpoint {
     }
 }
 
+/// CRC-32 of a model folder's weights: a kept result counts only for the very model that made it.
+///
+/// # Errors
+/// `Error::Data` when the file cannot be read.
+pub fn fingerprint(dir: &Path) -> Result<u32> {
+    let file = dir.join("model.safetensors");
+    Ok(crc32fast::hash(&fs::read(&file).map_err(|e| Error::io("read", &file, e))?))
+}
+
 /// Which ranking head to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {

@@ -9,6 +9,7 @@ use crate::data::loader::{Loader, Step};
 use crate::dist::{Collective, Distributed, World};
 use crate::engine::{AdamW, Backend, ParamGroup, stats};
 use crate::model::{Bert, Mode, Objective};
+use crate::train::check::against_reference;
 use crate::train::schedule::LrPlan;
 use crate::{Error, Result};
 
@@ -72,6 +73,8 @@ pub struct Trainer<'w, B: Backend> {
     norm_sq: B::Buf<f32>,
     updates: u64,
     non_finite: u32,
+    /// Steps between two checks; 0 is off.
+    check: u64,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
@@ -90,6 +93,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             lr: LrPlan::new(settings, steps),
             updates: 0,
             non_finite: 0,
+            check: 0,
         })
     }
 
@@ -99,6 +103,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         while self.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
+            self.debug(&step)?; // nothing unless run.check is set
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
                 self.model.forward(batch, Mode::Train)?;
@@ -119,6 +124,29 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         Ok(())
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
+
+    /// Debug mode every `steps` steps (`check` says what it does); 0 is off.
+    pub fn check_every(mut self, steps: u64) -> Self {
+        self.check = steps;
+        self
+    }
+
+    fn debug(&mut self, step: &Step) -> Result<()> {
+        let due = self.check > 0 && self.updates.is_multiple_of(self.check);
+        self.model.backend.check_results(due);
+        let Some(batch) = step.batches.first().filter(|_| due) else { return Ok(()) };
+        let Some(found) = against_reference(&mut self.model, batch)? else { return Ok(()) };
+        if self.world.leads() {
+            let (name, error) = found.worst();
+            println!(
+                "check at step {}: loss {:.6}, reference {:.6}; largest error of a gradient {error:.1e} ({name})",
+                self.updates + 1,
+                found.loss,
+                found.reference_loss
+            );
+        }
+        found.verdict()
+    }
 
     /// Takes part in the sum of gradients with zeros.
     fn join_reduction(&mut self) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::dist::{Distributed, World};
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::run::Run;
-use crate::model::checkpoint::HeadStart;
+use crate::model::checkpoint::{self, HeadStart};
 use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
 use crate::{Error, Result};
@@ -51,7 +51,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     let dir = run_dir::create(config, "experiment", &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, &dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {
         if i % world.size() == world.rank() {
@@ -131,13 +131,11 @@ fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path)
 
 /// Everything that a task's result depends on: a kept result counts only if all of it is the same.
 fn describe(study: &Study, task: &Task) -> Result<Value> {
-    let weights = task.arm.model.join("model.safetensors");
-    let bytes = fs::read(&weights).map_err(|e| Error::io("read", &weights, e))?;
     let config = study.config;
     let fold = &study.folds[task.fold];
     Ok(json!({
         "arm": task.arm,
-        "weights_crc32": crc32fast::hash(&bytes),
+        "weights_crc32": checkpoint::fingerprint(&task.arm.model)?,
         "topics": task.topics,
         "fold": [fold.train, fold.validation, fold.test],
         "split": config.experiment.split,

@@ -1,6 +1,7 @@
 //! Fine-tuning: a cross-encoder on the training topics of one fold, its best weights by the
 //! validation fold, its run on the test fold; and the `fine` command, which does so for all folds.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use serde_json::json;
 
 use super::coarse::{Flow, Trainer, Update, Watcher};
 use super::collection::{Collection, usable_topics};
-use super::groups::{GroupOptions, GroupSource};
+use super::groups::{GroupOptions, GroupSource, Sources};
 use super::metrics::Meter;
 use super::rerank::rerank;
 use super::run_dir::{self, on_engine};
@@ -35,6 +36,9 @@ pub struct Study<'a> {
     pub config: &'a Config,
     pub collection: Arc<Collection>,
     pub qrels: Qrels,
+    /// Topic -> documents of `fine.negatives_run`.
+    hard: Option<HashMap<String, Vec<String>>>,
+    teacher: Option<Run>,
     pub folds: Vec<Fold>,
 }
 
@@ -62,7 +66,11 @@ impl<'a> Study<'a> {
     /// topics and written to `dir/folds.json`; topics that cannot be used are named.
     pub fn read(config: &'a Config, model: &Path, dir: &Path, world: &World) -> Result<Self> {
         let tokenizer = Tokenizer::load(model)?;
-        let collection = Collection::read(config, &tokenizer, config.fine.depth)?;
+        let hard = config.fine.negatives_run.as_ref().map(|path| hard_negatives(path, config.fine.depth));
+        let hard = hard.transpose()?;
+        let teacher = config.fine.teacher.as_ref().map(|path| Run::read(path)).transpose()?;
+        let more = hard.clone().unwrap_or_default();
+        let collection = Collection::read(config, &tokenizer, config.fine.depth, &more)?;
         let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
         let qrels = Qrels::read(qrels_path)?;
         let (usable, rest) = usable_topics(&collection, &qrels);
@@ -76,17 +84,22 @@ impl<'a> Study<'a> {
             )));
         }
         if world.leads() {
-            let (cut, all) = collection.truncated();
-            println!("{} usable topics, {all} candidates, {cut} of them cut to fit", usable.len());
+            let truncated = collection.truncated();
+            println!(
+                "{} usable topics; {} passages of their candidates, {} of them cut to fit",
+                usable.len(),
+                truncated.all,
+                truncated.cut
+            );
             if !rest.is_empty() {
-                println!("left out, no relevant or no other candidate: {}", rest.join(" "));
+                println!("{} left out, no relevant or no other candidate: {}", rest.len(), rest.join(" "));
             }
         }
         let folds = match &config.data.folds {
             Some(path) => folds_from_file(path, &usable)?,
             None => drawn_folds(config, &usable, dir, world)?,
         };
-        Ok(Self { config, collection: Arc::new(collection), qrels, folds })
+        Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds })
     }
 
     /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
@@ -105,7 +118,7 @@ impl<'a> Study<'a> {
         if !train.is_empty() {
             model = self.train(model, &train, &fold.validation, dir, world)?;
         }
-        let run = rerank(&mut model, &self.collection, ranked, world)?;
+        let run = rerank(&mut model, &self.collection, ranked, config.fine.aggregate, world)?;
         if run.topics().len() == 0 {
             return Err(Error::data(format!(
                 "a fold tests {} topics and none has candidates in {:?}",
@@ -165,8 +178,17 @@ impl<'a> Study<'a> {
             seed: config.seed,
             negatives: config.fine.negatives,
             positives_per_topic: config.fine.positives_per_topic,
+            from: config.fine.negatives_from,
+            aggregate: config.fine.aggregate,
         };
-        let source = Arc::new(GroupSource::new(self.collection.clone(), &self.qrels, train, options)?);
+        let sources =
+            Sources { qrels: &self.qrels, hard: self.hard.as_ref(), teacher: self.teacher.as_ref() };
+        let source = GroupSource::new(self.collection.clone(), sources, train, options)?;
+        if world.leads() && !source.left_out.is_empty() {
+            let names = source.left_out.join(" ");
+            println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
+        }
+        let source = Arc::new(source);
         let options = LoaderOptions {
             seed: config.seed,
             pack_tokens: config.train.pack_tokens,
@@ -179,7 +201,7 @@ impl<'a> Study<'a> {
         };
         let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         let mut validator = Validator {
             study: self,
@@ -219,7 +241,7 @@ impl<B: Backend> Watcher<B> for Validator<'_> {
         if fine.validate_every == 0 || !update.step.is_multiple_of(fine.validate_every) {
             return Ok(Flow::Continue);
         }
-        let run = rerank(model, &self.study.collection, self.topics, self.world)?;
+        let run = rerank(model, &self.study.collection, self.topics, fine.aggregate, self.world)?;
         let value = mean(&self.study.qrels, &run, self.measure)?;
         if self.best.as_ref().is_none_or(|(best, _)| value > *best) {
             let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
@@ -230,6 +252,16 @@ impl<B: Backend> Watcher<B> for Validator<'_> {
         self.worse += 1;
         Ok(if fine.patience > 0 && self.worse >= fine.patience { Flow::Stop } else { Flow::Continue })
     }
+}
+
+/// Topic -> the first `depth` documents of the run at `path`.
+fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<String>>> {
+    let run = Run::read(path)?;
+    let first = |topic: &str| {
+        let hits = run.get(topic).unwrap_or_default().iter().take(depth);
+        (topic.to_owned(), hits.map(|hit| hit.doc.clone()).collect())
+    };
+    Ok(run.topics().map(first).collect())
 }
 
 fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
@@ -276,7 +308,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
     let dir = run_dir::create(config, "fine", &facts, world)?;
     let study = Study::read(config, path, &dir, world)?;
     let start = Start { model: path, head: config.fine.start };

@@ -57,7 +57,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 }
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    run_dir::announce(world);
+    run_dir::announce(&backend, world);
     let prepared = prepare(config, stage)?;
     let options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
@@ -73,7 +73,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
         println!("{} parameters, {steps} steps", model.layout.parameters());
     }
     let mut loader = Loader::new(prepared.source.clone(), options)?;
-    let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+    let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
     let mut watcher = Saver::new(config, &dir, prepared.shards.dir(), steps, world)?;
     let start = std::time::Instant::now();
     trainer.train(&mut loader, &mut watcher)?;

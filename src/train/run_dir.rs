@@ -7,27 +7,63 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::config::{Config, Device, Precision};
 use crate::dist::World;
+use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
+use crate::engine::cuda::{self, Cuda};
 use crate::{Error, Result};
 
 /// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
 pub enum Engine {
     Cpu(Cpu),
+    CudaF32(Cuda<f32>),
+    CudaBf16(Cuda<half::bf16>),
 }
 
-/// The engine for the device that was asked for.
+/// The engine for the device that was asked for: each rank of a machine takes a GPU of its own.
 ///
 /// # Errors
-/// `Error::Device` for a GPU: this version computes on CPUs only.
-pub fn engine(config: &Config, _world: &World) -> Result<Engine> {
-    if config.run.device == crate::config::Device::Cuda {
-        return Err(Error::device(
-            "run.device = \"cuda\": this version has no CUDA engine; use \"cpu\" or \"auto\"",
-        ));
+/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs; `Error::Config`
+/// for bf16 on a CPU. `auto` without a usable GPU is the CPU, and says why.
+pub fn engine(config: &Config, world: &World) -> Result<Engine> {
+    let found = match config.run.device {
+        Device::Cpu => None,
+        Device::Cuda => Some(cuda::probe()?),
+        Device::Auto => match cuda::probe() {
+            Ok(found) => Some(found),
+            Err(reason) => {
+                if world.leads() {
+                    println!("computing on the CPU: {reason}");
+                }
+                None
+            }
+        },
+    };
+    let precision = config.train.precision;
+    let Some(found) = found else {
+        if precision == Some(Precision::Bf16) {
+            return Err(Error::config(
+                "train.precision = \"bf16\": the CPU computes in f32; leave it out or use a GPU",
+            ));
+        }
+        return Ok(Engine::Cpu(Cpu::new()));
+    };
+    if world.local_size() > found.gpus {
+        return Err(Error::device(format!(
+            "{} ranks on a machine whose GPUs are {}: start one rank a GPU, or use run.device = \"cpu\"",
+            world.local_size(),
+            found.gpus
+        )));
     }
-    Ok(Engine::Cpu(Cpu::new()))
+    let settings = cuda::Settings {
+        graph: config.run.graph && config.run.check == 0,
+        narrow_sums: config.train.reduce == Precision::Bf16,
+    };
+    Ok(match precision.unwrap_or(Precision::Bf16) {
+        Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
+        Precision::Bf16 => Engine::CudaBf16(Cuda::new(world.local_rank(), settings)?),
+    })
 }
 
 /// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
@@ -35,15 +71,17 @@ macro_rules! on_engine {
     ($config:expr, $world:expr, $backend:ident => $work:expr) => {
         match $crate::train::run_dir::engine($config, $world)? {
             $crate::train::run_dir::Engine::Cpu($backend) => $work,
+            $crate::train::run_dir::Engine::CudaF32($backend) => $work,
+            $crate::train::run_dir::Engine::CudaBf16($backend) => $work,
         }
     };
 }
 pub(crate) use on_engine;
 
 /// Says where the run computes.
-pub fn announce(world: &World) {
+pub fn announce<B: Backend>(backend: &B, world: &World) {
     if world.leads() {
-        println!("device: cpu, {} rank(s) x {} thread(s)", world.size(), world.threads());
+        println!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
     }
 }
 

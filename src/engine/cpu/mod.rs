@@ -68,6 +68,10 @@ impl Backend for Cpu {
     type Real = f32;
     type Buf<T: Elem> = Buffer<T>;
 
+    fn describe(&self) -> String {
+        "cpu".into()
+    }
+
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buffer<T>> {
         Ok(Buffer::zeros(len))
     }
