@@ -7,8 +7,10 @@ use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Rerank, Retrieve, Sa
 use crate::config::Config;
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
+use crate::doctor;
 use crate::ir::{bm25, evaluate};
 use crate::plan;
+use crate::probe;
 use crate::report::write_experiment_report;
 use crate::train::pretraining::{self, Stage};
 use crate::train::{experiment, fine, rerank};
@@ -26,6 +28,11 @@ pub fn run(command: Command) -> Result<()> {
         Command::Fine(plan) => distributed("fine", plan, fine::run),
         Command::Experiment(plan) => distributed("experiment", plan, experiment::run),
         Command::Rerank(args) => rerank_command(args),
+        Command::Probe(args) => {
+            let options =
+                probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
+            distributed("coarse", args.plan, |config, world| probe::run(config, &options, world))
+        }
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate::run(&evaluate_options(args)),
         Command::Report { dir } => {
@@ -37,6 +44,7 @@ pub fn run(command: Command) -> Result<()> {
             let (seconds, json) = (args.seconds, args.json);
             distributed("coarse", args.plan, |config, world| bench::run(config, seconds, json, world))
         }
+        Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
     }
 }
@@ -44,12 +52,17 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
+    on_ranks(|world| work(&config, world))
+}
+
+/// Joins the ranks; an error ends all of them from within.
+fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(world.threads())
         .build_global()
         .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
-    work(&config, &world).or_else(|e| world.fail(&e))
+    work(&world).or_else(|e| world.fail(&e))
 }
 
 fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {

@@ -20,6 +20,7 @@ pub mod error;
 pub mod ir;
 pub mod model;
 pub mod plan;
+pub mod probe;
 pub mod reference;
 pub mod report;
 pub mod train;

@@ -10,6 +10,7 @@ use ctune_dist::data::batch::Batch;
 use ctune_dist::data::source::SampleSource;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
+use ctune_dist::probe::tally::Probe;
 use ctune_dist::train::collection::Collection;
 use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
 use ctune_dist::train::passages::Aggregate;
@@ -196,4 +197,62 @@ fn negatives_come_from_where_they_are_asked_for() {
     teacher.insert("T0", hits.collect()).unwrap();
     let error = source(NegativesFrom::All, None, Some(&teacher)).err().unwrap().to_string();
     assert!(error.contains("fine.teacher: topic T1"), "{error}");
+}
+
+#[test]
+fn query_words_are_predicted_with_and_without_the_document() {
+    let place = ready();
+    assert_done(&place.run(&[
+        "coarse",
+        "--config",
+        "plan.toml",
+        "--set",
+        "model.path=model/model",
+        "--out",
+        "coarse",
+    ]));
+    assert_done(&fine(&place, "fine", &[]));
+    let probe = |out: &'static str, pairs: &'static str| {
+        let mut args = vec!["probe", "--config", "plan.toml", "--out", out, "--pairs", pairs];
+        args.extend(["--model", "pre=model/model", "--model", "coarse=coarse/model"]);
+        args
+    };
+    let with_fine = [&probe("probe", "30")[..], &["--model", "fine=fine/fold-1/model"]].concat();
+    assert_refused(&place.run(&with_fine), 2, &["no MLM head", "--heads-from"]);
+    let whole = [&with_fine[..], &["--heads-from", "coarse/model"]].concat();
+    let out = place.run(&whole);
+    assert_done(&out);
+    let table = String::from_utf8_lossy(&out.stdout).into_owned();
+    for word in ["acc@1 rare words", "with document", "that of coarse/model was used"] {
+        assert!(table.contains(word), "{table}");
+    }
+    let found = |out: &str| -> Probe {
+        serde_json::from_str(&fs::read_to_string(place.path(out).join("probe.json")).unwrap()).unwrap()
+    };
+    let one = found("probe");
+    assert_eq!((one.pairs, one.models.len()), (30, 3));
+    for model in &one.models {
+        let all = &model.groups[0];
+        // three query words each, of at least a piece
+        assert!(all.with_document.pieces >= 90 && all.group == "all");
+        let parts = |names: [&str; 2]| -> usize {
+            let group = |name: &str| model.groups.iter().find(|g| g.group == name);
+            names.iter().filter_map(|name| group(name)).map(|g| g.query_alone.pieces).sum()
+        };
+        assert_eq!(parts(["rare words", "common words"]), all.query_alone.pieces);
+        for scores in [all.query_alone, all.with_document] {
+            assert!(scores.accuracy_1 <= scores.accuracy_5 && scores.mrr >= scores.accuracy_1);
+            assert!(scores.perplexity > 1.0 && scores.perplexity < 1e4);
+        }
+    }
+    // QDPP and MLM on pairs teach more about queries than two steps of MLM on documents.
+    let perplexity = |i: usize| one.models[i].groups[0].with_document.perplexity;
+    assert!(perplexity(1) < perplexity(0), "{} {}", perplexity(1), perplexity(0));
+    assert_done(&place.mpirun(2, &[&["probe", "--out", "two"], &whole[1..3], &whole[5..]].concat()));
+    assert_eq!(found("two"), one, "two ranks find otherwise than one");
+    // topics, judgements and candidates instead of shards
+    let topics = fs::read_to_string(place.path("plan.toml")).unwrap().replace("shards = \"shards\"", "");
+    place.write("plan.toml", &topics);
+    assert_done(&place.run(&probe("topics", "12")));
+    assert_eq!(found("topics").pairs, 12);
 }

@@ -12,3 +12,4 @@ mod program;
 mod ranking;
 mod reference;
 mod report;
+mod softgpu;

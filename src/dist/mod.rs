@@ -11,6 +11,7 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 
+pub use nccl::version as nccl_version;
 pub use reduce::{Collective, Distributed, MpiCollective, pieces};
 
 use crate::{Error, Result};

@@ -218,6 +218,16 @@ impl Drop for Nccl {
     }
 }
 
+/// NCCL's version, as 2.20.5; `None` where the library cannot be loaded.
+pub fn version() -> Option<String> {
+    // SAFETY: opening the library runs its initialisers and nothing else.
+    if !unsafe { sys::is_culib_present() } {
+        return None;
+    }
+    let code = nccl::get_nccl_version().ok()?;
+    Some(format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100))
+}
+
 fn all_reduce(
     address: u64,
     len: usize,

@@ -56,7 +56,8 @@ pub fn pack(vocab: usize) -> Batch {
     batch
 }
 
-fn rule(vocab: usize) -> MaskRule {
+/// One token in five, over queries and documents.
+pub fn rule(vocab: usize) -> MaskRule {
     MaskRule {
         seed: 5,
         threshold: u32::MAX / 5,

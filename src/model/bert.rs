@@ -8,8 +8,7 @@ use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows, Segment,
-    stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, RankLoss, Rows, Segment, stats,
 };
 use crate::{Error, Result};
 
