@@ -1,1 +1,5 @@
-//! The GPU path on the software device.
+//! The GPU path, run whole on the software device: the engine in this process, and the program as
+//! users start it.
+
+mod engine;
+mod program;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
 
 /// Words of six themes; documents of a theme share words, queries ask for a theme.
 const THEMES: [&str; 6] = [

@@ -2,6 +2,7 @@
 
 mod bench;
 mod corpus;
+mod cuda;
 mod data;
 mod engine;
 mod golden;

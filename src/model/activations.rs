@@ -147,6 +147,29 @@ impl<B: Backend> Activations<B> {
     }
 }
 
+impl<B: Backend> Activations<B> {
+    /// Zeros in everything that the products of gradients of weights read. Launches may cover rows
+    /// behind a pack's last, where an earlier pack's values still lie: they meet gradients of 0,
+    /// which changes nothing unless they are NaN. So: after a step that was not finite.
+    pub fn forget(&mut self, b: &B, shape: &Shape, heads: HeadSet, capacity: Capacity) -> Result<()> {
+        let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
+        for x in &mut self.x {
+            b.clear(x, 0..t * h)?;
+        }
+        for layer in &mut self.layers {
+            for buffer in [&mut layer.context, &mut layer.normed1] {
+                b.clear(buffer, 0..t * h)?;
+            }
+            b.clear(&mut layer.act, 0..t * i)?;
+        }
+        let m = if heads.mlm { capacity.masked } else { 0 };
+        for buffer in [&mut self.heads.masked, &mut self.heads.transformed] {
+            b.clear(buffer, 0..m * h)?;
+        }
+        b.clear(&mut self.heads.cls, 0..capacity.sequences * h)
+    }
+}
+
 fn layer<B: Backend>(backend: &B, shape: &Shape, t: usize) -> Result<LayerActivations<B>> {
     let (h, i) = (shape.hidden, shape.intermediate);
     Ok(LayerActivations {

@@ -4,7 +4,8 @@
 //! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, random:SEED, threads:SEED), `SOFTGPU_ORDER` of
 //! threads and blocks (forward, reverse, random:SEED), `SOFTGPU_STRICT` (1: a report ends the process with code 97),
 //! `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8), `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`,
-//! `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_CACHE` (compiled kernels).
+//! `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (the wait
+//! for an event that is forgotten, from 0: a planted mistake), `SOFTGPU_CACHE` (compiled kernels).
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::fs::{self, File};
