@@ -6,6 +6,7 @@ possible. Neither needs a card or a driver.
 """
 
 import ctypes
+import fnmatch
 import json
 import math
 import re
@@ -56,32 +57,32 @@ def blocks_per_multiprocessor(arch, threads, registers, shared):
     return min(by_threads, limits.blocks, by_registers, by_shared)
 
 
-@dataclass
-class Gate:
-    """A `// gate: NAME threads=N dynamic_shared=BYTES kind=KIND` line: what only the launcher knows.
-    NAME may hold `*`; KIND is row (16-byte loads are demanded), tensor (tensor cores are), or other."""
+@dataclass(frozen=True)
+class Demand:
+    """A line of launches.txt: `NAME kind=KIND [dynamic_shared=BYTES]`. NAME may hold `*`; KIND is row
+    (16-byte loads are demanded), tensor (tensor cores are), or other."""
 
     name: str
-    threads: int
-    dynamic: int
     kind: str
+    dynamic: int
 
     @staticmethod
-    def parse(file, number, text):
-        words = text.split()
-        keys = dict(word.split("=", 1) for word in words[1:] if "=" in word)
-        try:
-            gate = Gate(words[0], int(keys.pop("threads")), int(keys.pop("dynamic_shared", 0)), keys.pop("kind"))
-        except (KeyError, ValueError, IndexError):
-            keys = {"": ""}
-        if keys or gate.kind not in ("row", "tensor", "other"):
-            raise Refused(
-                f"{file}:{number}: a gate line is `// gate: NAME threads=N [dynamic_shared=BYTES] kind=row|tensor|other`"
-            )
-        return gate
+    def parse(file, number, line):
+        name, *words = line.split()
+        keys = dict(word.split("=", 1) for word in words if "=" in word)
+        kind, dynamic = keys.pop("kind", None), keys.pop("dynamic_shared", "0")
+        if keys or len(words) != ("dynamic_shared=" in line) + 1 or kind not in ("row", "tensor", "other"):
+            raise Refused(f"{file}:{number}: must be `NAME kind=row|tensor|other [dynamic_shared=BYTES]`")
+        return Demand(name, kind, int(dynamic))
+
+    @staticmethod
+    def read(folder):
+        file = folder / "launches.txt"
+        lines = enumerate(file.read_text().splitlines(), 1)
+        return [Demand.parse(file, n, line) for n, line in lines if line.strip() and not line.startswith("#")]
 
     def covers(self, kernel):
-        return re.fullmatch(re.escape(self.name).replace(r"\*", ".*"), kernel) is not None
+        return fnmatch.fnmatchcase(kernel, self.name)
 
 
 @dataclass
@@ -98,6 +99,7 @@ class Source:
         while pending:
             for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', pending.pop(0).read_text(), re.M):
                 header = path.parent / name
+                header = header if header.exists() else ROOT / "kernels" / name
                 if header not in source.includes and header.exists():
                     source.includes.append(header)
                     pending.append(header)
@@ -106,14 +108,9 @@ class Source:
     def crc32(self):
         """Of the file and then its includes, in the order of their names: tests/gates.rs does the same."""
         crc = zlib.crc32(self.path.read_bytes())
-        for header in sorted(self.includes):
+        for header in sorted(self.includes, key=lambda header: header.name):
             crc = zlib.crc32(header.read_bytes(), crc)
         return f"{crc:08x}"
-
-    def gates(self):
-        lines = enumerate(self.path.read_text().splitlines(), 1)
-        found = ((n, re.match(r"\s*(?://|\*)\s*gate:\s*(.*)", line)) for n, line in lines)
-        return [Gate.parse(self.path, n, match.group(1)) for n, match in found if match]
 
 
 class Toolchain:
@@ -140,7 +137,7 @@ class Toolchain:
     def nvcc(self, source, arch, out):
         """Warnings are errors, as they are in the rest of the project."""
         flags = ("-std=c++17", "-cubin", f"-arch={arch}", "-Werror", "all-warnings")
-        self.run(self.cuda / "bin" / "nvcc", *flags, "-I", source.path.parent, "-o", out, source.path)
+        self.run(self.cuda / "bin" / "nvcc", *flags, "-I", source.path.parent, "-I", ROOT / "kernels", "-o", out, source.path)
 
     def usage(self, cubin):
         """Registers, stack and static shared bytes of each kernel."""
@@ -214,12 +211,12 @@ class Nvrtc:
 
 
 def engine_options():
-    """The options that the engine gives NVRTC, read from its source: `const OPTIONS: ... = [...]`."""
+    """The options that the engine gives NVRTC besides the architecture: the literals in its source."""
     module = ROOT / "src" / "engine" / "cuda" / "module.rs"
-    text = module.read_text() if module.exists() else ""
-    if not (match := re.search(r"const OPTIONS[^=]*=\s*&?\[(.*?)\];", text, re.S)):
-        raise Refused(f"{module}: no `const OPTIONS` found: the gate compiles with the engine's options")
-    return re.findall(r'"([^"]+)"', match.group(1))
+    options = re.findall(r'"(--[^"{]+)"', module.read_text())
+    if not options:
+        raise Refused(f"{module}: no option of NVRTC found: the gate compiles with the engine's own")
+    return options
 
 
 @dataclass
@@ -256,9 +253,8 @@ def wide_share(opcodes, *kinds):
     return 100 * len(wide) // len(of) if of else -1
 
 
-def measure(tools, source, arch, options):
+def measure(tools, source, demands, arch, options):
     """The rows of one file on one architecture."""
-    gates = source.gates()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tools.nvcc(source, arch, Path(folder) / "nvcc.cubin")
@@ -266,22 +262,20 @@ def measure(tools, source, arch, options):
         cubin.write_bytes(tools.nvrtc.compile(source, [*options, f"--gpu-architecture={arch}"], "CUBIN"))
         usage, code, access = tools.usage(cubin), tools.instructions(cubin), tools.accesses(cubin)
     for kernel, (registers, stack, shared, local) in sorted(usage.items()):
-        gate = next((gate for gate in gates if gate.covers(kernel)), None)
-        if gate is None:
-            raise Refused(f"{source.path}: kernel {kernel} has no gate line in the file's head")
+        demand = next((demand for demand in demands if demand.covers(kernel)), None)
+        if demand is None:
+            raise Refused(f"{source.path.name}: kernel {kernel} has no line in launches.txt")
         opcodes = code[kernel]
         count = lambda name: sum(op.split(".")[0] == name for op in opcodes)
-        bound, banks, spills = access[kernel]
-        if gate.threads != bound:
-            raise Refused(f"{source.path}: {kernel}: its gate line says {gate.threads} threads, its bounds {bound}")
+        threads, banks, spills = access[kernel]
         static = max(0, shared - 1024) if arch != "sm_80" else shared  # sm_90 on: the system's 1 KiB is in it
-        blocks = blocks_per_multiprocessor(arch, gate.threads, registers, static + gate.dynamic)
+        blocks = blocks_per_multiprocessor(arch, threads, registers, static + demand.dynamic)
         rows.append(
             Row(
-                kernel, arch, gate.threads, registers, max(stack, local, spills), static, gate.dynamic, blocks,
-                100 * blocks * gate.threads // LIMITS[arch].threads, count("HMMA"), count("LDGSTS"),
+                kernel, arch, threads, registers, max(stack, local, spills), static, demand.dynamic, blocks,
+                100 * blocks * threads // LIMITS[arch].threads, count("HMMA"), count("LDGSTS"),
                 count("LDSM"), wide_share(opcodes, "LDG", "LDGSTS"), wide_share(opcodes, "STG"),
-                *banks, gate.kind,
+                *banks, demand.kind,
             )
         )  # fmt: skip
     return rows

@@ -5,9 +5,8 @@
     $python tests/gates/kernels.py write      # renew the table; a worse number needs --accept-worse
     $python tests/gates/kernels.py selftest   # planted mistakes are found
 
-Every kernel is named in its file's head with what only its launcher knows:
-
-    // gate: attention_bf16 threads=128 dynamic_shared=49152 kind=tensor
+kernels/launches.txt names every kernel with what its machine code does not say: its kind, and the
+dynamic shared memory that its launcher gives it.
 
 What fails, one line each: a file that either compiler refuses or warns about; local memory (spills, or
 an array that is indexed at run time); a `tensor` kernel in bf16 without tensor-core instructions; a
@@ -23,7 +22,7 @@ import re
 import sys
 from pathlib import Path
 
-from build import ARCHITECTURES, ROOT, Refused, Row, Source, Toolchain, engine_options, measure
+from build import ARCHITECTURES, ROOT, Demand, Refused, Row, Source, Toolchain, engine_options, measure
 
 HEADER = """# Kernels as compiled
 
@@ -50,10 +49,11 @@ def sources(folder):
     return [Source.read(path) for path in sorted(Path(folder).glob("*.cu"))]
 
 
-def measure_all(files, options):
+def measure_all(files, demands, options):
     tools = Toolchain()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        parts = [pool.submit(measure, tools, file, arch, options) for file in files for arch in ARCHITECTURES]
+        work = [(tools, file, demands, arch, options) for file in files for arch in ARCHITECTURES]
+        parts = [pool.submit(measure, *one) for one in work]
         return sorted((row for part in parts for row in part.result()), key=Row.key)
 
 
@@ -104,7 +104,7 @@ def gate(folder, table, options, write=False, accept_worse=False):
     files = sources(folder)
     if not files:
         raise Refused(f"{folder}: no kernel there")
-    rows = measure_all(files, options)
+    rows = measure_all(files, Demand.read(folder), options)
     findings = list(broken_rules(rows))
     worse = list(worsened(rows, parse(table)))
     if not (write and accept_worse):
@@ -122,10 +122,12 @@ def gate(folder, table, options, write=False, accept_worse=False):
 def selftest(options):
     """The gate on tests/gates/planted: each file's first line says what must be found in it."""
     wrong = []
-    for file in sources(Path(__file__).parent / "planted"):
+    folder = Path(__file__).parent / "planted"
+    demands = Demand.read(folder)
+    for file in sources(folder):
         expected = re.match(r"// planted: (.*)", file.path.read_text()).group(1)
         try:
-            rows = measure_all([file], options)
+            rows = measure_all([file], demands, options)
             found = list(broken_rules(rows))
             better = [dataclasses.replace(row, registers=row.registers - 1) for row in rows]
             found += [f"worse: {line}" for line in worsened(rows, better)]

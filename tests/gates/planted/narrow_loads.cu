@@ -1,5 +1,4 @@
 // planted: a row kernel without 16-byte loads
-// gate: scale_* threads=256 kind=row
 // Four bytes a load: a quarter of what one instruction can bring.
 extern "C" __global__ void __launch_bounds__(256) scale_f32(const float* x, float* y, float factor) {
     int i = 256 * blockIdx.x + threadIdx.x;

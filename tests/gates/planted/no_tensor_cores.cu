@@ -1,5 +1,4 @@
 // planted: no tensor-core instruction
-// gate: attention_bf16 threads=128 kind=tensor
 // A product by ordinary multiply-adds under a name that promises tensor cores.
 extern "C" __global__ void __launch_bounds__(128) attention_bf16(const float* q, const float* k, float* s) {
     float sum = 0.0f;

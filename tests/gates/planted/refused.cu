@@ -1,5 +1,4 @@
 // planted: nvcc
-// gate: refused_f32 threads=32 kind=other
 // An unused variable: a warning, and warnings are errors.
 extern "C" __global__ void refused_f32(float* y) {
     int unused;

@@ -1,5 +1,4 @@
 // planted: do not fit a multiprocessor
-// gate: too_big_f32 threads=256 dynamic_shared=200000 kind=other
 // 200,000 bytes a block: more than a multiprocessor of sm_80 has.
 extern "C" __global__ void __launch_bounds__(256) too_big_f32(float* y) {
     extern __shared__ float tile[];

@@ -1,5 +1,4 @@
 // planted: worse: worse_f32 on sm_80: registers
-// gate: worse_f32 threads=256 kind=row
 // Nothing is wrong with it; it is compared with a table that has one register less.
 extern "C" __global__ void __launch_bounds__(256) worse_f32(const float4* x, float4* y) {
     float4 v = x[256 * blockIdx.x + threadIdx.x];

@@ -1,7 +1,6 @@
 // Small kernels that the PTX interpreter is tested with, each right and with one planted mistake: what
 // the interpreter is for, it must find, and what is right it must leave alone.
 // Written like the project's kernels: common.cuh, intrinsics.cuh, 128 threads.
-// gate: * threads=128 dynamic_shared=16384 kind=other
 #include "intrinsics.cuh"
 
 enum Mistake {
