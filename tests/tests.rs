@@ -5,6 +5,7 @@ mod corpus;
 mod cuda;
 mod data;
 mod engine;
+mod gates;
 mod golden;
 mod ir;
 mod model;

@@ -158,7 +158,7 @@ class Toolchain:
     def accesses(self, cubin):
         """cuxray's findings by kernel: threads of its launch bounds, (worst ways of a bank conflict,
         conflicting accesses, not analysed accesses), bytes spilled."""
-        report = json.loads(self.run(self.cuxray, "report", "--json", "--no-cache", cubin))
+        report = json.loads(self.run(self.cuxray, "report", "--fast", "--json", "--no-cache", cubin))
         found = {}
         for kernel in (k for unit in report["units"] for k in unit["kernels"]):
             a, s = kernel["access"], kernel["spills"]
@@ -253,29 +253,62 @@ def wide_share(opcodes, *kinds):
     return 100 * len(wide) // len(of) if of else -1
 
 
-def measure(tools, source, demands, arch, options):
-    """The rows of one file on one architecture."""
-    rows = []
+def compiled(tools, source, arch, options):
+    """What the machine code of each kernel of a file says, by the names of `Row`'s columns."""
     with tempfile.TemporaryDirectory() as folder:
         tools.nvcc(source, arch, Path(folder) / "nvcc.cubin")
         cubin = Path(folder) / f"{source.path.stem}.cubin"
         cubin.write_bytes(tools.nvrtc.compile(source, [*options, f"--gpu-architecture={arch}"], "CUBIN"))
         usage, code, access = tools.usage(cubin), tools.instructions(cubin), tools.accesses(cubin)
+    facts = []
     for kernel, (registers, stack, shared, local) in sorted(usage.items()):
-        demand = next((demand for demand in demands if demand.covers(kernel)), None)
-        if demand is None:
-            raise Refused(f"{source.path.name}: kernel {kernel} has no line in launches.txt")
         opcodes = code[kernel]
         count = lambda name: sum(op.split(".")[0] == name for op in opcodes)
-        threads, banks, spills = access[kernel]
-        static = max(0, shared - 1024) if arch != "sm_80" else shared  # sm_90 on: the system's 1 KiB is in it
-        blocks = blocks_per_multiprocessor(arch, threads, registers, static + demand.dynamic)
-        rows.append(
-            Row(
-                kernel, arch, threads, registers, max(stack, local, spills), static, demand.dynamic, blocks,
-                100 * blocks * threads // LIMITS[arch].threads, count("HMMA"), count("LDGSTS"),
-                count("LDSM"), wide_share(opcodes, "LDG", "LDGSTS"), wide_share(opcodes, "STG"),
-                *banks, demand.kind,
-            )
-        )  # fmt: skip
+        threads, (ways, conflicts, unanalysed), spills = access[kernel]
+        facts.append(
+            {
+                "kernel": kernel,
+                "arch": arch,
+                "threads": threads,
+                "registers": registers,
+                "local": max(stack, local, spills),
+                # from sm_90 on the system's 1 KiB is in it
+                "static": shared if arch == "sm_80" else max(0, shared - 1024),
+                "hmma": count("HMMA"),
+                "ldgsts": count("LDGSTS"),
+                "ldsm": count("LDSM"),
+                "wide_loads": wide_share(opcodes, "LDG", "LDGSTS"),
+                "wide_stores": wide_share(opcodes, "STG"),
+                "bank_ways": ways,
+                "bank_conflicts": conflicts,
+                "unanalysed": unanalysed,
+            }
+        )
+    return facts
+
+
+def remembered(tools, source, arch, options):
+    """`compiled`, kept under target/ by all that it depends on: a file that did not change is not compiled
+    again, which takes minutes for all of them."""
+    me = zlib.crc32(Path(__file__).read_bytes())
+    key = zlib.crc32(" ".join([source.crc32(), arch, *options]).encode(), me)
+    file = ROOT / "target" / "gates" / f"{source.path.stem}-{arch}-{key:08x}.json"
+    if not file.exists():
+        facts = compiled(tools, source, arch, options)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(facts))
+    return json.loads(file.read_text())
+
+
+def measure(tools, source, demands, arch, options):
+    """The rows of one file on one architecture."""
+    rows = []
+    for fact in remembered(tools, source, arch, options):
+        demand = next((demand for demand in demands if demand.covers(fact["kernel"])), None)
+        if demand is None:
+            raise Refused(f"{source.path.name}: kernel {fact['kernel']} has no line in launches.txt")
+        shared = fact["static"] + demand.dynamic
+        blocks = blocks_per_multiprocessor(arch, fact["threads"], fact["registers"], shared)
+        occupancy = 100 * blocks * fact["threads"] // LIMITS[arch].threads
+        rows.append(Row(**fact, dynamic=demand.dynamic, blocks=blocks, occupancy=occupancy, kind=demand.kind))
     return rows

@@ -22,6 +22,7 @@ import re
 import sys
 from pathlib import Path
 
+import ptx
 from build import ARCHITECTURES, ROOT, Demand, Refused, Row, Source, Toolchain, engine_options, measure
 
 HEADER = """# Kernels as compiled
@@ -152,7 +153,9 @@ def main():
             findings = selftest(options)
         else:
             table = args.kernels / "TABLE.md"
-            findings = gate(args.kernels, table, options, args.command == "write", args.accept_worse)
+            write = args.command == "write"
+            findings = list(ptx.renew(options, write)) if args.kernels == ROOT / "kernels" else []
+            findings += gate(args.kernels, table, options, write, args.accept_worse)
     except Refused as e:
         findings = [str(e)]
     for line in findings:

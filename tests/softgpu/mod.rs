@@ -15,6 +15,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 mod device;
+mod ptx;
 
 /// Exit code of a process that the software device ended because of what it reported.
 pub const REPORTED: i32 = 97;

@@ -111,7 +111,11 @@ fn integer(op: Alu, ty: Type, a: u64, b: u64, c: u64, d: u64) -> Result<u64, Str
     let (x, y, z) = (ty.extend(a), ty.extend(b), ty.extend(c));
     let bits = 8 * ty.size() as u64;
     let product = || {
-        if ty.signed() { (i128::from(x as i64) * i128::from(y as i64)) as u128 } else { u128::from(x) * u128::from(y) }
+        if ty.signed() {
+            (i128::from(x as i64) * i128::from(y as i64)) as u128
+        } else {
+            u128::from(x) * u128::from(y)
+        }
     };
     let wide = match op {
         Alu::MulWide => return Ok(product() as u64 & mask(2 * bits)),
@@ -177,7 +181,11 @@ fn insert(field: u64, into: u64, position: u64, length: u64, bits: u64) -> u64 {
 
 fn extract(ty: Type, x: u64, position: u64, length: u64, bits: u64) -> u64 {
     let (position, length) = (position & 0xFF, (length & 0xFF).min(bits));
-    let shifted = if position >= bits { if ty.signed() && (x as i64) < 0 { u64::MAX } else { 0 } } else { x >> position };
+    let shifted = if position >= bits {
+        if ty.signed() && (x as i64) < 0 { u64::MAX } else { 0 }
+    } else {
+        x >> position
+    };
     let value = shifted & mask(length);
     let negative = ty.signed() && length > 0 && length < 64 && value >> (length - 1) & 1 == 1;
     ty.extend(if negative { value | !mask(length) } else { value })
@@ -189,7 +197,13 @@ fn permute(a: u64, b: u64, c: u64) -> u64 {
     (0..4).fold(0, |out, i| {
         let select = c >> (4 * i) & 0xF;
         let byte = bytes >> (8 * (select & 7)) & 0xFF;
-        let byte = if select & 8 == 0 { byte } else if byte & 0x80 == 0 { 0 } else { 0xFF };
+        let byte = if select & 8 == 0 {
+            byte
+        } else if byte & 0x80 == 0 {
+            0
+        } else {
+            0xFF
+        };
         out | byte << (8 * i)
     })
 }

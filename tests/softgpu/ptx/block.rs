@@ -15,7 +15,6 @@ pub enum Arg {
     Pointer(u64),
     U32(u32),
     F32(f32),
-    F64(f64),
 }
 
 /// One launch.
@@ -96,8 +95,7 @@ impl Launch<'_> {
         for i in 0..x * y * z {
             let index = [i % x, i / x % y, i / (x * y)];
             let bytes = dynamic_start(self.kernel.shared) + self.dynamic_shared;
-            let block =
-                Block { launch: self, params: &params, index, epoch: 0, shared: Shared::new(bytes) };
+            let block = Block { launch: self, params: &params, index, epoch: 0, shared: Shared::new(bytes) };
             block.run(device)?;
         }
         Ok(())
@@ -134,7 +132,6 @@ impl Launch<'_> {
                 Arg::Pointer(p) => p.to_le_bytes().to_vec(),
                 Arg::U32(v) => v.to_le_bytes().to_vec(),
                 Arg::F32(v) => v.to_le_bytes().to_vec(),
-                Arg::F64(v) => v.to_le_bytes().to_vec(),
             };
             if value.len() != size {
                 return bad(format!("argument {i} has {} bytes, the parameter {size}", value.len()));
@@ -179,7 +176,10 @@ impl Block<'_> {
             let Some(first) = waiting().next() else { continue };
             let apart = lanes.iter().find(|lane| lane.state == State::Done || lane.at != first.at);
             if let Some(lane) = apart {
-                let what = format!("barrier: thread {} waits here, thread {} of its warp does not", first.index, lane.index);
+                let what = format!(
+                    "barrier: thread {} waits here, thread {} of its warp does not",
+                    first.index, lane.index
+                );
                 return Err(self.launch.fault(what, self.index, first.index, first.at));
             }
         }
@@ -397,8 +397,11 @@ impl Block<'_> {
             let (shared, address) = Self::place(space, self.get(thread, &a[1]));
             Self::aligned(address, len)?;
             let who = self.who(thread);
-            let from =
-                if shared { self.shared.load(address, len, who)? } else { &*device.at(address, len, "load")? };
+            let from = if shared {
+                self.shared.load(address, len, who)?
+            } else {
+                &*device.at(address, len, "load")?
+            };
             bytes[..len].copy_from_slice(from);
         }
         for (n, register) in to.iter().enumerate() {

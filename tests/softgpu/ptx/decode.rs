@@ -18,7 +18,9 @@ pub fn decode(name: &str, parts: &[&str], args: &[Operand]) -> Result<Op, String
         "st" => Op::Store(space(parts), need()?),
         "atom" | "red" => Op::Atomic(space(parts), need()?, atomic(parts)?),
         "setp" => Op::Set(Type::Pred, need()?, compare(parts)?, combine(parts)),
-        "set" => Op::Set(need()?, *types.get(1).ok_or("set without two types")?, compare(parts)?, combine(parts)),
+        "set" => {
+            Op::Set(need()?, *types.get(1).ok_or("set without two types")?, compare(parts)?, combine(parts))
+        }
         "selp" => Op::Select(need()?),
         "cvt" => Op::Convert(need()?, *types.get(1).ok_or("cvt without two types")?, flags),
         "ret" | "exit" => Op::Exit,

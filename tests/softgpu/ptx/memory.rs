@@ -36,7 +36,7 @@ impl Device {
     /// What the buffer at `base` holds.
     #[track_caller]
     pub fn read<T: Pod>(&self, base: u64) -> Vec<T> {
-        bytemuck::pod_collect_to_vec(&self.regions[&base])
+        self.regions[&base].chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
     }
 
     /// The `len` bytes at `address`.
@@ -109,11 +109,15 @@ impl Shared {
         for i in range.clone() {
             let byte = &mut self.record[i];
             if let Some(thread) = byte.copying {
-                return Err(format!("shared byte {i} is read, but thread {thread} has not waited for its copy"));
+                return Err(format!(
+                    "shared byte {i} is read, but thread {thread} has not waited for its copy"
+                ));
             }
             if let Some(writer) = byte.writer.filter(|writer| !writer.before(who)) {
                 let other = writer.thread;
-                return Err(format!("race: shared byte {i} is read, thread {other} wrote it without a barrier between"));
+                return Err(format!(
+                    "race: shared byte {i} is read, thread {other} wrote it without a barrier between"
+                ));
             }
             byte.read_by(who);
         }
@@ -150,18 +154,29 @@ impl Shared {
         self.data[range].copy_from_slice(values);
     }
 
-    fn written_by(&mut self, range: std::ops::Range<usize>, who: Who, copying: Option<u32>) -> Result<(), String> {
+    fn written_by(
+        &mut self,
+        range: std::ops::Range<usize>,
+        who: Who,
+        copying: Option<u32>,
+    ) -> Result<(), String> {
         for i in range {
             let byte = &mut self.record[i];
             if let Some(thread) = byte.copying {
-                return Err(format!("shared byte {i} is written while thread {thread}'s copy to it is under way"));
+                return Err(format!(
+                    "shared byte {i} is written while thread {thread}'s copy to it is under way"
+                ));
             }
             if let Some(other) = byte.writer.filter(|writer| !writer.before(who)) {
                 let other = other.thread;
-                return Err(format!("race: shared byte {i} is written, as by thread {other}, without a barrier between"));
+                return Err(format!(
+                    "race: shared byte {i} is written, as by thread {other}, without a barrier between"
+                ));
             }
             if let Some(other) = byte.unordered_reader(who) {
-                return Err(format!("race: shared byte {i} is written, thread {other} read it without a barrier between"));
+                return Err(format!(
+                    "race: shared byte {i} is written, thread {other} read it without a barrier between"
+                ));
             }
             *byte = Byte { writer: Some(who), copying, ..Byte::default() };
         }
@@ -188,7 +203,10 @@ impl Byte {
         let late = self.readers.iter().flatten().find(|reader| !reader.before(who));
         let last = self.readers[0].filter(|last| {
             // the writer itself read last, but lanes beside it did too
-            self.crowd && last.warp() == who.warp() && last.epoch == who.epoch && last.warp_epoch == who.warp_epoch
+            self.crowd
+                && last.warp() == who.warp()
+                && last.epoch == who.epoch
+                && last.warp_epoch == who.warp_epoch
         });
         late.or(last.as_ref()).map(|reader| reader.thread)
     }

@@ -21,6 +21,28 @@ mod parse;
 mod planted;
 mod warp;
 
-pub use block::{Arg, Fault, Launch};
+use std::io::Read;
+use std::path::Path;
+
+pub use block::{Arg, Launch};
 pub use memory::Device;
 pub use parse::Module;
+
+/// The committed PTX of a kernel file (tests/gates/ptx.py makes it), which must be of the present source.
+#[track_caller]
+pub fn asset(source: &str) -> Module {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = root.join(source);
+    let stem = source.file_stem().unwrap().to_string_lossy();
+    let path = root.join(format!("tests/assets/ptx/{stem}.ptx.gz"));
+    let mut text = String::new();
+    let file = std::fs::File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    let crc = text.lines().next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
+    assert_eq!(
+        crc,
+        crate::gates::source_crc(&source),
+        "{stem}.cu has changed since its PTX was made: $(tests/gates/toolchain.sh)/python tests/gates/kernels.py write"
+    );
+    Module::parse(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}

@@ -29,18 +29,20 @@ type Parsed<T> = Result<T, String>;
 impl Module {
     pub fn parse(text: &str) -> Parsed<Self> {
         let text = without_comments(text);
-        let files = files(&text);
         let mut kernels = HashMap::new();
         let mut at = 0;
-        let mut dynamic = Vec::new();
+        let mut common = Common { files: files(&text), ..Common::default() };
         for (offset, line) in lines(&text) {
-            if let Some(rest) = line.trim().strip_prefix(".extern .shared") {
-                dynamic.push(declaration(rest.trim_end_matches(';')).ok_or("bad .extern .shared")?.0);
+            let statement = line.trim_end().trim_end_matches(';');
+            if let Some(rest) = statement.strip_prefix(".extern .shared") {
+                common.dynamic.push(declaration(rest).ok_or("bad .extern .shared")?.0);
+            } else if let Some(rest) = statement.strip_prefix(".shared") {
+                common.shared.push(declaration(rest).ok_or("bad .shared")?);
             }
             if offset < at || !line.contains(".entry") {
                 continue;
             }
-            let (kernel, end) = entry(&text, offset, &dynamic, &files)?;
+            let (kernel, end) = entry(&text, offset, &common)?;
             kernels.insert(kernel.name.clone(), kernel);
             at = end;
         }
@@ -54,6 +56,16 @@ impl Module {
         names.sort();
         self.kernels.get(name).unwrap_or_else(|| panic!("no kernel {name} among {names:?}"))
     }
+}
+
+/// What all kernels of a text may name.
+#[derive(Default)]
+struct Common {
+    files: HashMap<u32, String>,
+    /// Names of dynamic shared memory: it starts behind the static.
+    dynamic: Vec<String>,
+    /// Static shared memory outside of kernels, which several of them use: name, bytes, alignment.
+    shared: Vec<(String, usize, usize)>,
 }
 
 /// Comments become spaces, so that offsets and lines stay.
@@ -115,13 +127,16 @@ fn closing(text: &str, open: usize, pair: (u8, u8)) -> Parsed<usize> {
     Err("a group is not closed".into())
 }
 
-fn entry(text: &str, start: usize, dynamic: &[String], files: &HashMap<u32, String>) -> Parsed<(Kernel, usize)> {
+fn entry(text: &str, start: usize, common: &Common) -> Parsed<(Kernel, usize)> {
     let name_at = start + text[start..].find(".entry").ok_or("no .entry")? + 6;
     let body = name_at + text[name_at..].find('{').ok_or("an entry without a body")?;
     let end = closing(text, body, (b'{', b'}'))?;
     let open = text[name_at..body].find('(').map(|at| name_at + at);
     let name = text[name_at..open.unwrap_or(body)].split_whitespace().next().unwrap_or_default().to_owned();
-    let mut scope = Scope { files: files.clone(), dynamic: dynamic.to_vec(), ..Scope::default() };
+    let mut scope = Scope { dynamic: common.dynamic.clone(), ..Scope::default() };
+    for (name, bytes, align) in common.shared.iter().filter(|(name, ..)| text[body..end].contains(name)) {
+        scope.place(name.clone(), *bytes, *align);
+    }
     let mut head = &text[name_at..body];
     if let Some(open) = open {
         let close = closing(text, open, (b'(', b')'))?;
@@ -141,7 +156,7 @@ fn entry(text: &str, start: usize, dynamic: &[String], files: &HashMap<u32, Stri
         registers: scope.registers.len() + scope.ranges.iter().map(|r| r.2 as usize).sum::<usize>(),
         shared: scope.shared_bytes,
         max_threads: maximum,
-        files: scope.files,
+        files: common.files.clone(),
     };
     Ok((kernel, end))
 }
@@ -164,7 +179,6 @@ struct Scope {
     /// Branches whose label is not known yet: instruction, label.
     open: Vec<(usize, String)>,
     source: (u32, u32),
-    files: HashMap<u32, String>,
 }
 
 /// Where dynamic shared memory starts: behind the static, aligned as the card aligns it.
@@ -194,7 +208,8 @@ impl Scope {
         let mut depth = 0;
         for row in text.split_inclusive('\n') {
             let trimmed = row.trim();
-            if statement.trim().is_empty() && (trimmed.starts_with(".loc") || trimmed.starts_with(".pragma")) {
+            if statement.trim().is_empty() && (trimmed.starts_with(".loc") || trimmed.starts_with(".pragma"))
+            {
                 self.location(trimmed);
                 line += 1;
                 continue;
@@ -245,12 +260,17 @@ impl Scope {
         }
         if let Some(rest) = text.strip_prefix(".shared") {
             let (name, bytes, align) = declaration(rest).ok_or_else(|| format!("line {line}: {text}"))?;
-            self.shared_bytes = self.shared_bytes.next_multiple_of(align);
-            self.shared.insert(name, self.shared_bytes);
-            self.shared_bytes += bytes;
+            self.place(name, bytes, align);
             return Ok(());
         }
         self.instruction(text, line).map_err(|e| format!("line {line}: {e} in `{text}`"))
+    }
+
+    /// Gives a static shared variable its place.
+    fn place(&mut self, name: String, bytes: usize, align: usize) {
+        let at = self.shared_bytes.next_multiple_of(align);
+        self.shared.insert(name, at);
+        self.shared_bytes = at + bytes;
     }
 
     fn declare_registers(&mut self, text: &str) -> Parsed<()> {
@@ -258,7 +278,8 @@ impl Scope {
         for name in names.split(',').map(str::trim) {
             match name.split_once('<') {
                 Some((prefix, count)) => {
-                    let count = count.trim_end_matches('>').parse().map_err(|_| format!("registers {name}"))?;
+                    let count =
+                        count.trim_end_matches('>').parse().map_err(|_| format!("registers {name}"))?;
                     self.ranges.push((prefix.to_owned(), self.next, count));
                     self.next += count;
                 }
@@ -277,7 +298,8 @@ impl Scope {
         }
         let digits = name.find(|c: char| c.is_ascii_digit())?;
         let number: u32 = name[digits..].parse().ok()?;
-        let range = self.ranges.iter().find(|(prefix, _, count)| *prefix == name[..digits] && number < *count)?;
+        let range =
+            self.ranges.iter().find(|(prefix, _, count)| *prefix == name[..digits] && number < *count)?;
         Some(range.1 + number)
     }
 
@@ -342,7 +364,9 @@ impl Scope {
 
     fn address(&self, text: &str) -> Parsed<Operand> {
         let (base, offset) = match text.rsplit_once('+') {
-            Some((base, offset)) => (base.trim(), offset.trim().parse().map_err(|_| format!("offset {text}"))?),
+            Some((base, offset)) => {
+                (base.trim(), offset.trim().parse().map_err(|_| format!("offset {text}"))?)
+            }
             None => (text, 0i64),
         };
         if let Some(&at) = self.params.get(base) {

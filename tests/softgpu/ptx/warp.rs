@@ -30,7 +30,8 @@ pub fn step(block: &mut Block<'_>, lanes: &mut [Thread]) -> Found<()> {
     }
     let first = waiting[0];
     let mask = mask(block, &lanes[first]);
-    let absent = (0..32).find(|&l| mask >> l & 1 == 1 && (l >= lanes.len() || lanes[l].at != lanes[first].at));
+    let absent =
+        (0..32).find(|&l| mask >> l & 1 == 1 && (l >= lanes.len() || lanes[l].at != lanes[first].at));
     let absent = absent.map_or("a lane".into(), |l| format!("lane {l}"));
     Err((format!("deadlock: a warp-wide instruction waits for {absent}, which does not come"), first as u32))
 }
@@ -125,7 +126,10 @@ fn load_matrix(block: &mut Block<'_>, lanes: &mut [Thread], transposed: bool, ar
         let at = block.get(&lanes[l], &args[1]) & 0xFFFF_FFFF;
         let who = block.who(&lanes[l]);
         if !at.is_multiple_of(16) {
-            return Err((format!("a matrix row at {at:#x} of shared memory, which is not 16-byte aligned"), l as u32));
+            return Err((
+                format!("a matrix row at {at:#x} of shared memory, which is not 16-byte aligned"),
+                l as u32,
+            ));
         }
         let bytes = block.shared.load(at, 16, who).map_err(|what| (what, l as u32))?;
         for (value, pair) in rows[l].iter_mut().zip(bytes.chunks_exact(2)) {
@@ -136,7 +140,9 @@ fn load_matrix(block: &mut Block<'_>, lanes: &mut [Thread], transposed: bool, ar
     for (l, lane) in lanes.iter_mut().enumerate() {
         let (row, column) = (l / 4, 2 * (l % 4));
         for (i, result) in results.iter().enumerate() {
-            let of = |n: usize| if transposed { rows[8 * i + column + n][row] } else { rows[8 * i + row][column + n] };
+            let of = |n: usize| {
+                if transposed { rows[8 * i + column + n][row] } else { rows[8 * i + row][column + n] }
+            };
             block.set(lane, result, u64::from(of(0)) | u64::from(of(1)) << 16);
         }
     }

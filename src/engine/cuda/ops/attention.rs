@@ -158,7 +158,8 @@ impl<R: Real> Cuda<R> {
         let dout = Arg::Ptr(dout.span("attention dout", 0..rows * hidden)?.0);
         let lse = Arg::Ptr(lse.span("log-sum-exp", 0..rows * heads.heads)?.0);
         let out = Arg::Ptr(out.span("attention out", 0..rows * hidden)?.0);
-        let pitch = if kernels.plain { rows } else { self.tiles(TILE_ROWS, batch) as usize * TILE_ROWS as usize };
+        let pitch =
+            if kernels.plain { rows } else { self.tiles(TILE_ROWS, batch) as usize * TILE_ROWS as usize };
         let row_values = Arg::Ptr(self.scratch(2 * heads.heads * pitch)?);
         let dqkv = Arg::Ptr(dqkv.span("dqkv", 0..rows * 3 * hidden)?.0);
         let mut last = kernels.sizes(heads);
