@@ -89,6 +89,13 @@ pub struct Plan {
     /// Device, as --set run.device=DEVICE.
     #[arg(long)]
     pub device: Option<crate::config::Device>,
+    /// Where to start: auto goes on with the run in the run directory, never starts a new one there,
+    /// PATH is a checkpoint (or a run directory, whose last one is meant).
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub resume: crate::config::ResumeFrom,
+    /// Go on although the number of steps, the logging or the checkpoints' schedule changed.
+    #[arg(long)]
+    pub resume_with_changes: bool,
 }
 
 #[derive(Args, Debug)]

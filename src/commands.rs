@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::bench;
 use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Rerank, Retrieve, Sample};
-use crate::config::Config;
+use crate::config::{Config, Resume};
 use crate::corpus::{debian, inspect, prepare};
 use crate::dist::World;
 use crate::doctor;
@@ -62,7 +62,11 @@ fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
         .num_threads(world.threads())
         .build_global()
         .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
-    work(&world).or_else(|e| world.fail(&e))
+    work(&world).or_else(|error| match error {
+        // All ranks end here together, so MPI is left in good order and no rank is aborted.
+        Error::Preempted(_) => Err(error),
+        error => world.fail(&error),
+    })
 }
 
 fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
@@ -75,6 +79,7 @@ fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
     if let Some(device) = plan.device {
         config.run.device = device;
     }
+    config.resume = Resume { from: plan.resume, with_changes: plan.resume_with_changes };
     Ok(config)
 }
 

@@ -17,6 +17,8 @@ use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
 use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
+use crate::model::lora::Lora;
+use crate::model::{Recompute, Tuning};
 pub use fine::{Fine, FineLoss, NegativesFrom};
 
 use crate::{Error, Result};
@@ -35,6 +37,41 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     pub run: Run,
     pub experiment: Experiment,
+    /// `--resume` and `--resume-with-changes`: how to start, not what to run.
+    #[serde(skip)]
+    pub resume: Resume,
+}
+
+/// What to do with a run directory that holds a run already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    pub from: ResumeFrom,
+    /// Keys that do not touch what was learnt may differ from the plan of before.
+    pub with_changes: bool,
+}
+
+/// `--resume auto|never|PATH`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Goes on where the run stopped.
+    #[default]
+    Auto,
+    /// Starts a new run; refused where there is one.
+    Never,
+    /// A checkpoint, or a run directory whose last checkpoint is meant.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Path(path.into()),
+        })
+    }
 }
 
 /// `[data]`: what is read.
@@ -146,6 +183,19 @@ pub struct Train {
     /// Steps in which the learning rate rises; overrides `warmup`.
     pub warmup_steps: Option<u64>,
     pub schedule: Schedule,
+    /// Where linear and cosine end.
+    pub min_lr: f64,
+    pub optimizer: Optimizer,
+    /// Whether each rank keeps the optimiser's whole state or its share.
+    pub sharding: Sharding,
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recompute,
+    /// Multiplies the learning rate of a layer for every layer above it; 1 treats all alike.
+    pub layer_decay: f64,
+    /// Parts that keep their weights: "embeddings", "layer.3", "layer.0-3".
+    pub freeze: Vec<String>,
+    /// Updates between two validations on held-out pairs; 0 never validates.
+    pub validate_every: u64,
     pub weight_decay: f32,
     pub beta1: f32,
     pub beta2: f32,
@@ -172,6 +222,13 @@ impl Default for Train {
             warmup: 0.1,
             warmup_steps: None,
             schedule: Schedule::Linear,
+            min_lr: 0.0,
+            optimizer: Optimizer::Adamw,
+            sharding: Sharding::None,
+            recompute: Recompute::None,
+            layer_decay: 1.0,
+            freeze: Vec::new(),
+            validate_every: 0,
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.999,
@@ -196,17 +253,48 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Falls linearly to 0 at the last step.
+    /// Falls linearly to `min_lr` behind the last step.
     Linear,
+    /// Falls to `min_lr` in half a cosine.
+    Cosine,
     Constant,
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// The rule that turns a gradient into an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Loshchilov & Hutter 2019.
+    Adamw,
+    /// You et al. 2020: AdamW's direction, scaled by a trust ratio a tensor; for very large batches.
+    Lamb,
+}
+
+/// What is divided over the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharding {
+    None,
+    /// The optimiser's state (ZeRO stage 1, Rajbhandari et al. 2020).
+    Optimizer,
+}
+
+/// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Steps between two saved models; 0 saves only the last.
+    /// Minutes between two checkpoints; 0 leaves it to `every_steps`.
+    pub every_minutes: f64,
+    /// Steps between two checkpoints; 0 leaves it to `every_minutes`.
     pub every_steps: u64,
+    /// Checkpoints kept besides the best one.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_minutes: 15.0, every_steps: 0, keep: 2 }
+    }
 }
 
 /// `[run]`
@@ -218,6 +306,8 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// Seconds without progress after which the job is ended with the name of the rank that is late.
+    pub hang_limit_s: f64,
     /// GPU: record the segments of a step once and replay them.
     pub graph: bool,
     /// Debug mode: steps between two in which the first NaN is traced to the operation that made it
@@ -227,7 +317,14 @@ pub struct Run {
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10, graph: true, check: 0 }
+        Self {
+            out: "runs/run".into(),
+            device: Device::Auto,
+            log_every: 10,
+            hang_limit_s: 600.0,
+            graph: true,
+            check: 0,
+        }
     }
 }
 
@@ -337,6 +434,18 @@ impl Config {
         if let Some(lr) = t.head_lr {
             positive("train.head_lr", lr)?;
         }
+        positive("train.layer_decay", t.layer_decay)?;
+        if !(0.0..=t.lr).contains(&t.min_lr) {
+            return Err(Error::config(format!("train.min_lr = {}: must be in [0, train.lr]", t.min_lr)));
+        }
+        if let Some(lora) = &self.fine.lora {
+            lora.check()?;
+            if t.optimizer == Optimizer::Lamb {
+                return Err(Error::config(
+                    "fine.lora with train.optimizer = \"lamb\": adapters are trained with \"adamw\"",
+                ));
+            }
+        }
         if let Some(epochs) = t.epochs {
             positive("train.epochs", epochs)?;
         }
@@ -364,7 +473,13 @@ impl Config {
                 return Err(Error::config(format!("{key} = {value}: must be a number of at least 0")));
             }
         }
+        positive("run.hang_limit_s", self.run.hang_limit_s)?;
+        let minutes = self.checkpoint.every_minutes;
+        if !(minutes.is_finite() && minutes >= 0.0) {
+            return Err(Error::config(format!("checkpoint.every_minutes = {minutes}: must be at least 0")));
+        }
         for (key, value) in [
+            ("checkpoint.keep", self.checkpoint.keep),
             ("train.pack_tokens", t.pack_tokens),
             ("train.packs_per_step", t.packs_per_step),
             ("fine.negatives", self.fine.negatives),
@@ -401,6 +516,13 @@ impl Config {
                 "{key} is not set: this command needs it (in the config or --set {key}=...)"
             ))
         })
+    }
+}
+
+impl Train {
+    /// What training freezes and computes twice.
+    pub fn tuning(&self, lora: Option<&Lora>) -> Tuning {
+        Tuning { lora: lora.cloned(), freeze: self.freeze.clone(), recompute: self.recompute }
     }
 }
 

@@ -15,3 +15,4 @@ mod ranking;
 mod reference;
 mod report;
 mod softgpu;
+mod train;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::positive;
 use crate::engine::RankLoss;
 use crate::model::checkpoint::HeadStart;
+use crate::model::lora::Lora;
 use crate::train::passages::{Aggregate, Cut};
 use crate::{Error, Result};
 
@@ -48,6 +49,8 @@ pub struct Fine {
     pub patience: usize,
     /// Training topics to use of each fold; 0 uses all.
     pub train_topics: usize,
+    /// Low-rank adapters beside a frozen encoder; the head is always trained.
+    pub lora: Option<Lora>,
 }
 
 impl Default for Fine {
@@ -71,6 +74,7 @@ impl Default for Fine {
             validate_every: 0,
             patience: 0,
             train_topics: 0,
+            lora: None,
         }
     }
 }

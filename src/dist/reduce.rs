@@ -57,9 +57,10 @@ pub struct MpiCollective<'w> {
     sum: Vec<f32>,
 }
 
-/// Equal pieces of `range` for `size` ranks; the last ones may be shorter or empty.
+/// Equal pieces of `range` for `size` ranks, in multiples of 8 elements (16 bytes of bf16, what device
+/// code loads at once); the last ones may be shorter or empty.
 pub fn pieces(range: &Range<usize>, size: usize) -> Vec<Range<usize>> {
-    let piece = range.len().div_ceil(size).max(1);
+    let piece = range.len().div_ceil(size).next_multiple_of(8).max(8);
     let at = |rank: usize| (range.start + rank * piece).min(range.end);
     (0..size).map(|rank| at(rank)..at(rank + 1)).collect()
 }

@@ -12,6 +12,7 @@ use crate::engine::{
 use crate::model::activations::{Capacity, device_batch, put};
 use crate::model::layout::{HeadSet, Layout};
 use crate::model::shape::Shape;
+use crate::model::trained::Rates;
 
 /// What one operation left behind.
 #[derive(Clone, Debug)]
@@ -373,11 +374,12 @@ impl<B: Backend> Trial<B> {
 
     fn optimiser(&mut self) -> Result<()> {
         let len = self.layout.len;
-        let (groups, all) = (self.layout.groups(3.0), 0..len);
+        let all = 0..len;
         let owned = std::slice::from_ref(&all);
         let mut norm = self.b.zeros(1)?;
         for lamb in [false, true] {
             let name = if lamb { "lamb" } else { "adamw" };
+            let groups = self.layout.groups(Rates { head: 3.0, layer_decay: 1.0 }, lamb);
             let mut grads = self.grads()?;
             self.b.upload(&values(21, len), &mut grads, 0)?;
             let [mut first, mut second, mut master] = [self.grads()?, self.grads()?, self.master()?];

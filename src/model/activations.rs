@@ -1,7 +1,8 @@
 //! Every buffer that forward and backward write, allocated once from the pack budget, each with its
 //! shape. What a run needs is known before its first step, so nothing grows while it trains.
 
-use super::layout::HeadSet;
+use super::bert::Options;
+use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::Result;
 use crate::data::batch::Batch;
@@ -42,6 +43,19 @@ impl Capacity {
     }
 }
 
+/// What backward computes again instead of finding it in memory. The bits are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    #[default]
+    None,
+    /// GELU and the first LayerNorm of each layer, which cost next to nothing: 5 of the 16 T x H that a
+    /// layer keeps.
+    GeluNorm,
+    /// Whole layers from their inputs: 15 of the 16 T x H, for one more forward.
+    Layer,
+}
+
 /// What one encoder layer keeps for its backward.
 pub struct LayerActivations<B: Backend> {
     /// [T, 3H]
@@ -54,16 +68,22 @@ pub struct LayerActivations<B: Backend> {
     pub sum1: B::Buf<B::Real>,
     /// [T, 2]
     pub stats1: B::Buf<f32>,
-    /// LayerNorm(sum1), [T, H]
-    pub normed1: B::Buf<B::Real>,
     /// Before GELU, [T, I]
     pub pre: B::Buf<B::Real>,
-    /// After GELU, [T, I]
-    pub act: B::Buf<B::Real>,
     /// FFN output + bias, dropout, residual, [T, H]
     pub sum2: B::Buf<B::Real>,
     /// [T, 2]
     pub stats2: B::Buf<f32>,
+    /// Of each adapter the input's low-rank form, [T, r]
+    pub down: Vec<B::Buf<B::Real>>,
+}
+
+/// What follows from a layer's other activations by operations that cost little.
+pub struct FfnActivations<B: Backend> {
+    /// LayerNorm(sum1), [T, H]
+    pub normed1: B::Buf<B::Real>,
+    /// After GELU, [T, I]
+    pub act: B::Buf<B::Real>,
 }
 
 /// What the heads keep.
@@ -112,6 +132,8 @@ pub struct BackwardActivations<B: Backend> {
     pub dtransformed: B::Buf<B::Real>,
     /// [S, H]
     pub dcls: B::Buf<B::Real>,
+    /// Gradient of an adapter's low-rank form, [T, r] of the widest; empty without adapters
+    pub ddown: B::Buf<B::Real>,
 }
 
 /// All of them.
@@ -125,24 +147,31 @@ pub struct Activations<B: Backend> {
     pub x: Vec<B::Buf<B::Real>>,
     /// One a layer for training, a single shared one when nothing is kept.
     pub layers: Vec<LayerActivations<B>>,
+    /// Likewise.
+    pub ffns: Vec<FfnActivations<B>>,
     pub heads: HeadActivations<B>,
     /// Absent when the model only measures.
     pub backward: Option<BackwardActivations<B>>,
 }
 
 impl<B: Backend> Activations<B> {
-    /// Allocates everything for packs up to `capacity`; `train` keeps what backward needs.
-    pub fn new(backend: &B, shape: &Shape, heads: HeadSet, capacity: Capacity, train: bool) -> Result<Self> {
-        let (t, h) = (capacity.tokens, shape.hidden);
-        let kept = if train { shape.layers } else { shape.layers.min(1) };
-        let inputs = if train { shape.layers + 1 } else { 2 };
+    /// Allocates everything for packs up to `options.capacity`. For training, what backward needs is
+    /// kept layer by layer but for what it will `recompute`.
+    pub fn new(backend: &B, layout: &Layout, options: &Options, recompute: Recompute) -> Result<Self> {
+        let (shape, heads, capacity) = (&layout.shape, options.heads, options.capacity);
+        let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
+        let kept = |keep: bool| if options.train && keep { shape.layers } else { shape.layers.min(1) };
+        let inputs = if options.train { shape.layers + 1 } else { 2 };
+        let ffn = |_| Ok(FfnActivations { normed1: backend.zeros(t * h)?, act: backend.zeros(t * i)? });
+        let layers = &layout.layers[..kept(recompute != Recompute::Layer)];
         Ok(Self {
             embed_sum: backend.zeros(t * h)?,
             embed_stats: backend.zeros(t * 2)?,
             x: (0..inputs).map(|_| backend.zeros(t * h)).collect::<Result<_>>()?,
-            layers: (0..kept).map(|_| layer(backend, shape, t)).collect::<Result<_>>()?,
+            layers: layers.iter().map(|at| layer(backend, shape, at, t)).collect::<Result<_>>()?,
+            ffns: (0..kept(recompute == Recompute::None)).map(ffn).collect::<Result<_>>()?,
             heads: head_activations(backend, shape, heads, capacity)?,
-            backward: if train { Some(backward(backend, shape, heads, capacity)?) } else { None },
+            backward: if options.train { Some(backward(backend, layout, heads, capacity)?) } else { None },
         })
     }
 }
@@ -170,7 +199,7 @@ impl<B: Backend> Activations<B> {
     }
 }
 
-fn layer<B: Backend>(backend: &B, shape: &Shape, t: usize) -> Result<LayerActivations<B>> {
+fn layer<B: Backend>(backend: &B, shape: &Shape, at: &LayerAt, t: usize) -> Result<LayerActivations<B>> {
     let (h, i) = (shape.hidden, shape.intermediate);
     Ok(LayerActivations {
         qkv: backend.zeros(t * 3 * h)?,
@@ -178,11 +207,10 @@ fn layer<B: Backend>(backend: &B, shape: &Shape, t: usize) -> Result<LayerActiva
         context: backend.zeros(t * h)?,
         sum1: backend.zeros(t * h)?,
         stats1: backend.zeros(t * 2)?,
-        normed1: backend.zeros(t * h)?,
         pre: backend.zeros(t * i)?,
-        act: backend.zeros(t * i)?,
         sum2: backend.zeros(t * h)?,
         stats2: backend.zeros(t * 2)?,
+        down: at.adapters.iter().map(|adapter| backend.zeros(t * adapter.a.n)).collect::<Result<_>>()?,
     })
 }
 
@@ -212,10 +240,11 @@ fn head_activations<B: Backend>(
 
 fn backward<B: Backend>(
     backend: &B,
-    shape: &Shape,
+    layout: &Layout,
     heads: HeadSet,
     capacity: Capacity,
 ) -> Result<BackwardActivations<B>> {
+    let shape = &layout.shape;
     let (t, h) = (capacity.tokens, shape.hidden);
     let m = if heads.mlm { capacity.masked } else { 0 };
     Ok(BackwardActivations {
@@ -228,6 +257,7 @@ fn backward<B: Backend>(
         dmasked: backend.zeros(m * h)?,
         dtransformed: backend.zeros(m * h)?,
         dcls: backend.zeros(capacity.sequences * h)?,
+        ddown: backend.zeros(t * layout.adapter_width())?,
     })
 }
 

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Capacity, LayerActivations, device_batch, put, sums};
-use super::layout::{HeadSet, LayerAt, Layout};
+use super::activations::{Activations, Capacity, Recompute, device_batch, put, sums};
+use super::layout::{HeadSet, Layout};
+use super::lora::Lora;
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
@@ -48,6 +49,16 @@ pub struct Options {
     pub continues: Vec<u32>,
 }
 
+/// What training adds, freezes and computes twice; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// Low-rank adapters, beside a frozen encoder.
+    pub lora: Option<Lora>,
+    /// Parts that keep their weights, as `Layout::freeze` names them.
+    pub freeze: Vec<String>,
+    pub recompute: Recompute,
+}
+
 /// Called with the gradient arena when a range of it is complete.
 pub type Ready<'a, B> = &'a mut dyn FnMut(&B, &mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
 
@@ -64,14 +75,24 @@ pub struct Bert<B: Backend> {
     pub sums: B::Buf<f32>,
     /// [V]
     continues: B::Buf<u32>,
-    acts: Activations<B>,
-    batch: DeviceBatch<B>,
+    pub(super) recompute: Recompute,
+    pub(super) acts: Activations<B>,
+    pub(super) batch: DeviceBatch<B>,
 }
 
 impl<B: Backend> Bert<B> {
     /// A model with zeroed weights; `checkpoint` and `init` fill them.
     pub fn new(backend: B, shape: &Shape, options: Options) -> Result<Self> {
-        let layout = Layout::new(shape, options.heads)?;
+        Self::tuned(backend, shape, options, &Tuning::default())
+    }
+
+    /// The same with adapters, frozen parts or recomputation.
+    ///
+    /// # Errors
+    /// As `Layout::with` and `Layout::freeze`.
+    pub fn tuned(backend: B, shape: &Shape, options: Options, tuning: &Tuning) -> Result<Self> {
+        let mut layout = Layout::with(shape, options.heads, tuning.lora.as_ref())?;
+        layout.freeze(&tuning.freeze)?;
         let backend = backend.for_packs(&options.capacity.counts())?;
         let mut continues = backend.zeros(shape.vocab)?;
         if options.continues.len() == shape.vocab {
@@ -81,7 +102,8 @@ impl<B: Backend> Bert<B> {
             weights: backend.zeros(layout.len)?,
             grads: backend.zeros(if options.train { layout.len } else { 0 })?,
             sums: sums(&backend)?,
-            acts: Activations::new(&backend, shape, options.heads, options.capacity, options.train)?,
+            acts: Activations::new(&backend, &layout, &options, tuning.recompute)?,
+            recompute: tuning.recompute,
             batch: device_batch(&backend, options.capacity)?,
             continues,
             backend,
@@ -132,7 +154,7 @@ impl<B: Backend> Bert<B> {
         put(&self.backend, batch, device)
     }
 
-    fn dropout(&self, mode: Mode, site: usize) -> Dropout {
+    pub(super) fn dropout(&self, mode: Mode, site: usize) -> Dropout {
         match mode {
             Mode::Train => Dropout::new(self.options.dropout, self.options.seed, site as u32),
             Mode::Measure => Dropout::OFF,
@@ -253,29 +275,7 @@ impl<B: Backend> Bert<B> {
         Ok(())
     }
 
-    fn layer_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
-        let drops = [1, 2, 3].map(|site| self.dropout(mode, site + 3 * l));
-        let heads = self.heads();
-        let (b, w, batch) = (&self.backend, &self.weights, &self.batch);
-        let at = &self.layout.layers[l];
-        let t = Rows::Tokens(batch.tokens);
-        let kept = self.acts.layers.len();
-        let a = &mut self.acts.layers[l % kept];
-        let [x, next] = input_and_output(&mut self.acts.x, l)?;
-
-        b.linear(x, w, at.qkv, t, Epilogue::Bias, &mut a.qkv)?;
-        b.attention(batch, heads, drops[0], &a.qkv, &mut a.lse, &mut a.context)?;
-        b.linear(&a.context, w, at.output, t, Epilogue::None, &mut a.sum1)?;
-        let (norm, bias) = (at.attention_norm, at.output.b);
-        b.residual_norm(batch, w, bias, norm, drops[1], x, &mut a.sum1, &mut a.stats1, &mut a.normed1)?;
-
-        b.linear_gelu(&a.normed1, w, at.up, t, &mut a.pre, &mut a.act)?;
-        b.linear(&a.act, w, at.down, t, Epilogue::None, &mut a.sum2)?;
-        let (norm, bias) = (at.output_norm, at.down.b);
-        b.residual_norm(batch, w, bias, norm, drops[2], &a.normed1, &mut a.sum2, &mut a.stats2, next)
-    }
-
-    fn heads(&self) -> Heads {
+    pub(super) fn heads(&self) -> Heads {
         Heads { heads: self.layout.shape.heads, size: self.layout.shape.head_size() }
     }
 
@@ -327,7 +327,7 @@ impl<B: Backend> Bert<B> {
 
     /// Adds the gradients of the pack that `forward` has just seen in `Mode::Train`. `ready` is
     /// called as soon as a range of the gradient arena is complete: heads, layers from last to
-    /// first, embeddings.
+    /// first, embeddings; not for the parts below the lowest that learns.
     pub fn backward(&mut self, batch: &Batch, ready: Ready<'_, B>) -> Result<()> {
         if self.acts.backward.is_none() {
             return Err(Error::config("a model that was made for measuring cannot be trained"));
@@ -337,12 +337,16 @@ impl<B: Backend> Bert<B> {
             self.backend.end_segment()?;
         }
         ready(&self.backend, &mut self.grads, self.layout.heads_range.clone())?;
-        for l in (0..self.layout.shape.layers).rev() {
+        let lowest = self.layout.lowest_trained(); // nothing below it learns
+        for l in (0..self.layout.shape.layers).rev().take_while(|l| *l + 1 >= lowest) {
             if !self.backend.begin_segment(self.segment("backward of layer", l, batch))? {
-                self.layer_backward(l)?;
+                self.layer_backward(l, l + 1 > lowest)?;
                 self.backend.end_segment()?;
             }
             ready(&self.backend, &mut self.grads, self.layout.layers[l].range.clone())?;
+        }
+        if lowest > 0 {
+            return Ok(());
         }
         if !self.backend.begin_segment(self.segment("backward of the embeddings", 0, batch))? {
             self.embed_backward()?;
@@ -378,7 +382,9 @@ impl<B: Backend> Bert<B> {
         let grads = &mut self.grads;
         let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         // mlm_loss has added the decoder's bias gradient already
-        b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+        if self.layout.trains(0) {
+            b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+        }
         b.linear_backward_input(&a.logits, w, at.decoder, m, false, &mut d.dtransformed)?;
         let row_stats = &a.transform_stats;
         b.norm_backward(&a.transform_act, w, at.norm, m, row_stats, &mut d.dtransformed, grads)?;
@@ -406,52 +412,6 @@ impl<B: Backend> Bert<B> {
         b.scatter_add_rows(&d.dcls, &batch.cu_seqlens, s, h, &mut d.dx)
     }
 
-    fn layer_backward(&mut self, l: usize) -> Result<()> {
-        let drops = [1, 2, 3].map(|site| self.dropout(Mode::Train, site + 3 * l));
-        let heads = self.heads();
-        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
-        let (b, w, batch, grads) = (&self.backend, &self.weights, &self.batch, &mut self.grads);
-        let at: &LayerAt = &self.layout.layers[l];
-        let a: &LayerActivations<B> = &self.acts.layers[l];
-        let x = &self.acts.x[l];
-        let (t, i) = (Rows::Tokens(batch.tokens), self.layout.shape.intermediate);
-
-        // FFN: dx is the gradient of this layer's output
-        let (norm, bias) = (at.output_norm, at.down.b);
-        let (sum, st) = (&a.sum2, &a.stats2);
-        b.residual_norm_backward(
-            batch,
-            w,
-            bias,
-            norm,
-            drops[2],
-            sum,
-            st,
-            &d.dx,
-            &mut d.dnormed,
-            &mut d.dy,
-            grads,
-        )?;
-        b.linear_backward_weight(&d.dy, &a.act, at.down, t, false, grads)?;
-        b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
-        b.gelu_backward(&a.pre, &mut d.dact, t, i)?;
-        b.linear_backward_weight(&d.dact, &a.normed1, at.up, t, true, grads)?;
-        b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
-
-        // attention: dnormed is the gradient of normed1
-        let (norm, bias) = (at.attention_norm, at.output.b);
-        let (sum, st) = (&a.sum1, &a.stats1);
-        b.residual_norm_backward(
-            batch, w, bias, norm, drops[1], sum, st, &d.dnormed, &mut d.dx, &mut d.dy, grads,
-        )?;
-        b.linear_backward_weight(&d.dy, &a.context, at.output, t, false, grads)?;
-        b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
-        let (qkv, lse, context) = (&a.qkv, &a.lse, &a.context);
-        b.attention_backward(batch, heads, drops[0], qkv, lse, context, &d.dcontext, &mut d.dqkv)?;
-        b.linear_backward_weight(&d.dqkv, x, at.qkv, t, true, grads)?;
-        b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)
-    }
-
     fn embed_backward(&mut self) -> Result<()> {
         let drop = self.dropout(Mode::Train, 0);
         let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
@@ -469,13 +429,6 @@ fn scale(mode: Mode, weight: f32, count: usize) -> LossScale {
     }
 }
 
-fn missing_head(name: &str) -> Error {
+pub(super) fn missing_head(name: &str) -> Error {
     Error::config(format!("the model was made without the {name} part that this objective needs"))
-}
-
-/// Input and output of layer l: neighbours, or two buffers in turn.
-fn input_and_output<T>(x: &mut [T], l: usize) -> Result<[&mut T; 2]> {
-    let n = x.len();
-    x.get_disjoint_mut([l % n, (l + 1) % n])
-        .map_err(|e| Error::config(format!("a model needs at least two layer buffers: {e}")))
 }

@@ -17,6 +17,8 @@ use crate::engine::Backend;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
 use crate::report::probe as report;
+use crate::train::checkpoints::Identity;
+use crate::train::resume;
 use crate::train::run_dir::{self, on_engine};
 use crate::{Error, Result};
 use pairs::Pairs;
@@ -52,7 +54,10 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
     run_dir::announce(backend, world);
-    let dir = run_dir::create(config, "probe", &[("pairs", json!(pairs.list.len()))], world)?;
+    let data = pairs.source.to_string();
+    let identity = Identity { command: "probe".into(), data, config: resume::plan_of(config, &[])? };
+    world.agree(world.leads().then(|| resume::check_command(&config.run.out, "probe")))?;
+    let dir = run_dir::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
         let (mut model, borrowed) = load(backend.clone(), config, path, options.heads_from.as_deref())?;

@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::checkpoints::Identity;
 use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
+use super::resume;
 use super::run_dir::{self, on_engine};
+use super::signals;
 use crate::config::{Arm, Config, Split};
 use crate::corpus::tokenise::Tokenizer;
 use crate::dist::{Distributed, World};
@@ -48,21 +51,32 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
         return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
     };
     check_arms(config)?;
-    let dir = run_dir::create(config, "experiment", &[("arms", json!(arms.len()))], world)?;
-    let study = Study::read(config, &first.model, &dir, world)?;
+    let dir = &config.run.out;
+    world.agree(world.leads().then(|| resume::check_command(dir, "experiment")))?;
+    let _lock = run_dir::lock(dir, world)?;
+    // Every task says what its result depends on, so a study may change and keep what still holds.
+    let plan = resume::plan_of(config, &[])?;
+    let identity = Identity { command: "experiment".into(), data: String::new(), config: plan };
+    run_dir::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
+    let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
     run_dir::announce(backend, world);
+    signals::listen()?;
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {
         if i % world.size() == world.rank() {
-            run_task(backend, &study, task, &dir)?;
+            let done = run_task(backend, &study, task, dir);
+            if let Err(error @ Error::Preempted(_)) = &done {
+                world.fail(error); // the others are at other tasks: there is nothing to agree on
+            }
+            done?;
         }
         if world.leads() && (i + 1) % 10 == 0 {
             println!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
         }
     }
     world.barrier();
-    world.agree(world.leads().then(|| conclude(&study, &tasks, &dir)))?;
+    world.agree(world.leads().then(|| conclude(&study, &tasks, dir)))?;
     Ok(())
 }
 

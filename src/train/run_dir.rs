@@ -1,12 +1,13 @@
 //! A run's folder: the plan that was run, where it ran, and files that are complete or absent.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::checkpoints::Identity;
 use crate::config::{Config, Device, Precision};
 use crate::dist::World;
 use crate::engine::Backend;
@@ -86,17 +87,31 @@ pub fn announce<B: Backend>(backend: &B, world: &World) {
     }
 }
 
+/// Held while a run writes in its directory.
+pub const LOCK: &str = ".lock";
+
 /// Makes the run directory and writes the resolved plan and the facts that results depend on.
 /// Only the leading rank writes; the others learn of its failure.
-pub fn create(config: &Config, command: &str, facts: &[(&str, Value)], world: &World) -> Result<PathBuf> {
+pub fn create(
+    config: &Config,
+    identity: &Identity,
+    facts: &[(&str, Value)],
+    world: &World,
+) -> Result<PathBuf> {
     let dir = config.run.out.clone();
-    world.agree(world.leads().then(|| describe(&dir, config, command, facts, world.size())))?;
+    world.agree(world.leads().then(|| describe(&dir, config, identity, facts, world.size())))?;
     Ok(dir)
 }
 
-fn describe(dir: &Path, config: &Config, command: &str, facts: &[(&str, Value)], ranks: usize) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
+fn describe(
+    dir: &Path,
+    config: &Config,
+    identity: &Identity,
+    facts: &[(&str, Value)],
+    ranks: usize,
+) -> Result<()> {
     let plan = config.to_toml()?;
+    let command = &identity.command;
     println!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());
     write_whole(&dir.join("config.toml"), plan.as_bytes())?;
     let mut about = json!({
@@ -104,11 +119,46 @@ fn describe(dir: &Path, config: &Config, command: &str, facts: &[(&str, Value)],
         "program": concat!("ctune-dist ", env!("CARGO_PKG_VERSION")),
         "code": env!("CTUNE_CODE_VERSION"),
         "ranks": ranks,
+        "identity": identity,
     });
     for (key, value) in facts {
         about[*key] = value.clone();
     }
     write_whole(&dir.join("run.json"), format!("{about:#}\n").as_bytes())
+}
+
+/// What the run in `dir` was started as.
+///
+/// # Errors
+/// `Error::Data` when `run.json` cannot be read.
+pub fn read_identity(dir: &Path) -> Result<Identity> {
+    let path = dir.join("run.json");
+    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let bad = |e| Error::data(format!("{}: no description of a run: {e}", path.display()));
+    let mut value: Value = serde_json::from_slice(&text).map_err(bad)?;
+    serde_json::from_value(value["identity"].take()).map_err(bad)
+}
+
+/// Makes the run directory and keeps other processes out of it for as long as the file is open: a
+/// requeued job may start while the one before still ends. Where the file system has no locks, nobody
+/// is kept out.
+///
+/// # Errors
+/// `Error::Data` when another process is in the directory, or it cannot be written.
+pub fn lock(dir: &Path, world: &World) -> Result<Option<File>> {
+    let take = || {
+        fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
+        let path = dir.join(LOCK);
+        let file = File::create(&path).map_err(|e| Error::io("written", &path, e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::data(format!(
+                "{}: another process is training there: wait for it, or choose another --out",
+                dir.display()
+            ))),
+            _ => Ok(file),
+        }
+    };
+    world.agree(world.leads().then(take))
 }
 
 /// Writes a file beside its place and renames it, so that a file of this name is complete.
