@@ -13,6 +13,7 @@
 // chunks that eight neighbouring threads write, then lie in eight different groups of four banks.
 #pragma once
 
+#include "common.cuh"
 #include "intrinsics.cuh"
 
 constexpr float LOG2_E = 1.44269504088896341f;

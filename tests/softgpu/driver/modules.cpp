@@ -5,6 +5,7 @@
 #include <cstring>
 #include <dlfcn.h>
 #include <memory>
+#include <unistd.h>
 
 using namespace softgpu;
 
@@ -20,12 +21,11 @@ static const char kMagic[] = "softgpu image ";
 
 SOFTGPU_API CUresult cuModuleLoadData(SoftModule** module, const void* image) {
     const char* text = static_cast<const char*>(image);
-    if (strncmp(text, kMagic, sizeof kMagic - 1)) {
-        complain("cuModuleLoadData: this image was not made by softgpu's NVRTC");
-        return CUDA_ERROR_INVALID_IMAGE;
-    }
+    if (strncmp(text, kMagic, sizeof kMagic - 1)) return CUDA_ERROR_INVALID_IMAGE;
     std::string path(text + sizeof kMagic - 1);
     path = path.substr(0, path.find('\n'));
+    // A program may keep images longer than the kernels' folder lives; it then compiles again, as after a new driver.
+    if (access(path.c_str(), R_OK)) return CUDA_ERROR_INVALID_IMAGE;
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         complain(std::string("cuModuleLoadData: ") + dlerror());

@@ -181,6 +181,7 @@ static bool build(Program& p, const std::vector<std::string>& flags, const std::
     auto first = common;
     for (std::string word : {"-E", "-x", "c++", "-include", "cuda_shim.h"}) first.push_back(word);
     first.push_back("-I" + shim);
+    first.push_back("-I" + work);  // for headers that the shim's header includes
     first.push_back("-fmacro-prefix-map=" + work + "/=");
     for (std::string word : {work + "/" + name, std::string("-o"), work + "/expanded.ii"}) first.push_back(word);
     bool good = run(first, log);
@@ -202,7 +203,12 @@ static bool build(Program& p, const std::vector<std::string>& flags, const std::
     return good;
 }
 
-SOFTGPU_API int nvrtcVersion(int* major, int* minor) { return *major = 12, *minor = 8, NVRTC_SUCCESS; }
+// A program may keep what it compiled by this version: it must be nobody else's, and new with each build of the shim.
+SOFTGPU_API int nvrtcVersion(int* major, int* minor) {
+    *major = 12;
+    *minor = 1000 + static_cast<int>(hash(own_folder()) % 1000000);
+    return NVRTC_SUCCESS;
+}
 SOFTGPU_API int nvrtcCreateProgram(Program** program, const char* source, const char* name, int count,
                                    const char* const* texts, const char* const* names) {
     auto* p = new Program{source, name ? name : "", "", "", {}};
