@@ -18,6 +18,7 @@ mod build;
 mod child;
 mod device;
 mod nccl;
+mod ptx;
 mod sanitizers;
 
 /// Exit code of a process that the software device ended because of what it reported.
