@@ -112,7 +112,11 @@ fn the_plain_device_reports_what_it_can_see() {
         ("shuffle_mask", "forward", &["kernel shuffle_mask block (0,0,0)", "lanes that have returned"]),
         ("shuffle_mask", "reverse", &["kernel shuffle_mask block (0,0,0)", "lanes that have returned"]),
         ("shuffle_absent", "forward", &["a lane that is not in its mask"]),
-        ("deadlock", "forward", &["deadlock: 64 threads", "in shuffle at bugs.cu:", "in __syncthreads at bugs.cu:"]),
+        (
+            "deadlock",
+            "forward",
+            &["deadlock: 64 threads", "in shuffle at bugs.cu:", "in __syncthreads at bugs.cu:"],
+        ),
         ("dynamic_overrun", "forward", &["past the end of its 256 bytes of dynamic shared memory"]),
         ("missing_barrier", "compare", &["depends on the order of threads"]),
         ("missing_syncwarp", "compare", &["depends on the order of threads"]),

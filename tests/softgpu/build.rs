@@ -101,7 +101,10 @@ fn build(folder: &Path) {
         run(&mut command);
     }
     let mut command = compiler();
-    command.args(["shim/report.cpp", "driver/compile.cpp", "driver/compile_main.cpp"].map(|s| Path::new(SOURCES).join(s)));
+    command.args(
+        ["shim/report.cpp", "driver/compile.cpp", "driver/compile_main.cpp"]
+            .map(|s| Path::new(SOURCES).join(s)),
+    );
     run(command.arg("-O1").arg("-o").arg(folder.join("compile_kernel")));
     for (alias, name) in ALIASES {
         std::os::unix::fs::symlink(name, folder.join(alias)).unwrap();
@@ -144,7 +147,8 @@ pub fn replay_program(sanitizer: Sanitizer, sources: &[PathBuf], flags: &[&str])
     (fingerprint(), format!("{sanitizer:?}"), flags).hash(&mut hash);
     let headers = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let headers_and_sources = fs::read_dir(&headers).unwrap().map(|f| f.unwrap().path());
-    let mut files: Vec<_> = headers_and_sources.filter(|f| f.extension().is_some_and(|e| e == "cuh")).collect();
+    let mut files: Vec<_> =
+        headers_and_sources.filter(|f| f.extension().is_some_and(|e| e == "cuh")).collect();
     files.extend_from_slice(sources);
     files.sort();
     for file in files {
