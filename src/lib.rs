@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod ir;
+pub mod journal;
 pub mod model;
 pub mod probe;
 pub mod reference;
