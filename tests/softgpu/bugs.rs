@@ -59,6 +59,7 @@ impl Bench {
         let options = CompileOptions {
             include_paths: vec![headers.path().to_str().unwrap().into()],
             options,
+            name: Some("bugs.cu".into()),
             ..CompileOptions::default()
         };
         let image = compile_ptx_with_opts(std::fs::read_to_string(source()).unwrap(), options).unwrap();

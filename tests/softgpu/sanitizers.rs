@@ -6,8 +6,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 
 use super::build::{Sanitizer, replay_program};
+use super::child;
 
 /// Repeats a recording; `only` names a kernel, or none for all.
 pub fn replay(
@@ -27,4 +29,56 @@ pub fn replay(
         .env("TSAN_OPTIONS", "report_thread_leaks=0:halt_on_error=1");
     command.env_remove("SOFTGPU_RECORD").env("SOFTGPU_STRICT", "1");
     command.arg(recording).output().unwrap()
+}
+
+/// All kernels of the project.
+fn kernels() -> Vec<PathBuf> {
+    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+    let files = folder.map(|f| f.unwrap().path());
+    let mut files: Vec<_> = files.filter(|f| f.extension().is_some_and(|e| e == "cu")).collect();
+    files.sort();
+    files
+}
+
+/// What the trials of every operation launch: ragged packs, both head sizes, f32 and bf16.
+fn recording() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let path = tempfile::tempdir().unwrap().keep().join("launches");
+        for test in ["operations_in_f32_are_the_cpu_engines", "operations_in_bf16_are_the_cpu_engines"] {
+            let mut command = child::command(&format!("cuda::engine::{test}"), "");
+            child::expect_silence(command.env("SOFTGPU_RECORD", &path));
+        }
+        path
+    })
+}
+
+fn all_kernels_pass(sanitizer: Sanitizer) {
+    let output = replay(sanitizer, &kernels(), &[], recording(), None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let names = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut names: Vec<_> = names.lines().collect();
+    println!("{} launches", names.len());
+    names.sort_unstable();
+    names.dedup();
+    println!("of {} kernels: {names:?}", names.len());
+    assert!(names.len() > 40, "only {names:?} were launched");
+}
+
+#[test]
+fn the_projects_kernels_pass_the_address_sanitizer() {
+    all_kernels_pass(Sanitizer::Address);
+}
+
+#[test]
+fn the_projects_kernels_pass_the_thread_sanitizer() {
+    all_kernels_pass(Sanitizer::Thread);
+}
+
+#[test]
+fn the_projects_kernels_do_not_depend_on_the_order_of_threads() {
+    for test in ["operations_in_f32_are_the_cpu_engines", "operations_in_bf16_are_the_cpu_engines"] {
+        let mut command = child::command(&format!("cuda::engine::{test}"), "");
+        child::expect_silence(command.env("SOFTGPU_ORDER", "compare"));
+    }
 }

@@ -167,7 +167,13 @@ void Block::fiber_body() {
     if (has_tsan()) __tsan_acquire(sync(kStart));
     launch_->kernel->thunk(launch_->kernel->function, launch_->values);
     if (has_tsan()) __tsan_release(sync(kEnd));
-    warps_[current_->warp].done |= 1u << current_->lane;
+    Warp& warp = warps_[current_->warp];
+    warp.done |= 1u << current_->lane;
+    for (unsigned left = warp.in_warp; left; left &= left - 1) {
+        const Fiber& other = fibers_[current_->warp * 32 + static_cast<unsigned>(__builtin_ctz(left))];
+        if (warp.mask[other.lane] >> current_->lane & 1)
+            fault(std::string(other.site.what) + ": the mask names lanes that have returned", other.site);
+    }
     alive_--;
     if (alive_ && waiting_ == alive_) complete_barrier();
     next(true);
