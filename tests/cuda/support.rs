@@ -99,7 +99,7 @@ pub fn counts(pack: &Pack) -> PackCounts {
 
 /// The pack on the device, with garbage behind every list.
 pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
-    DeviceBatch {
+    let batch = DeviceBatch {
         tokens: pack.tokens(),
         sequences: pack.samples.len(),
         masked: 0,
@@ -116,7 +116,10 @@ pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
         targets: floats(gpu, &[], ROOM),
         masked_rows: words(gpu, &[]),
         masked_labels: words(gpu, &[]),
-    }
+    };
+    // Uploads wait for the next operation; a test may put another list in a list's place before it.
+    gpu.download(&batch.ids, 0..0).unwrap();
+    batch
 }
 
 /// The error rule: `got` is at most twice as far from `exact` as the plain computation that stores in R
