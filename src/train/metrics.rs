@@ -165,7 +165,7 @@ impl Meter {
             update.mean(stats::MLM_LOSS, stats::MLM_COUNT),
             update.mean(stats::QDPP_LOSS, stats::QDPP_COUNT),
         ];
-        std::array::from_fn(|i| values[i].and_then(|value| self.unusual[i].score(value)))
+        std::array::from_fn(|i| values[i].and_then(|value| self.unusual[i].record(value)))
     }
 
     /// Share of the speed of large matrix products.
