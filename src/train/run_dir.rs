@@ -60,6 +60,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
     let settings = cuda::Settings {
         graph: config.run.graph && config.run.check == 0,
         narrow_sums: config.train.reduce == Precision::Bf16,
+        ..cuda::Settings::default()
     };
     Ok(match precision.unwrap_or(Precision::Bf16) {
         Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
