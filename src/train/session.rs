@@ -29,6 +29,8 @@ pub struct Session<'w> {
     start: Instant,
     /// The step that training went back to after non-finite gradients.
     went_back: Option<u64>,
+    /// Ranks that were called slow.
+    slow: Vec<usize>,
 }
 
 impl<'w> Session<'w> {
@@ -42,6 +44,7 @@ impl<'w> Session<'w> {
             steps,
             start: Instant::now(),
             went_back: None,
+            slow: Vec::new(),
         })
     }
 
@@ -97,6 +100,15 @@ impl<'w> Session<'w> {
         self.world.agree(self.world.leads().then(cut))?;
         self.meter = Some(Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?);
         Ok(())
+    }
+
+    /// Signs of trouble: on the terminal, and a rank that is slow again in the log alone.
+    fn report(&mut self, update: &Update) {
+        let known = update.signs.slow.is_some_and(|slow| self.slow.contains(&slow.rank));
+        self.slow.extend(update.signs.slow.map(|slow| slow.rank).filter(|_| !known));
+        for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
+            if known { journal::note(&line) } else { tracing::warn!("{line}") }
+        }
     }
 
     /// Where to go back to, said to the user; an error where that cannot help.
@@ -179,9 +191,7 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
             meter.record(update)?;
         }
         if self.world.leads() {
-            for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
-                tracing::warn!("{line}");
-            }
+            self.report(update);
         }
         if update.skipped_in_row >= NON_FINITE_LIMIT {
             return Ok(Flow::Diverged);
