@@ -4,9 +4,10 @@ use std::process::Command;
 
 use ctune_dist::config::Config;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::model::Shape;
-use ctune_dist::model::activations::{Activations, Capacity, device_batch};
+use ctune_dist::model::activations::{Activations, Capacity, Recompute, device_batch};
+use ctune_dist::model::bert::Options;
 use ctune_dist::model::layout::{HeadSet, Layout};
+use ctune_dist::model::{Objective, Shape};
 use ctune_dist::plan::memory::{self, Field, Sizes};
 use ctune_dist::plan::{PlanOptions, Report, report};
 
@@ -28,7 +29,18 @@ fn memory_is_what_the_engine_allocates() {
     let listed = memory::activations(sizes);
 
     let cpu = Cpu::new();
-    let a = Activations::new(&cpu, &shape, heads, capacity, true).unwrap();
+    let options = Options {
+        objective: Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
+        heads,
+        capacity,
+        train: true,
+        dropout: 0.1,
+        seed: 1,
+        rule: None,
+        continues: Vec::new(),
+    };
+    let layout = Layout::new(&shape, heads).unwrap();
+    let a = Activations::new(&cpu, &layout, &options, Recompute::None).unwrap();
     let layers = |size: &dyn Fn(usize) -> usize| (0..a.layers.len()).map(size).sum::<usize>();
     let back = a.backward.as_ref().unwrap();
     let h = &a.heads;
@@ -41,9 +53,9 @@ fn memory_is_what_the_engine_allocates() {
         ("layers: attention's result", layers(&|l| a.layers[l].context.len())),
         ("layers: sums before LayerNorm", layers(&|l| a.layers[l].sum1.len() + a.layers[l].sum2.len())),
         ("layers: row statistics", layers(&|l| a.layers[l].stats1.len() + a.layers[l].stats2.len())),
-        ("layers: attention's LayerNorm", layers(&|l| a.layers[l].normed1.len())),
+        ("layers: attention's LayerNorm", layers(&|l| a.ffns[l].normed1.len())),
         ("layers: before GELU", layers(&|l| a.layers[l].pre.len())),
-        ("layers: after GELU", layers(&|l| a.layers[l].act.len())),
+        ("layers: after GELU", layers(&|l| a.ffns[l].act.len())),
         (
             "MLM: gathered rows, transform, LayerNorm",
             h.masked.len() + h.transform_pre.len() + h.transform_act.len() + h.transformed.len(),

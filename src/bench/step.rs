@@ -145,7 +145,7 @@ struct Clock {
 }
 
 impl<B: Backend> Watcher<B> for Clock {
-    fn after(&mut self, update: &Update, _model: &mut Bert<B>) -> Result<Flow> {
+    fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.step_ms.push(update.step_ms);
         self.waited_ms.push(update.waited_ms);
         self.tokens = update.tokens;
