@@ -36,6 +36,8 @@ pub struct Session<'w> {
     start: Instant,
     /// The step that training went back to after non-finite gradients.
     went_back: Option<u64>,
+    /// Ranks that were called slow.
+    slow: Vec<usize>,
 }
 
 impl<'w> Session<'w> {
@@ -59,6 +61,7 @@ impl<'w> Session<'w> {
             steps,
             start: Instant::now(),
             went_back: None,
+            slow: Vec::new(),
         })
     }
 
@@ -132,6 +135,15 @@ impl<'w> Session<'w> {
             meter.validated(step, &scores, best)?;
         }
         Ok(())
+    }
+
+    /// Signs of trouble: on the terminal, and a rank that is slow again in the log alone.
+    fn report(&mut self, update: &Update) {
+        let known = update.signs.slow.is_some_and(|slow| self.slow.contains(&slow.rank));
+        self.slow.extend(update.signs.slow.map(|slow| slow.rank).filter(|_| !known));
+        for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
+            if known { journal::note(&line) } else { tracing::warn!("{line}") }
+        }
     }
 
     /// Where to go back to, said to the user; an error where that cannot help.
@@ -214,9 +226,7 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
             meter.record(update)?;
         }
         if self.world.leads() {
-            for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
-                tracing::warn!("{line}");
-            }
+            self.report(update);
         }
         if update.skipped_in_row >= NON_FINITE_LIMIT {
             return Ok(Flow::Diverged);
