@@ -2,4 +2,8 @@
 //! users start it.
 
 mod engine;
+mod mask;
+mod optimiser;
 mod program;
+mod rows;
+mod support;
