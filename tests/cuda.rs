@@ -1,7 +1,10 @@
-//! The GPU path, run whole on the software device: the engine in this process, and the program as
-//! users start it.
+//! The GPU path, run whole on the software device: single kernels, the engine in this process, and the
+//! program as users start it.
 
+mod attention;
+mod buffers;
 mod engine;
+mod losses;
 mod mask;
 mod optimiser;
 mod program;

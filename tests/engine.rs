@@ -6,7 +6,7 @@
 mod attention;
 mod determinism;
 mod linear;
-mod losses;
+pub mod losses;
 mod masking;
 pub mod naive;
 pub mod optimiser;

@@ -1,6 +1,7 @@
 //! Masking on the device is the CPU engine's to the bit: ids, rows, labels.
 
-use super::support::*;
+use super::buffers::{engine, packs};
+use super::support::{device, words};
 use crate::engine::support::Pack;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::cuda::Cuda;
@@ -43,10 +44,10 @@ fn on_cpu(pack: &Pack, rule: &MaskRule) -> [Vec<u32>; 3] {
 }
 
 fn on_gpu(gpu: &Cuda<f32>, pack: &Pack, rule: &MaskRule, masked: usize) -> DeviceBatch<Cuda<f32>> {
-    let mut batch = batch(gpu, pack);
+    let mut batch = device(gpu, pack);
     batch.masked = masked;
-    batch.masked_rows = list(gpu, &vec![u32::MAX; masked]);
-    batch.masked_labels = list(gpu, &vec![u32::MAX; masked]);
+    batch.masked_rows = words(gpu, &vec![u32::MAX; masked]);
+    batch.masked_labels = words(gpu, &vec![u32::MAX; masked]);
     let mut pieces = gpu.zeros(rule.vocab as usize).unwrap();
     gpu.upload(&continues(rule.vocab), &mut pieces, 0).unwrap();
     gpu.check_results(true);
@@ -81,9 +82,9 @@ fn a_wrong_count_is_an_error_where_results_are_checked() {
     let pack = Pack::new(&[300], 1000);
     let masked = on_cpu(&pack, &RULE)[1].len() + 1;
     let gpu: Cuda<f32> = engine(&pack, masked);
-    let mut batch = batch(&gpu, &pack);
+    let mut batch = device(&gpu, &pack);
     batch.masked = masked;
-    (batch.masked_rows, batch.masked_labels) = (list(&gpu, &[]), list(&gpu, &[]));
+    (batch.masked_rows, batch.masked_labels) = (words(&gpu, &[]), words(&gpu, &[]));
     let pieces = gpu.zeros(1000).unwrap();
     gpu.check_results(true);
     let error = gpu.mask_tokens(&mut batch, &RULE, &pieces).unwrap_err().to_string();

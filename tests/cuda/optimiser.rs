@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use super::support::*;
+use super::buffers::*;
+use super::support::all_held;
 use crate::engine::optimiser::{N, Plain, groups, plain_lamb, update};
 use crate::engine::support::{Pack, close, random, to64};
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
 use ctune_dist::engine::Backend;
+use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
 use half::bf16;
 
 /// One rank's share of the optimiser's state and a whole copy of weights and gradients.
@@ -67,7 +68,7 @@ impl<R: Real> Rank<R> {
             return [own, part(&self.m), part(&self.v)];
         }
         let master = part(&self.master);
-        assert_eq!(own, rounded::<R>(&master), "weights are the master's rounding");
+        assert_eq!(own, all_held::<R>(&master), "weights are the master's rounding");
         [master, part(&self.m), part(&self.v)]
     }
 }
@@ -136,7 +137,7 @@ fn lamb_for_ten_steps() {
 }
 
 fn broken_case<R: Real>(lamb: bool) {
-    let start = rounded::<R>(&random(N, 81));
+    let start = all_held::<R>(&random(N, 81));
     for bad in [f32::NAN, f32::INFINITY] {
         let mut rank = Rank::<R>::new(&start, std::slice::from_ref(&(0..N)));
         let mut g = random(N, 82);
@@ -162,7 +163,9 @@ fn sums_of_squares() {
     let x = random(100_003, 83);
     let xb = put::<f32, f32>(&gpu, &x, 8);
     let mut out = put(&gpu, &[7.0; 3], 8);
-    for ranges in [vec![], vec![5..6], vec![1..100_003], vec![0..3, 30_000..46_384, 50_001..50_001, 99_999..100_003]] {
+    for ranges in
+        [vec![], vec![5..6], vec![1..100_003], vec![0..3, 30_000..46_384, 50_001..50_001, 99_999..100_003]]
+    {
         gpu.sum_squares(&xb, &ranges, &mut out, 1).unwrap();
         let values: Vec<f32> = ranges.iter().flat_map(|range| x[range.clone()].to_vec()).collect();
         let plain: f32 = values.iter().map(|x| x * x).sum();

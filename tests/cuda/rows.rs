@@ -4,7 +4,8 @@
 
 use std::ops::Range;
 
-use super::support::*;
+use super::buffers::*;
+use super::support::{ROOM, all_held, capacity, device, words};
 use crate::engine::naive::{self, Norm, Num};
 use crate::engine::support::{Pack, close, random, to64};
 use ctune_dist::engine::cuda::{Cuda, Real};
@@ -22,7 +23,7 @@ fn of<F: Num>(values: &[f32]) -> Vec<F> {
 fn arena<R: Real>(h: usize, more: usize) -> (Vec<f32>, NormAt) {
     let mut weights = random(2 * h + more, 11);
     weights[..h].iter_mut().for_each(|x| *x = 1.0 + 0.3 * *x);
-    (rounded::<R>(&weights), NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 })
+    (all_held::<R>(&weights), NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 })
 }
 
 fn norm_of<F: Num>(weights: &[f32], at: NormAt) -> Norm<F> {
@@ -58,12 +59,12 @@ fn residual_norm() {
 fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let what = format!("residual_norm {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
     let (t, gpu) = (pack.tokens(), engine::<R>(pack, 0));
-    let batch = batch(&gpu, pack);
+    let batch = device(&gpu, pack);
     let (weights, at) = arena::<R>(h, h);
-    let input = |seed: u32| rounded::<R>(&random(t * h, seed));
+    let input = |seed: u32| all_held::<R>(&random(t * h, seed));
     let (residual, product, dout) = (input(1), input(2), input(3));
     let wb = put(&gpu, &weights, 8);
-    let behind = SLACK * h + 8;
+    let behind = ROOM * h + 8;
     let (mut y, mut out) = (put(&gpu, &product, behind), unwritten(&gpu, t * h, behind));
     let mut stats = unwritten(&gpu, 2 * t, behind);
     let rb = put(&gpu, &residual, behind);
@@ -75,12 +76,11 @@ fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let biased = |i: usize| f64::from(product[i]) + f64::from(bias[i % h]);
     let exact_y: Vec<f64> = (0..t * h).map(|i| f64::from(residual[i]) + factors[i] * biased(i)).collect();
     let r = |x: f32| R::from_f32(x).to_f32();
-    let plain_y: Vec<f32> = (0..t * h)
-        .map(|i| r(residual[i] + r(factors[i] as f32 * r(product[i] + bias[i % h]))))
-        .collect();
+    let plain_y: Vec<f32> =
+        (0..t * h).map(|i| r(residual[i] + r(factors[i] as f32 * r(product[i] + bias[i % h])))).collect();
     close(&format!("{what} y"), &get(&gpu, &y, t * h, 0), &plain_y, &exact_y);
     let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
-    let plain_out = rounded::<R>(&naive::norm(&plain_y, &n32));
+    let plain_out = all_held::<R>(&naive::norm(&plain_y, &n32));
     close(&what, &get(&gpu, &out, t * h, 0), &plain_out, &naive::norm(&exact_y, &n64));
 
     let (mut dresidual, mut dy) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
@@ -102,10 +102,10 @@ fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     .unwrap();
     let (dx, dgamma, dbeta) = naive::norm_backward(&plain_y, &n32, &dout);
     let exact = naive::norm_backward(&exact_y, &n64, &to64(&dout));
-    let dx = rounded::<R>(&dx);
+    let dx = all_held::<R>(&dx);
     let cleared = (gpu_rows(t) - t) * h;
     close(&format!("{what} dresidual"), &get(&gpu, &dresidual, t * h, cleared), &dx, &exact.0);
-    let plain_dy = rounded::<R>(&naive::times(&dx, &pack.factors(drop, h)));
+    let plain_dy = all_held::<R>(&naive::times(&dx, &pack.factors(drop, h)));
     let exact_dy = naive::times(&exact.0, &factors);
     close(&format!("{what} dy"), &get(&gpu, &dy, t * h, cleared), &plain_dy, &exact_dy);
     let got = get::<f32, R>(&gpu, &grads, 3 * h, 0);
@@ -117,9 +117,9 @@ fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     }
 }
 
-/// Rows that launches cover: the engine has room for `SLACK` more than the count.
+/// Rows that launches cover: the engine has room for `ROOM` more than the count.
 fn gpu_rows(count: usize) -> usize {
-    count + SLACK.min(count.next_multiple_of(256) - count)
+    capacity(count, 256)
 }
 
 /// A gradient that began at `start`.
@@ -147,39 +147,37 @@ fn masked_rows_case<R: Real>(pack: &Pack, h: usize) {
     let gpu = engine::<R>(pack, m);
     let rows = Rows::Masked(m);
     let (weights, at) = arena::<R>(h, 0);
-    let input = |seed: u32, by: f32| {
-        rounded::<R>(&random(m * h, seed).iter().map(|x| by * x).collect::<Vec<_>>())
-    };
+    let input =
+        |seed: u32, by: f32| all_held::<R>(&random(m * h, seed).iter().map(|x| by * x).collect::<Vec<_>>());
     let (x, dout) = (input(1, 4.0), input(2, 1.0));
-    let (xb, wb, behind) = (put(&gpu, &x, 8), put(&gpu, &weights, 8), SLACK * h + 8);
-    let cleared = SLACK.min(m.next_multiple_of(128) - m) * h;
+    let (xb, wb, behind) = (put(&gpu, &x, 8), put(&gpu, &weights, 8), ROOM * h + 8);
+    let cleared = (capacity(m, 128) - m) * h;
 
     let (mut stats, mut out) = (unwritten(&gpu, 2 * m, 8), unwritten(&gpu, m * h, behind));
     gpu.norm(&xb, &wb, at, rows, &mut stats, &mut out).unwrap();
     let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
-    let plain = rounded::<R>(&naive::norm(&x, &n32));
+    let plain = all_held::<R>(&naive::norm(&x, &n32));
     close(&format!("norm {what}"), &get(&gpu, &out, m * h, 0), &plain, &naive::norm(&to64(&x), &n64));
     let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; 2 * h], 8));
     gpu.norm_backward(&xb, &wb, at, rows, &stats, &mut d, &mut grads).unwrap();
     let plain = naive::norm_backward(&x, &n32, &dout);
     let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
     let got = get(&gpu, &d, m * h, cleared);
-    close(&format!("norm dx {what}"), &got, &rounded::<R>(&plain.0), &exact.0);
+    close(&format!("norm dx {what}"), &got, &all_held::<R>(&plain.0), &exact.0);
     let got = get::<f32, R>(&gpu, &grads, 2 * h, 0);
     accumulated(&format!("norm dgamma {what}"), &got[..h], 0.5, &plain.1, &exact.1);
     accumulated(&format!("norm dbeta {what}"), &got[h..], 0.5, &plain.2, &exact.2);
 
     let mut act = unwritten(&gpu, m * h, behind);
     gpu.gelu(&xb, rows, h, &mut act).unwrap();
-    let plain = rounded::<R>(&x.iter().map(|&x| naive::gelu(x)).collect::<Vec<_>>());
+    let plain = all_held::<R>(&x.iter().map(|&x| naive::gelu(x)).collect::<Vec<_>>());
     let exact: Vec<f64> = x.iter().map(|&x| naive::gelu(f64::from(x))).collect();
     close(&format!("gelu {what}"), &get(&gpu, &act, m * h, 0), &plain, &exact);
     let mut dact = put(&gpu, &dout, behind);
     gpu.gelu_backward(&xb, &mut dact, rows, h).unwrap();
     let both = || x.iter().zip(&dout);
-    let plain = rounded::<R>(&both().map(|(&x, &d)| d * naive::gelu_slope(x)).collect::<Vec<_>>());
-    let exact: Vec<f64> =
-        both().map(|(&x, &d)| f64::from(d) * naive::gelu_slope(f64::from(x))).collect();
+    let plain = all_held::<R>(&both().map(|(&x, &d)| d * naive::gelu_slope(x)).collect::<Vec<_>>());
+    let exact: Vec<f64> = both().map(|(&x, &d)| f64::from(d) * naive::gelu_slope(f64::from(x))).collect();
     close(&format!("gelu' {what}"), &get(&gpu, &dact, m * h, cleared), &plain, &exact);
 }
 
@@ -193,9 +191,9 @@ fn gather_case<R: Real>() {
     let rows = [29, 0, 7, 8, 3];
     for h in WIDTHS {
         let gpu = engine::<R>(&Pack::new(&[30], 50), rows.len());
-        let x = rounded::<R>(&random(30 * h, 1));
-        let (mut xb, index) = (put(&gpu, &x, 8), list(&gpu, &rows));
-        let mut out = unwritten(&gpu, rows.len() * h, SLACK * h);
+        let x = all_held::<R>(&random(30 * h, 1));
+        let (mut xb, index) = (put(&gpu, &x, 8), words(&gpu, &rows));
+        let mut out = unwritten(&gpu, rows.len() * h, ROOM * h);
         gpu.gather_rows(&xb, &index, Rows::Masked(rows.len()), h, &mut out).unwrap();
         let got = get(&gpu, &out, rows.len() * h, 0);
         for (got, &row) in got.chunks(h).zip(&rows) {
@@ -220,7 +218,7 @@ fn bias_case<R: Real>() {
         for n in [8, 264, 1032] {
             let (t, k, gpu) = (pack.tokens(), 8, engine::<R>(&pack, 0));
             let at = LinearAt { w: 0, b: n * k, n, k };
-            let dy = rounded::<R>(&random(t * n, 5));
+            let dy = all_held::<R>(&random(t * n, 5));
             // products cover rows behind the count: there they read zeros, as the model's buffers hold
             let zeros = (gpu_rows(t) - t) * n;
             let dyb = put(&gpu, &[dy.clone(), vec![0.0; zeros]].concat(), 8);
@@ -266,29 +264,36 @@ fn embedding() {
 fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let what = format!("embed {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
     let (t, at, gpu) = (pack.tokens(), embed_at(h), engine::<R>(pack, 0));
-    let batch = batch(&gpu, pack);
-    let weights = rounded::<R>(&random(at.segment + 2 * h, 21));
-    let (wb, behind) = (put(&gpu, &weights, 8), SLACK * h + 8);
+    let batch = device(&gpu, pack);
+    let weights = all_held::<R>(&random(at.segment + 2 * h, 21));
+    let (wb, behind) = (put(&gpu, &weights, 8), ROOM * h + 8);
     let (mut sum, mut out) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
     let mut stats = unwritten(&gpu, 2 * t, behind);
     gpu.embed(&batch, &wb, at, drop, &mut sum, &mut stats, &mut out).unwrap();
-    let rows = |row: usize| [
-        at.word + pack.ids[row] as usize * h,
-        at.position + pack.positions[row] as usize * h,
-        at.segment + pack.segments[row] as usize * h,
-    ];
+    let rows = |row: usize| {
+        [
+            at.word + pack.ids[row] as usize * h,
+            at.position + pack.positions[row] as usize * h,
+            at.segment + pack.segments[row] as usize * h,
+        ]
+    };
     let r = |x: f32| R::from_f32(x).to_f32();
     let parts = |i: usize| rows(i / h).map(|from| weights[from + i % h]);
     let exact_sum: Vec<f64> = (0..t * h).map(|i| parts(i).map(f64::from).iter().sum()).collect();
-    let plain_sum: Vec<f32> = (0..t * h).map(|i| { let [w, p, s] = parts(i); r(r(w + p) + s) }).collect();
+    let plain_sum: Vec<f32> = (0..t * h)
+        .map(|i| {
+            let [w, p, s] = parts(i);
+            r(r(w + p) + s)
+        })
+        .collect();
     close(&format!("{what} sum"), &get(&gpu, &sum, t * h, 0), &plain_sum, &exact_sum);
     let (n32, n64) = (norm_of::<f32>(&weights, at.norm), norm_of::<f64>(&weights, at.norm));
     let (f32s, f64s) = (pack.factors::<f32>(drop, h), pack.factors::<f64>(drop, h));
-    let plain = rounded::<R>(&naive::times(&rounded::<R>(&naive::norm(&plain_sum, &n32)), &f32s));
+    let plain = all_held::<R>(&naive::times(&all_held::<R>(&naive::norm(&plain_sum, &n32)), &f32s));
     let exact = naive::times(&naive::norm(&exact_sum, &n64), &f64s);
     close(&what, &get(&gpu, &out, t * h, 0), &plain, &exact);
 
-    let dout = rounded::<R>(&random(t * h, 22));
+    let dout = all_held::<R>(&random(t * h, 22));
     let run = || {
         let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; weights.len()], 8));
         gpu.embed_backward(&batch, &wb, at, drop, &sum, &stats, &mut d, &mut grads).unwrap();
@@ -297,10 +302,10 @@ fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     };
     let got = run();
     assert!(got.iter().zip(run()).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: other bits");
-    let through = rounded::<R>(&naive::times(&dout, &f32s));
+    let through = all_held::<R>(&naive::times(&dout, &f32s));
     let (dx, dgamma, dbeta) = naive::norm_backward(&plain_sum, &n32, &through);
     let mut plain = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
-    add_to_tables(pack, at, &rounded::<R>(&dx), &mut plain);
+    add_to_tables(pack, at, &all_held::<R>(&dx), &mut plain);
     let (dx, dgamma, dbeta) = naive::norm_backward(&exact_sum, &n64, &naive::times(&to64(&dout), &f64s));
     let mut exact = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
     add_to_tables(pack, at, &dx, &mut exact);

@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// Threads of every attention block.
 const BLOCK: u32 = 128;
+/// Rows of the tiles that the tensor-core kernels walk over.
+const TILE_ROWS: u32 = 64;
 /// Rows of a tile of the plain kernels, and floats between rows of their score tiles.
 const PLAIN_ROWS: u32 = 32;
 const PLAIN_PITCH: u32 = 36;
@@ -37,7 +39,7 @@ impl Kernels {
             (2, 32) => Ok(Self::tensor(
                 32,
                 ["attention_d32", "attention_dq_d32", "attention_dkv_d32"],
-                [64, 128, 128],
+                [64, 128, 64],
             )),
             (2, 64) => Ok(Self::tensor(
                 64,
@@ -92,7 +94,14 @@ impl Kernels {
 
 #[allow(clippy::too_many_arguments)]
 impl<R: Real> Cuda<R> {
-    /// Starts `kernel` with a block for every tile that a pack of this capacity can have.
+    /// Slots of the work list at `rows` rows a tile: room for every tile of any pack of this capacity.
+    fn tiles(&self, rows: u32, batch: &DeviceBatch<Self>) -> u32 {
+        let tokens = self.capacity(Rows::Tokens(batch.tokens)) as u32;
+        let sequences = self.capacity(Rows::Sequences(batch.sequences)) as u32;
+        tokens / rows + sequences
+    }
+
+    /// Starts `kernel` with a block for every slot and head.
     fn launch_tiles(
         &self,
         kernel: &Kernel,
@@ -100,9 +109,7 @@ impl<R: Real> Cuda<R> {
         heads: Heads,
         args: &[Arg],
     ) -> Result<()> {
-        let tokens = self.capacity(Rows::Tokens(batch.tokens)) as u32;
-        let sequences = self.capacity(Rows::Sequences(batch.sequences)) as u32;
-        let grid = (tokens / kernel.rows + sequences, heads.heads as u32, 1);
+        let grid = (self.tiles(kernel.rows, batch), heads.heads as u32, 1);
         self.launch(kernel.name, grid, BLOCK, kernel.shared, args)
     }
 
@@ -131,7 +138,7 @@ impl<R: Real> Cuda<R> {
         self.launch_tiles(&kernels.forward, batch, heads, &args)
     }
 
-    /// dq first: it leaves what the second kernel needs of every row in scratch, f32 [A, T, 2].
+    /// dq first: it leaves what the second kernel needs of every row in scratch, f32 [A, pitch, 2].
     pub(in super::super) fn attention_backward(
         &self,
         batch: &DeviceBatch<Self>,
@@ -151,9 +158,14 @@ impl<R: Real> Cuda<R> {
         let dout = Arg::Ptr(dout.span("attention dout", 0..rows * hidden)?.0);
         let lse = Arg::Ptr(lse.span("log-sum-exp", 0..rows * heads.heads)?.0);
         let out = Arg::Ptr(out.span("attention out", 0..rows * hidden)?.0);
-        let row_values = Arg::Ptr(self.scratch(2 * heads.heads * rows)?);
+        let pitch =
+            if kernels.plain { rows } else { self.tiles(TILE_ROWS, batch) as usize * TILE_ROWS as usize };
+        let row_values = Arg::Ptr(self.scratch(2 * heads.heads * pitch)?);
         let dqkv = Arg::Ptr(dqkv.span("dqkv", 0..rows * 3 * hidden)?.0);
         let mut last = kernels.sizes(heads);
+        if !kernels.plain {
+            last.push(Arg::U32(pitch as u32));
+        }
         last.push(Arg::U32(rows as u32));
         last.extend(dropout_args(drop));
         let args = |own: &[Arg]| [&pack, own, &last].concat();
