@@ -45,6 +45,8 @@ fn on_cpu(pack: &Pack, rule: &MaskRule) -> [Vec<u32>; 3] {
 
 fn on_gpu(gpu: &Cuda<f32>, pack: &Pack, rule: &MaskRule, masked: usize) -> DeviceBatch<Cuda<f32>> {
     let mut batch = device(gpu, pack);
+    // what is queued for the lists goes out before they are replaced
+    gpu.download(&batch.ids, 0..1).unwrap();
     batch.masked = masked;
     batch.masked_rows = words(gpu, &vec![u32::MAX; masked]);
     batch.masked_labels = words(gpu, &vec![u32::MAX; masked]);
@@ -83,6 +85,8 @@ fn a_wrong_count_is_an_error_where_results_are_checked() {
     let masked = on_cpu(&pack, &RULE)[1].len() + 1;
     let gpu: Cuda<f32> = engine(&pack, masked);
     let mut batch = device(&gpu, &pack);
+    // what is queued for the lists goes out before they are replaced
+    gpu.download(&batch.ids, 0..1).unwrap();
     batch.masked = masked;
     (batch.masked_rows, batch.masked_labels) = (words(&gpu, &[]), words(&gpu, &[]));
     let pieces = gpu.zeros(1000).unwrap();
