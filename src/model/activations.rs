@@ -186,10 +186,11 @@ impl<B: Backend> Activations<B> {
             b.clear(x, 0..t * h)?;
         }
         for layer in &mut self.layers {
-            for buffer in [&mut layer.context, &mut layer.normed1] {
-                b.clear(buffer, 0..t * h)?;
-            }
-            b.clear(&mut layer.act, 0..t * i)?;
+            b.clear(&mut layer.context, 0..t * h)?;
+        }
+        for ffn in &mut self.ffns {
+            b.clear(&mut ffn.normed1, 0..t * h)?;
+            b.clear(&mut ffn.act, 0..t * i)?;
         }
         let m = if heads.mlm { capacity.masked } else { 0 };
         for buffer in [&mut self.heads.masked, &mut self.heads.transformed] {

@@ -26,7 +26,11 @@ struct Head {
 
 impl Stored<'_> {
     /// a [m, k] b [n, k]ᵀ, stored in R.
-    fn product<R: Real>((m, n, k): (usize, usize, usize), a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32) -> Vec<f32> {
+    fn product<R: Real>(
+        (m, n, k): (usize, usize, usize),
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+    ) -> Vec<f32> {
         (0..m * n).map(|at| held::<R>((0..k).map(|p| a(at / n, p) * b(at % n, p)).sum())).collect()
     }
 

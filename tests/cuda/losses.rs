@@ -72,7 +72,10 @@ impl MlmCase {
         let bias = &self.weights[BIAS_AT..];
         let (measured_logits, untouched, measured) = self.run::<R>(0.0, 0);
         let biased = self.logits.iter().enumerate().map(|(i, x)| held::<R>(x + bias[i % self.vocab]));
-        assert!(measured_logits == biased.collect::<Vec<_>>(), "{what}: measuring leaves the logits with their bias");
+        assert!(
+            measured_logits == biased.collect::<Vec<_>>(),
+            "{what}: measuring leaves the logits with their bias"
+        );
         assert!(untouched.iter().all(|&x| x == 0.5), "{what}: measuring leaves no gradient");
 
         let value = scale(1.5, STEP_MASKED).value;
@@ -83,7 +86,12 @@ impl MlmCase {
         close(&what, &logits, &stored, &d64);
         let added = |columns: &[f32]| columns.iter().map(|x| 0.5 + x).collect::<Vec<_>>();
         let exact: Vec<f64> = columns64.iter().map(|x| 0.5 + x).collect();
-        close(&format!("{what} bias"), &grads[BIAS_AT..], &added(&naive::columns(&stored, self.vocab)), &exact);
+        close(
+            &format!("{what} bias"),
+            &grads[BIAS_AT..],
+            &added(&naive::columns(&stored, self.vocab)),
+            &exact,
+        );
         assert!(grads[..BIAS_AT].iter().all(|&x| x == 0.5));
         let right = (0..self.rows).filter(|row| row % 3 == 0 || self.is_largest(*row)).count();
         for sums in [&sums, &measured] {
@@ -136,7 +144,8 @@ fn check_head<R: Real>(
     exact: &HeadResult<f64>,
 ) {
     close(&format!("{what} dpre"), dpre, &all_held::<R>(&plain.dpre), &exact.dpre);
-    for (name, range) in [("dpool", 0..at.hidden), ("dw", at.w..at.w + k * at.hidden), ("db", at.b..at.b + k)] {
+    for (name, range) in [("dpool", 0..at.hidden), ("dw", at.w..at.w + k * at.hidden), ("db", at.b..at.b + k)]
+    {
         let name = format!("{what} {name}");
         close(&name, &grads[range.clone()], &plain.grads[range.clone()], &exact.grads[range]);
     }
@@ -156,8 +165,18 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
         let mut logits = floats(&gpu, &[], 2 * (rows + ROOM));
         let mut grads = floats(&gpu, &vec![0.0; weights.len()], ROOM);
         let (mut sums, rows_of, scale) = (fresh_sums(&gpu), Rows::Sequences(rows), scale(weight, pairs));
-        gpu.qdpp_head(&on_device, at, &labels_there, rows_of, scale, &mut buffer, &mut logits, &mut grads, &mut sums)
-            .unwrap();
+        gpu.qdpp_head(
+            &on_device,
+            at,
+            &labels_there,
+            rows_of,
+            scale,
+            &mut buffer,
+            &mut logits,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         let zeros = if weight == 0.0 { 0 } else { (capacity(rows, 64) - rows) * h };
         let grads = taken_floats(&gpu, &grads, weights.len());
         let logits = taken_floats(&gpu, &logits, 2 * rows);
@@ -169,7 +188,8 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
     assert_eq!(measured, sums, "{what}");
 
     let (value, ones) = (scale(2.0, pairs).value, vec![1.0; rows * h]);
-    let plain = head::<f32>(at, 2, &weights, &pre, &ones, |s, x| naive::cross_entropy(x, labels[s] as usize, value));
+    let plain =
+        head::<f32>(at, 2, &weights, &pre, &ones, |s, x| naive::cross_entropy(x, labels[s] as usize, value));
     let exact = head::<f64>(at, 2, &weights, &to64(&pre), &to64(&ones), |s, x| {
         naive::cross_entropy(x, labels[s] as usize, f64::from(value))
     });
@@ -210,7 +230,8 @@ fn score<R: Real>(h: usize, drop: Dropout) {
         })
         .collect();
     let plain = head::<f32>(at, 1, &weights, &pre, &kept, |s, _| (0.0, vec![dscores[s]]));
-    let exact = head::<f64>(at, 1, &weights, &to64(&pre), &factors, |s, _| (0.0, vec![f64::from(dscores[s])]));
+    let exact =
+        head::<f64>(at, 1, &weights, &to64(&pre), &factors, |s, _| (0.0, vec![f64::from(dscores[s])]));
     close(&what, &taken_floats(&gpu, &scores, s), &plain.logits, &exact.logits);
 
     let mut grads = floats(&gpu, &vec![0.0; weights.len()], ROOM);
@@ -268,7 +289,10 @@ fn every_ranking_loss() {
         let (wide, sums) = (to64(&scores), read_sums(&gpu, &sums));
         let expected = total(&wide);
         let found = f64::from(sums[stats::RANK_LOSS]);
-        assert!((found - expected).abs() <= 1e-6 * (1.0 + expected.abs()), "{loss:?}: {found}, not {expected}");
+        assert!(
+            (found - expected).abs() <= 1e-6 * (1.0 + expected.abs()),
+            "{loss:?}: {found}, not {expected}"
+        );
         let slopes: Vec<f64> = taken_floats(&gpu, &d, 11).iter().map(|&d| f64::from(d)).collect();
         crate::engine::support::differences(&format!("{loss:?}"), &wide, &slopes, |s| {
             f64::from(factor.value) * total(s)
