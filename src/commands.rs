@@ -1,6 +1,7 @@
 //! From raw arguments to the call that does the work: one arm a command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::bench;
 use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Rerank, Retrieve, Sample};
@@ -52,7 +53,10 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
-    on_ranks(|world| work(&config, world))
+    on_ranks(|world| {
+        world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
+        work(&config, world)
+    })
 }
 
 /// Joins the ranks; an error ends all of them from within.

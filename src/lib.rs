@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod ir;
+pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod probe;

@@ -15,4 +15,5 @@ mod ranking;
 mod reference;
 mod report;
 mod softgpu;
+mod survive;
 mod train;

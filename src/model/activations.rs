@@ -180,13 +180,16 @@ impl<B: Backend> Activations<B> {
     /// Zeros in everything that the products of gradients of weights read. Launches may cover rows
     /// behind a pack's last, where an earlier pack's values still lie: they meet gradients of 0,
     /// which changes nothing unless they are NaN. So: after a step that was not finite.
-    pub fn forget(&mut self, b: &B, shape: &Shape, heads: HeadSet, capacity: Capacity) -> Result<()> {
-        let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
+    pub fn forget(&mut self, b: &B, layout: &Layout, heads: HeadSet, capacity: Capacity) -> Result<()> {
+        let (t, h, i) = (capacity.tokens, layout.shape.hidden, layout.shape.intermediate);
         for x in &mut self.x {
             b.clear(x, 0..t * h)?;
         }
-        for layer in &mut self.layers {
+        for (layer, at) in self.layers.iter_mut().zip(&layout.layers) {
             b.clear(&mut layer.context, 0..t * h)?;
+            for (down, adapter) in layer.down.iter_mut().zip(&at.adapters) {
+                b.clear(down, 0..t * adapter.a.n)?;
+            }
         }
         for ffn in &mut self.ffns {
             b.clear(&mut ffn.normed1, 0..t * h)?;

@@ -116,7 +116,7 @@ fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identi
         "data.folds",
     ];
     let data = prepared.shards.fingerprint().to_string();
-    Ok(Identity { command: stage.name().into(), data, config: resume::plan_of(config, &unused)? })
+    Ok(Identity { command: stage.name().into(), data, plan: resume::plan_of(config, &unused)? })
 }
 
 fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {

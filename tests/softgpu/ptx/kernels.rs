@@ -77,8 +77,13 @@ fn list(device: &mut Device, values: &[u32]) -> Arg {
 
 #[track_caller]
 fn run(module: &Module, name: &str, grid: [u32; 3], block: u32, args: &[Arg], device: &mut Device) {
-    let launch =
-        Launch { kernel: module.kernel(name), grid, block, dynamic_shared: launch_key(name, "dynamic_shared"), args };
+    let launch = Launch {
+        kernel: module.kernel(name),
+        grid,
+        block,
+        dynamic_shared: launch_key(name, "dynamic_shared"),
+        args,
+    };
     launch.run(device).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
