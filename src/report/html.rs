@@ -57,11 +57,16 @@ pub fn page(results: &Results, curves: &[Curves]) -> Result<String> {
     body += &sizes(results)?;
     body += &losses(curves)?;
     body += &facts(results);
-    Ok(format!(
+    Ok(document(&title, &body))
+}
+
+/// A page that needs nothing else; both arguments are already HTML.
+pub(super) fn document(title: &str, body: &str) -> String {
+    format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    ))
+    )
 }
 
 /// A table; its cells are already HTML. `classes` has one entry a row.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::config::Config;
-use crate::corpus::documents::read_documents;
+use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
 use crate::ir::qrels::Qrels;
@@ -72,7 +72,7 @@ impl Collection {
     }
 
     fn read_documents(&mut self, config: &Config, tokenizer: &Tokenizer) -> Result<()> {
-        let path = Config::need("data.documents", &config.data.documents)?;
+        let sources = config.documents()?;
         let wanted: HashSet<String> =
             self.topics.values().flat_map(|c| c.documents.iter().cloned()).collect();
         let mut batch: Vec<(String, String)> = Vec::with_capacity(BATCH);
@@ -84,10 +84,10 @@ impl Collection {
             tokens.extend(batch.drain(..).map(|(id, _)| id).zip(encoded));
             Ok(())
         };
-        read_documents(path, &config.data.fields, |document| {
-            if wanted.contains(&document.id) {
-                batch.push((document.id, document.text));
-            }
+        let fields = &config.data.fields;
+        let wants = |id: &str| wanted.contains(id);
+        read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
+            batch.push((document.id, document.text));
             if batch.len() < BATCH { Ok(()) } else { flush(&mut batch) }
         })?;
         flush(&mut batch)?;
@@ -97,7 +97,7 @@ impl Collection {
                 "document {id} of the run (and {} others) is not in {}: use the documents that the run was \
                  retrieved from",
                 wanted.len() - self.documents.len() - 1,
-                path.display()
+                sources.first().and_then(|source| source.path.first()).map_or("".into(), |path| path.display().to_string())
             ))),
         }
     }

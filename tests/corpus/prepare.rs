@@ -5,7 +5,7 @@ use std::path::Path;
 use ctune_dist::corpus::documents::Field;
 use ctune_dist::corpus::inspect::{self, InspectOptions};
 use ctune_dist::corpus::prepare::{PrepareOptions, run};
-use ctune_dist::corpus::{Shards, Tokenizer};
+use ctune_dist::corpus::{Filter, Shards, Source, Tokenizer};
 
 use super::message;
 
@@ -35,8 +35,10 @@ fn case(clicks: &[u8], documents: &[u8]) -> Case {
         path
     };
     let options = PrepareOptions {
-        clicks: put("clicks.tsv", clicks),
-        documents: put("documents.tsv", documents),
+        sources: vec![
+            Source::clicks(put("clicks.tsv", clicks)),
+            Source::documents(put("documents.tsv", documents)),
+        ],
         out: folder.path().join("out/shards"),
         tokenizer: None,
         vocab: 120,
@@ -46,6 +48,8 @@ fn case(clicks: &[u8], documents: &[u8]) -> Case {
         exclude_topics: vec![],
         exclude_qrels: vec![],
         strict: false,
+        repair: false,
+        filter: Filter::default(),
     };
     Case { folder, options }
 }
@@ -66,6 +70,14 @@ impl Case {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path
+    }
+
+    fn clicks(&mut self, path: std::path::PathBuf) {
+        self.options.sources[0] = Source::clicks(path);
+    }
+
+    fn documents(&mut self, path: std::path::PathBuf) {
+        self.options.sources[1] = Source::documents(path);
     }
 
     /// The error, and that nothing is left behind.
@@ -109,7 +121,7 @@ fn text_becomes_tokens_and_rows_become_pairs() {
     let text = inspect::describe(&shards);
     assert!(text.contains("clicks           3\n"), "{text}");
     assert!(inspect::is_shard_directory(&case.options.out));
-    inspect::run(&InspectOptions { path: case.options.out.clone() }).unwrap();
+    inspect::run(&InspectOptions { path: case.options.out.clone(), report: Some(case.folder.path().join("shards.html")) }).unwrap();
 }
 
 #[test]
@@ -201,11 +213,11 @@ fn no_pair_is_an_error_that_says_why() {
 #[test]
 fn missing_and_empty_files_are_named() {
     let mut case = usual();
-    case.options.documents = case.folder.path().join("none.tsv");
+    case.documents(case.folder.path().join("none.tsv"));
     assert!(case.error().contains("none.tsv"));
-    case.options.documents = case.put("empty.tsv", "");
+    case.documents(case.put("empty.tsv", ""));
     assert!(case.error().contains("empty.tsv: is empty"));
-    case.options.clicks = case.put("empty-clicks.tsv", "");
+    case.clicks(case.put("empty-clicks.tsv", ""));
     assert!(case.error().contains("empty-clicks.tsv: is empty"));
 }
 
@@ -224,7 +236,7 @@ fn test_topics_and_documents_stay_out() {
     case.options.exclude_topics = vec![case.put("topics.tsv", "301\tLAZY dogs, sleep!\n302\tother words\n")];
     let shards = case.shards();
     assert_eq!(ids(&shards).1, ["q1"]);
-    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic"], 1);
+    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic but for case and punctuation"], 1);
     case.options.out = case.folder.path().join("out2/shards");
     case.options.exclude_qrels = vec![case.put("qrels.txt", "301 0 D1 0\n301 0 D2 2\n")];
     let shards = case.shards();

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use ctune_dist::Error;
 use ctune_dist::ir::run::Hit;
-use ctune_dist::ir::topics::{Field, Topic, read_topics, read_topics_field};
+use ctune_dist::ir::topics::{Field, Topic, read_topics, read_topics_fields};
 use proptest::prelude::*;
 
 use super::*;
@@ -41,9 +41,9 @@ fn sgml_topics_without_closing_tags() {
                 <desc>d</desc><narr>n</narr>\n</top>\n";
     let path = file(&folder, "t", text);
     assert_eq!(read_topics(&path).unwrap(), [topic("301", "R&D drug prices"), topic("302", "5 < 6")]);
-    let descriptions = read_topics_field(&path, Field::Description).unwrap();
+    let descriptions = read_topics_fields(&path, &[Field::Description]).unwrap();
     assert_eq!(descriptions[0], topic("301", "Identify organizations"));
-    assert_eq!(read_topics_field(&path, Field::Narrative).unwrap()[0], topic("301", "A b."));
+    assert_eq!(read_topics_fields(&path, &[Field::Narrative]).unwrap()[0], topic("301", "A b."));
     refused(read_topics(&file(&folder, "a", "<top>\n<title> x\n</top>\n")), "a:1", "<num>");
     refused(read_topics(&file(&folder, "a", "<top>\n<num> 1\n</top>\n")), "a:1", "title");
 }
@@ -55,8 +55,8 @@ fn xml_topics() {
                 <question>why?</question><narrative>n</narrative>\n</topic>\n<topic number='2'><query>d</query><question>e</question></topic></topics>";
     let path = file(&folder, "t.xml", text);
     assert_eq!(read_topics(&path).unwrap(), [topic("1", "a &lt; b c"), topic("2", "d")]);
-    assert_eq!(read_topics_field(&path, Field::Description).unwrap()[1].text, "e");
-    refused(read_topics_field(&path, Field::Narrative), "t.xml:8", "topic '2'");
+    assert_eq!(read_topics_fields(&path, &[Field::Description]).unwrap()[1].text, "e");
+    refused(read_topics_fields(&path, &[Field::Narrative]), "t.xml:8", "topic '2'");
 }
 
 #[test]
@@ -85,8 +85,8 @@ fn real_topic_files() {
         assert!(text.is_empty() || first.text == text, "{name}: {first:?}");
     }
     let robust = root.join("robust04/topics.robust04.txt");
-    assert_eq!(read_topics_field(&robust, Field::Description).unwrap().len(), 250);
-    assert_eq!(read_topics_field(&robust, Field::Narrative).unwrap().len(), 250);
+    assert_eq!(read_topics_fields(&robust, &[Field::Description]).unwrap().len(), 250);
+    assert_eq!(read_topics_fields(&robust, &[Field::Narrative]).unwrap().len(), 250);
 }
 
 #[test]
