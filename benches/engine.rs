@@ -43,6 +43,7 @@ fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch
         samples: list(cpu, 0..sequences),
         pair_labels: none(),
         cu_groups: none(),
+        targets: cpu.zeros(0).expect("host memory"),
         masked_rows: none(),
         masked_labels: none(),
     }
@@ -66,18 +67,18 @@ fn products(c: &mut Criterion) {
         group.throughput(Throughput::Elements(2 * (m * n * k) as u64));
         let name = |what: &str| format!("{what} {m}x{n}x{k}");
         group.bench_function(name("forward"), |b| {
-            b.iter(|| cpu.linear(&x, &weights, at, m, Epilogue::Bias, &mut y));
+            b.iter(|| cpu.linear(&x, &weights, at, Rows::Tokens(m), Epilogue::Bias, &mut y));
         });
         group.bench_function(name("input"), |b| {
-            b.iter(|| cpu.linear_backward_input(&y, &weights, at, m, false, &mut dx));
+            b.iter(|| cpu.linear_backward_input(&y, &weights, at, Rows::Tokens(m), false, &mut dx));
         });
         group.bench_function(name("weight"), |b| {
-            b.iter(|| cpu.linear_backward_weight(&y, &x, at, m, true, &mut grads));
+            b.iter(|| cpu.linear_backward_weight(&y, &x, at, Rows::Tokens(m), true, &mut grads));
         });
         if n == 1536 {
             let mut act = values(&cpu, m * n);
             group.bench_function(name("gelu"), |b| {
-                b.iter(|| cpu.linear_gelu(&x, &weights, at, m, &mut y, &mut act));
+                b.iter(|| cpu.linear_gelu(&x, &weights, at, Rows::Tokens(m), &mut y, &mut act));
             });
         }
     }
@@ -165,7 +166,9 @@ fn rows(c: &mut Criterion) {
     });
     let (pre, mut dact) = (values(&cpu, 4 * t * h), values(&cpu, 4 * t * h));
     group.throughput(Throughput::Elements(4 * (t * h) as u64));
-    group.bench_function("gelu backward", |b| b.iter(|| cpu.gelu_backward(&pre, &mut dact, 4 * t * h)));
+    group.bench_function("gelu backward", |b| {
+        b.iter(|| cpu.gelu_backward(&pre, &mut dact, Rows::Tokens(t), 4 * h))
+    });
 }
 
 fn losses(c: &mut Criterion) {
@@ -177,7 +180,19 @@ fn losses(c: &mut Criterion) {
         let mut sums = cpu.zeros(stats::SLOTS).expect("host memory");
         group.throughput(Throughput::Elements((m * v) as u64));
         group.bench_function(format!("{m}x{v}"), |b| {
-            b.iter(|| cpu.mlm_loss(&bias, 0, v, &labels, m, 1e-3, &mut logits, &mut grads, &mut sums));
+            b.iter(|| {
+                cpu.mlm_loss(
+                    &bias,
+                    0,
+                    v,
+                    &labels,
+                    Rows::Masked(m),
+                    LossScale { weight: 1.0, value: 1e-3 },
+                    &mut logits,
+                    &mut grads,
+                    &mut sums,
+                )
+            });
         });
     }
 }
@@ -190,12 +205,15 @@ fn optimiser(c: &mut Criterion) {
     v.iter_mut().for_each(|x| *x = x.abs());
     let mut norm_sq = cpu.zeros(1).expect("host memory");
     group.throughput(Throughput::Elements(n as u64));
-    group.bench_function("sum_squares 20M", |b| b.iter(|| cpu.sum_squares(&g, 0..n, &mut norm_sq, 0)));
+    group.bench_function("sum_squares 20M", |b| {
+        b.iter(|| cpu.sum_squares(&g, std::slice::from_ref(&(0..n)), &mut norm_sq, 0))
+    });
     let update =
         AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 9, clip_norm: 1.0 };
+    let (owned, mut master) = (vec![0..n; 1], cpu.zeros(0).expect("host memory"));
     let groups = [ParamGroup { range: 0..n, decay: true, lr_scale: 1.0 }];
     group.bench_function("adamw 20M", |b| {
-        b.iter(|| cpu.adamw(update, &groups, &norm_sq, &mut w, &mut g, &mut m, &mut v));
+        b.iter(|| cpu.adamw(update, &groups, &owned, &norm_sq, &mut w, &mut master, &mut g, &mut m, &mut v));
     });
 }
 

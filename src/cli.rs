@@ -37,12 +37,20 @@ pub enum Command {
     Rerank(Rerank),
     /// Measure a run as trec_eval does; compare it with a baseline.
     Evaluate(Evaluate),
+    /// The query prediction task: mask query words, with and without the document.
+    Probe(Probe),
     /// Arms x folds x training-set sizes from one config, then the report.
     Experiment(Plan),
     /// Write an experiment's report.html anew.
     Report {
         /// Experiment directory (results.json).
         dir: PathBuf,
+    },
+    /// Say what this machine has, and whether its GPU computes what the CPU computes.
+    Doctor {
+        /// Device to look at; auto looks at a GPU where there is one.
+        #[arg(long, value_enum, default_value = "auto")]
+        device: crate::config::Device,
     },
     /// Say what is in a shard directory, checksums verified.
     Inspect {
@@ -101,6 +109,13 @@ pub struct Plan {
     /// Device, as --set run.device=DEVICE.
     #[arg(long)]
     pub device: Option<crate::config::Device>,
+    /// Where to start: auto goes on with the run in the run directory, never starts a new one there,
+    /// PATH is a checkpoint (or a run directory, whose last one is meant).
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    pub resume: crate::config::ResumeFrom,
+    /// Go on although the number of steps, the logging or the checkpoints' schedule changed.
+    #[arg(long)]
+    pub resume_with_changes: bool,
 }
 
 #[derive(Args, Debug)]
@@ -197,6 +212,28 @@ pub struct Rerank {
     /// Run to write.
     #[arg(long)]
     pub run_out: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct Probe {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// A model to probe (may be given several times).
+    #[arg(long = "model", value_name = "NAME=FOLDER", value_parser = named_path, required = true)]
+    pub models: Vec<(String, PathBuf)>,
+    /// Model whose MLM head is used for models without one.
+    #[arg(long, value_name = "FOLDER")]
+    pub heads_from: Option<PathBuf>,
+    /// Pairs to draw from data.shards, or from data.topics, qrels, run and documents.
+    #[arg(long, default_value_t = 1000)]
+    pub pairs: usize,
+}
+
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
+        _ => Err("must be NAME=FOLDER".into()),
+    }
 }
 
 #[derive(Args, Debug)]

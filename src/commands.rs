@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
-use crate::config::Config;
+use crate::config::{Config, Resume};
 use crate::corpus::{Role, Source, debian, inspect, prepare, synthetic};
 use crate::dist::World;
+use crate::doctor;
 use crate::ir::{bm25, evaluate};
+use crate::probe;
 use crate::report::write_experiment_report;
 use crate::train::pretraining::{self, Stage};
 use crate::train::{experiment, fine, rerank};
@@ -28,12 +30,18 @@ pub fn run(command: Command) -> Result<()> {
         Command::Fine(plan) => distributed("fine", plan, fine::run),
         Command::Experiment(plan) => distributed("experiment", plan, experiment::run),
         Command::Rerank(args) => rerank_command(args),
+        Command::Probe(args) => {
+            let options =
+                probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
+            distributed("coarse", args.plan, |config, world| probe::run(config, &options, world))
+        }
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate::run(&evaluate_options(args)),
         Command::Report { dir } => {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
+        Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir, report } => inspect::run(&inspect::InspectOptions { path: dir, report }),
     }
 }
@@ -41,12 +49,21 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
+    on_ranks(|world| work(&config, world))
+}
+
+/// Joins the ranks; an error ends all of them from within.
+fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     rayon::ThreadPoolBuilder::new()
         .num_threads(world.threads())
         .build_global()
         .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
-    work(&config, &world).or_else(|e| world.fail(&e))
+    work(&world).or_else(|error| match error {
+        // All ranks end here together, so MPI is left in good order and no rank is aborted.
+        Error::Preempted(_) => Err(error),
+        error => world.fail(&error),
+    })
 }
 
 fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
@@ -59,6 +76,7 @@ fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
     if let Some(device) = plan.device {
         config.run.device = device;
     }
+    config.resume = Resume { from: plan.resume, with_changes: plan.resume_with_changes };
     Ok(config)
 }
 

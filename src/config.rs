@@ -4,6 +4,8 @@
 //! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
+mod fine;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,10 @@ use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
 use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
+use crate::model::lora::Lora;
+use crate::model::{Recompute, Tuning};
+pub use fine::{Fine, FineLoss, NegativesFrom};
+
 use crate::{Error, Result};
 
 /// A validated plan.
@@ -37,6 +43,41 @@ pub struct Config {
     pub checkpoint: Checkpoint,
     pub run: Run,
     pub experiment: Experiment,
+    /// `--resume` and `--resume-with-changes`: how to start, not what to run.
+    #[serde(skip)]
+    pub resume: Resume,
+}
+
+/// What to do with a run directory that holds a run already.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resume {
+    pub from: ResumeFrom,
+    /// Keys that do not touch what was learnt may differ from the plan of before.
+    pub with_changes: bool,
+}
+
+/// `--resume auto|never|PATH`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ResumeFrom {
+    /// Goes on where the run stopped.
+    #[default]
+    Auto,
+    /// Starts a new run; refused where there is one.
+    Never,
+    /// A checkpoint, or a run directory whose last checkpoint is meant.
+    Path(PathBuf),
+}
+
+impl std::str::FromStr for ResumeFrom {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "never" => Self::Never,
+            path => Self::Path(path.into()),
+        })
+    }
 }
 
 /// `[data]`: what is read.
@@ -149,6 +190,19 @@ pub struct Train {
     /// Steps in which the learning rate rises; overrides `warmup`.
     pub warmup_steps: Option<u64>,
     pub schedule: Schedule,
+    /// Where linear and cosine end.
+    pub min_lr: f64,
+    pub optimizer: Optimizer,
+    /// Whether each rank keeps the optimiser's whole state or its share.
+    pub sharding: Sharding,
+    /// What backward computes again instead of keeping it.
+    pub recompute: Recompute,
+    /// Multiplies the learning rate of a layer for every layer above it; 1 treats all alike.
+    pub layer_decay: f64,
+    /// Parts that keep their weights: "embeddings", "layer.3", "layer.0-3".
+    pub freeze: Vec<String>,
+    /// Updates between two validations on held-out pairs; 0 never validates.
+    pub validate_every: u64,
     pub weight_decay: f32,
     pub beta1: f32,
     pub beta2: f32,
@@ -156,6 +210,11 @@ pub struct Train {
     /// Global norm at which gradients are clipped; 0 never clips.
     pub clip_norm: f32,
     pub dropout: f32,
+    /// Weights and activations; bf16 on a GPU and f32 on a CPU when absent. Gradients, moments and
+    /// master weights are f32.
+    pub precision: Option<Precision>,
+    /// In which precision GPUs sum gradients over ranks.
+    pub reduce: Precision,
 }
 
 impl Default for Train {
@@ -170,70 +229,79 @@ impl Default for Train {
             warmup: 0.1,
             warmup_steps: None,
             schedule: Schedule::Linear,
+            min_lr: 0.0,
+            optimizer: Optimizer::Adamw,
+            sharding: Sharding::None,
+            recompute: Recompute::None,
+            layer_decay: 1.0,
+            freeze: Vec::new(),
+            validate_every: 0,
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
             clip_norm: 1.0,
             dropout: 0.1,
+            precision: None,
+            reduce: Precision::F32,
         }
     }
+}
+
+/// How numbers are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    F32,
+    Bf16,
 }
 
 /// Learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Falls linearly to 0 at the last step.
+    /// Falls linearly to `min_lr` behind the last step.
     Linear,
+    /// Falls to `min_lr` in half a cosine.
+    Cosine,
     Constant,
 }
 
-/// `[fine]`: what fine-tuning learns from topics, qrels and a run.
+/// The rule that turns a gradient into an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Optimizer {
+    /// Loshchilov & Hutter 2019.
+    Adamw,
+    /// You et al. 2020: AdamW's direction, scaled by a trust ratio a tensor; for very large batches.
+    Lamb,
+}
+
+/// What is divided over the ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sharding {
+    None,
+    /// The optimiser's state (ZeRO stage 1, Rajbhandari et al. 2020).
+    Optimizer,
+}
+
+/// `[checkpoint]`: when a run's state is kept; see `train::checkpoints`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Fine {
-    /// Non-relevant candidates beside each positive; 1 is the pairwise softmax loss.
-    pub negatives: usize,
-    /// Relevant candidates used of one topic in one epoch, drawn anew each epoch.
-    pub positives_per_topic: usize,
-    /// Candidates of a topic: the first `depth` documents of the run.
-    pub depth: usize,
-    pub start: HeadStart,
-    /// Folds to draw when `data.folds` is absent.
-    pub folds: usize,
-    /// Measure of the validation fold that chooses the best weights.
-    pub measure: String,
-    /// Updates between two validations; 0 keeps the last weights without looking.
-    pub validate_every: u64,
-    /// Validations without a better measure before training stops; 0 never stops early.
-    pub patience: usize,
-    /// Training topics to use of each fold; 0 uses all.
-    pub train_topics: usize,
-}
-
-impl Default for Fine {
-    fn default() -> Self {
-        Self {
-            negatives: 4,
-            positives_per_topic: 4,
-            depth: 50,
-            start: HeadStart::NewHead,
-            folds: 5,
-            measure: "ndcg_cut_5".into(),
-            validate_every: 0,
-            patience: 0,
-            train_topics: 0,
-        }
-    }
-}
-
-/// `[checkpoint]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 pub struct Checkpoint {
-    /// Steps between two saved models; 0 saves only the last.
+    /// Minutes between two checkpoints; 0 leaves it to `every_steps`.
+    pub every_minutes: f64,
+    /// Steps between two checkpoints; 0 leaves it to `every_minutes`.
     pub every_steps: u64,
+    /// Checkpoints kept besides the best one.
+    pub keep: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every_minutes: 15.0, every_steps: 0, keep: 2 }
+    }
 }
 
 /// `[run]`
@@ -245,11 +313,25 @@ pub struct Run {
     pub device: Device,
     /// Steps between two lines on the terminal.
     pub log_every: u64,
+    /// Seconds without progress after which the job is ended with the name of the rank that is late.
+    pub hang_limit_s: f64,
+    /// GPU: record the segments of a step once and replay them.
+    pub graph: bool,
+    /// Debug mode: steps between two in which the first NaN is traced to the operation that made it
+    /// and the gradient of the step's first pack is compared with the reference model's; 0 is off.
+    pub check: u64,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Self { out: "runs/run".into(), device: Device::Auto, log_every: 10 }
+        Self {
+            out: "runs/run".into(),
+            device: Device::Auto,
+            log_every: 10,
+            hang_limit_s: 600.0,
+            graph: true,
+            check: 0,
+        }
     }
 }
 
@@ -359,6 +441,18 @@ impl Config {
         if let Some(lr) = t.head_lr {
             positive("train.head_lr", lr)?;
         }
+        positive("train.layer_decay", t.layer_decay)?;
+        if !(0.0..=t.lr).contains(&t.min_lr) {
+            return Err(Error::config(format!("train.min_lr = {}: must be in [0, train.lr]", t.min_lr)));
+        }
+        if let Some(lora) = &self.fine.lora {
+            lora.check()?;
+            if t.optimizer == Optimizer::Lamb {
+                return Err(Error::config(
+                    "fine.lora with train.optimizer = \"lamb\": adapters are trained with \"adamw\"",
+                ));
+            }
+        }
         if let Some(epochs) = t.epochs {
             positive("train.epochs", epochs)?;
         }
@@ -386,18 +480,27 @@ impl Config {
                 return Err(Error::config(format!("{key} = {value}: must be a number of at least 0")));
             }
         }
+        positive("run.hang_limit_s", self.run.hang_limit_s)?;
+        let minutes = self.checkpoint.every_minutes;
+        if !(minutes.is_finite() && minutes >= 0.0) {
+            return Err(Error::config(format!("checkpoint.every_minutes = {minutes}: must be at least 0")));
+        }
         for (key, value) in [
+            ("checkpoint.keep", self.checkpoint.keep),
             ("train.pack_tokens", t.pack_tokens),
             ("train.packs_per_step", t.packs_per_step),
             ("fine.negatives", self.fine.negatives),
             ("fine.positives_per_topic", self.fine.positives_per_topic),
             ("fine.depth", self.fine.depth),
+            ("fine.passages", self.fine.passages),
+            ("fine.passage_stride", self.fine.passage_stride),
             ("objective.negatives_per_positive", self.objective.negatives_per_positive as usize),
         ] {
             if value == 0 {
                 return Err(Error::config(format!("{key} = 0: must be at least 1")));
             }
         }
+        self.fine.check()?;
         if self.data.max_tokens < 8 {
             return Err(Error::config(format!(
                 "data.max_tokens = {}: a pair needs at least 8 tokens",
@@ -433,6 +536,13 @@ impl Config {
                 "{key} is not set: this command needs it (in the config or --set {key}=...)"
             ))
         })
+    }
+}
+
+impl Train {
+    /// What training freezes and computes twice.
+    pub fn tuning(&self, lora: Option<&Lora>) -> Tuning {
+        Tuning { lora: lora.cloned(), freeze: self.freeze.clone(), recompute: self.recompute }
     }
 }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use ctune_dist::data::batch::Batch;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{AdamW, Backend, MaskRule, stats};
+use ctune_dist::engine::{AdamW, Backend, MaskRule, RankLoss, stats};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
-use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape};
+use ctune_dist::model::trained::Rates;
+use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
 use ctune_dist::reference::Reference;
 
 use crate::golden::{self, Case, Golden};
@@ -27,16 +28,34 @@ fn options(objective: Objective, heads: HeadSet, dropout: (f32, u32)) -> Options
     }
 }
 
+/// A model on the CPU engine.
+pub type Model = Bert<Cpu>;
+
 const BOTH: Objective = Objective::Pretraining { mlm: 1.0, qdpp: 1.0 };
 
-fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
-    for param in &model.layout.params {
+/// Puts the tensors into the model; adapters stay as they are.
+pub fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
+    for param in model.layout.params.iter().filter(|p| p.block.is_none()) {
         let (_, values) = &tensors[&param.name];
         model.backend.upload_weights(values, &mut model.weights, param.offset).unwrap();
     }
 }
 
-fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
+/// Options of a ranking model with room for the golden pack.
+pub fn ranking_options(dropout: (f32, u32)) -> Options {
+    options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, dropout)
+}
+
+/// The golden pre-training model, tuned.
+pub fn tuned_model(golden: &Golden, tuning: &Tuning) -> Bert<Cpu> {
+    let options = options(BOTH, HeadSet::PRETRAINING, (0.0, 0));
+    let mut model = Bert::tuned(Cpu::new(), &golden.shape, options, tuning).unwrap();
+    fill(&mut model, &golden.pretraining_weights);
+    model
+}
+
+/// The golden pre-training model with dropout (rate, seed).
+pub fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
     let options = options(BOTH, HeadSet::PRETRAINING, dropout);
     let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     fill(&mut model, &golden.pretraining_weights);
@@ -44,8 +63,7 @@ fn pretraining_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
 }
 
 fn ranking_model(golden: &Golden, dropout: (f32, u32)) -> Bert<Cpu> {
-    let options = options(Objective::Ranking, HeadSet::RANKING, dropout);
-    let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
+    let mut model = Bert::new(Cpu::new(), &golden.shape, ranking_options(dropout)).unwrap();
     fill(&mut model, &golden.ranking_weights);
     model
 }
@@ -67,7 +85,8 @@ fn check_gradients(model: &Bert<Cpu>, golden: &Golden, case: Case) {
     }
 }
 
-fn close(actual: f64, expected: f64, bound: f64) {
+/// Equal up to a relative error.
+pub fn close(actual: f64, expected: f64, bound: f64) {
     assert!((actual - expected).abs() <= bound * expected.abs(), "{actual} is not {expected}");
 }
 
@@ -130,8 +149,9 @@ fn ten_adamw_updates_equal_pytorch() {
     let steps = &golden.steps;
     let mut model = pretraining_model(&golden, (0.0, 0));
     let len = model.layout.len;
-    let groups = model.layout.groups(1.0);
+    let groups = model.layout.groups(Rates::EQUAL, false);
     let mut moments: [_; 2] = std::array::from_fn(|_| model.backend.zeros::<f32>(len).unwrap());
+    let (owned, mut master) = (vec![0..len; 1], model.backend.zeros(0).unwrap());
     let mut norm_sq = model.backend.zeros::<f32>(1).unwrap();
     let largest =
         |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs()).fold(0.0f64, f64::max);
@@ -142,7 +162,7 @@ fn ten_adamw_updates_equal_pytorch() {
         let loss =
             sums[stats::MLM_LOSS] / sums[stats::MLM_COUNT] + sums[stats::QDPP_LOSS] / sums[stats::QDPP_COUNT];
         close(loss, steps.losses[i], bound);
-        model.backend.sum_squares(&model.grads, 0..len, &mut norm_sq, 0).unwrap();
+        model.backend.sum_squares(&model.grads, std::slice::from_ref(&(0..len)), &mut norm_sq, 0).unwrap();
         let norm = f64::from(model.backend.download(&norm_sq, 0..1).unwrap()[0]).sqrt();
         close(norm, steps.grad_norms[i], 1e-4);
         let update = AdamW {
@@ -155,7 +175,10 @@ fn ten_adamw_updates_equal_pytorch() {
             clip_norm: steps.clip_norm as f32,
         };
         let [m, v] = &mut moments;
-        model.backend.adamw(update, &groups, &norm_sq, &mut model.weights, &mut model.grads, m, v).unwrap();
+        model
+            .backend
+            .adamw(update, &groups, &owned, &norm_sq, &mut model.weights, &mut master, &mut model.grads, m, v)
+            .unwrap();
     }
     let sums = step(&mut model, &golden);
     let loss =
@@ -276,7 +299,7 @@ fn checkpoints_go_out_and_in() {
     assert_eq!(std::fs::read_dir(dir.path().join("run")).unwrap().count(), 1, "temporary files are left");
 
     // the QDPP head as a ranking head: clicked minus negative
-    let options = options(Objective::Ranking, HeadSet::RANKING, (0.0, 0));
+    let options = options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, (0.0, 0));
     let mut ranker = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     let report = read.fill(&mut ranker, Fill::Head(HeadStart::QdppHead), 1).unwrap();
     assert_eq!(report.missing, Vec::<String>::new());
@@ -292,7 +315,11 @@ fn checkpoints_go_out_and_in() {
     let mut holed = read;
     holed.tensors.remove("bert.encoder.layer.1.output.dense.weight");
     let error = holed.fill(&mut ranker, Fill::Head(HeadStart::NewHead), 1).unwrap_err().to_string();
-    assert!(error.contains("lacks bert.encoder.layer.1.output.dense.weight"), "{error}");
+    assert!(
+        error.contains("lacks 1 of the model's tensors")
+            && error.contains("bert.encoder.layer.1.output.dense.weight"),
+        "{error}"
+    );
 }
 
 #[test]

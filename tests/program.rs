@@ -21,11 +21,11 @@ const THEMES: [&str; 6] = [
     "database table query index record",
 ];
 
-struct Place(TempDir);
+pub struct Place(TempDir);
 
 impl Place {
     /// Clicks, documents, topics and judgements of 72 documents.
-    fn with_text() -> Self {
+    pub fn with_text() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         let (mut clicks, mut documents, mut qrels, mut topics) =
             (String::new(), String::new(), String::new(), String::new());
@@ -50,7 +50,7 @@ impl Place {
     }
 
     /// The same, prepared, with a plan for a very small model.
-    fn with_shards() -> Self {
+    pub fn with_shards() -> Self {
         let place = Self::with_text();
         let out = place.run(&[
             "prepare",
@@ -95,20 +95,20 @@ impl Place {
         place
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    pub fn path(&self, name: &str) -> std::path::PathBuf {
         self.0.path().join(name)
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         Command::new(BINARY).args(args).current_dir(self.0.path()).output().unwrap()
     }
 
     /// Under mpirun, as root too, with more ranks than cores.
-    fn mpirun(&self, ranks: usize, args: &[&str]) -> Output {
+    pub fn mpirun(&self, ranks: usize, args: &[&str]) -> Output {
         Command::new("mpirun")
             .args(["--oversubscribe", "-n", &ranks.to_string(), BINARY])
             .args(args)
@@ -119,19 +119,19 @@ impl Place {
             .expect("mpirun is needed (launch/test.sh installs it)")
     }
 
-    fn metrics(&self, run: &str) -> Vec<BTreeMap<String, serde_json::Value>> {
+    pub fn metrics(&self, run: &str) -> Vec<BTreeMap<String, serde_json::Value>> {
         let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
-fn assert_done(out: &Output) {
+pub fn assert_done(out: &Output) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(out.status.success(), "{}\n{}{}", out.status, text(&out.stdout), text(&out.stderr));
 }
 
 /// The run must end with `code` and say `words` in one line on stderr, without a panic.
-fn assert_refused(out: &Output, code: i32, words: &[&str]) {
+pub fn assert_refused(out: &Output, code: i32, words: &[&str]) {
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{text}");
     assert_eq!(text.trim_end().lines().count(), 1, "more than one line:\n{text}");
@@ -162,6 +162,10 @@ fn mistakes_in_the_plan_are_one_line_and_exit_code_2() {
     assert_refused(&coarse(&["--set", "model.hidden=30"]), 2, &["hidden = 30"]);
     assert_refused(&coarse(&["--set", "objective.negatives=tricky"]), 2, &["random-document"]);
     assert_refused(&coarse(&["--set", "objective.mlm=0", "--set", "objective.qdpp=0"]), 2, &["both 0"]);
+    assert_refused(&coarse(&["--set", "train.precision=bf16"]), 2, &["train.precision", "f32"]);
+    assert_refused(&coarse(&["--set", "train.freeze=[\"layer.2\"]"]), 2, &["layer.2", "2 layers"]);
+    assert_refused(&coarse(&["--set", "train.min_lr=1"]), 2, &["train.min_lr = 1"]);
+    assert_refused(&coarse(&["--set", "train.optimizer=sgd"]), 2, &["adamw", "lamb"]);
     place.write("broken.toml", "[train\nlr = 1");
     assert_refused(&place.run(&["coarse", "--config", "broken.toml"]), 2, &["broken.toml", "line 1"]);
     // a model of another vocabulary
@@ -258,6 +262,57 @@ fn ranks_compute_what_one_process_computes() {
     assert!(model("alone") == model("np1"));
 }
 
+/// The largest difference of two runs' final weights.
+fn weights_differ(a: &Path, b: &Path) -> f32 {
+    let read =
+        |run: &Path| ctune_dist::model::checkpoint::Checkpoint::read(&run.join("model")).unwrap().tensors;
+    let (a, b) = (read(a), read(b));
+    assert!(a.keys().eq(b.keys()));
+    let values = a.values().zip(b.values()).flat_map(|(a, b)| a.1.iter().zip(&b.1));
+    values.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// Whatever the optimiser and wherever its state lies, ranks make one process's updates; packs that a
+/// rank has more of are summed in its gradients.
+#[test]
+fn optimisers_do_not_depend_on_ranks_or_sharding() {
+    let place = Place::with_shards();
+    let run = |ranks: usize, optimizer: &str, sharding: &str, lr: &str| {
+        let out = format!("{optimizer}-{sharding}-{ranks}");
+        let set = |key: &str, value: &str| format!("train.{key}={value}");
+        let sets =
+            [set("optimizer", optimizer), set("sharding", sharding), set("lr", lr), set("steps", "10")];
+        let mut args = vec!["coarse", "--config", "plan.toml", "--set", "train.dropout=0.1", "--out", &out];
+        sets.iter().for_each(|text| args.extend(["--set", text]));
+        assert_done(&place.mpirun(ranks, &args));
+        out
+    };
+    for (optimizer, lr) in [("adamw", "2e-3"), ("lamb", "1e-2")] {
+        let alone = run(1, optimizer, "none", lr);
+        let losses = place.metrics(&alone);
+        let loss = |line: &BTreeMap<String, serde_json::Value>, key: &str| line[key].as_f64().unwrap();
+        assert!(loss(&losses[9], "loss") < loss(&losses[0], "loss"), "{optimizer} learnt nothing");
+        for ranks in [2, 4] {
+            let pair = ["none", "optimizer"].map(|sharding| run(ranks, optimizer, sharding, lr));
+            for out in &pair {
+                for (one, many) in losses.iter().zip(&place.metrics(out)) {
+                    for key in ["loss", "grad_norm"] {
+                        let (a, b) = (loss(one, key), loss(many, key));
+                        assert!((a - b).abs() < 1e-5 * a.abs(), "{out}, {key}: {a} and {b}");
+                    }
+                }
+                let off = weights_differ(&place.path(&alone), &place.path(out));
+                assert!(off < 1e-5, "{out}: weights differ by {off}");
+            }
+            let off = weights_differ(&place.path(&pair[0]), &place.path(&pair[1]));
+            assert!(
+                off <= if optimizer == "adamw" { 0.0 } else { 1e-6 },
+                "{optimizer}, {ranks} ranks: {off}"
+            );
+        }
+    }
+}
+
 #[test]
 fn more_ranks_than_packs_and_a_repeated_run() {
     let place = Place::with_shards();
@@ -302,6 +357,11 @@ fn a_study_runs_from_text_to_table() {
     let validated = [&fine[..], &["fine.validate_every=10", "--set", "fine.start=qdpp-head"]].concat();
     assert_done(&place.mpirun(2, &validated));
     assert!(place.path("fine/fold-3/model/config.json").exists());
+    let lora = "fine.lora={ rank = 8, alpha = 16.0, targets = [\"query\", \"value\"] }";
+    let args = [&fine[..5], &["--out", "adapted", "--set", lora, "--set", "fine.validate_every=10"]].concat();
+    assert_done(&place.mpirun(2, &args));
+    let args = ["rerank", "--config", "plan.toml", "--model", "adapted/fold-1/model", "--run-out", "ad.run"];
+    assert_done(&place.run(&args));
     let rerank = ["rerank", "--config", "plan.toml", "--model", "fine/fold-1/model", "--run-out", "re.run"];
     assert_done(&place.run(&rerank));
     assert_done(&place.mpirun(2, &[&rerank[..6], &["re2.run"]].concat()));

@@ -7,5 +7,8 @@ mod golden;
 mod ir;
 mod model;
 mod program;
+mod ranking;
 mod reference;
 mod report;
+mod softgpu;
+mod train;

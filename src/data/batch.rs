@@ -23,6 +23,9 @@ pub struct Batch {
     /// First sequence of each ranking group and the end, [groups + 1]; the first sequence of a
     /// group is its positive. Empty outside fine-tuning.
     pub cu_groups: Vec<u32>,
+    /// Label or teacher's score of each sequence, [S]; read by the ranking losses that want them.
+    /// Empty outside fine-tuning.
+    pub targets: Vec<f32>,
     /// Epoch of the samples, part of every random decision's counter.
     pub epoch: u32,
     /// Tokens of this pack that masking will choose, M (known on the host because the choice is a

@@ -1,16 +1,22 @@
 //! Ranks. `World` says who a process is and carries small agreements and, on CPU, the gradients.
 //! Started alone, a process makes no MPI call and runs the same code as a world of one.
 
+mod nccl;
 mod reduce;
 
 use std::panic;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
+use signal_hook::consts::SIGTERM;
+use signal_hook::flag;
 
-pub use reduce::Reducer;
+pub use nccl::version as nccl_version;
+pub use reduce::{Collective, Distributed, MpiCollective, pieces};
 
 use crate::{Error, Result};
 
@@ -30,6 +36,7 @@ const ERROR_DELAY: Duration = Duration::from_millis(400);
 pub struct World {
     rank: usize,
     size: usize,
+    local_rank: usize,
     local_size: usize,
     mpi: Option<Mpi>,
 }
@@ -48,7 +55,7 @@ pub fn launched_rank() -> Option<usize> {
 impl World {
     /// A world of one, without MPI.
     pub fn solo() -> Self {
-        Self { rank: 0, size: 1, local_size: 1, mpi: None }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, mpi: None }
     }
 
     /// Joins the ranks that the launcher started, or is alone without one.
@@ -69,6 +76,7 @@ impl World {
         Ok(Self {
             rank,
             size: comm.size() as usize,
+            local_rank: local.rank() as usize,
             local_size: local.size() as usize,
             mpi: Some(Mpi { comm, _universe: universe }),
         })
@@ -82,6 +90,16 @@ impl World {
     /// Processes of the run.
     pub fn size(&self) -> usize {
         self.size
+    }
+
+    /// This process among those of its machine, from 0.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// Processes of the run on this machine.
+    pub fn local_size(&self) -> usize {
+        self.local_size
     }
 
     /// Whether this process speaks for the run.
@@ -106,19 +124,36 @@ impl World {
 
     /// Sums `values` over ranks, in rank order, into every rank's copy.
     pub fn sum_f64(&self, values: &mut [f64]) {
-        let Some(mpi) = &self.mpi else { return };
-        let mut all = vec![0.0; values.len() * self.size];
-        mpi.comm.all_gather_into(&*values, &mut all[..]);
         let row = values.len();
+        let all = self.gather_f64(values);
         for (i, value) in values.iter_mut().enumerate() {
-            *value = (0..self.size).map(|rank| all[rank * row + i]).sum();
+            *value = all.iter().skip(i).step_by(row).sum();
+        }
+    }
+
+    /// Every rank's `values` (as many on each), end to end: [size, len].
+    pub fn gather_f64(&self, values: &[f64]) -> Vec<f64> {
+        let Some(mpi) = &self.mpi else { return values.to_vec() };
+        let mut all = vec![0.0; values.len() * self.size];
+        mpi.comm.all_gather_into(values, &mut all[..]);
+        all
+    }
+
+    /// Sends rank 0's bytes to every rank; all have the same number of them.
+    pub fn broadcast_bytes(&self, bytes: &mut [u8]) {
+        if let Some(mpi) = &self.mpi {
+            mpi.comm.process_at_rank(0).broadcast_into(bytes);
         }
     }
 
     /// Sends rank 0's text to every rank.
     pub fn broadcast_text(&self, text: &mut String) {
+        self.broadcast_from(0, text);
+    }
+
+    fn broadcast_from(&self, rank: usize, text: &mut String) {
         let Some(mpi) = &self.mpi else { return };
-        let root = mpi.comm.process_at_rank(0);
+        let root = mpi.comm.process_at_rank(rank as i32);
         let mut len = text.len() as u64;
         root.broadcast_into(&mut len);
         let mut bytes = std::mem::take(text).into_bytes();
@@ -133,22 +168,30 @@ impl World {
     /// Rank 0's outcome of work that only it does: its error becomes every rank's error, so that no
     /// rank waits for a result that will not come.
     pub fn agree<T>(&self, outcome: Option<Result<T>>) -> Result<Option<T>> {
-        let mut text = match &outcome {
-            Some(Err(e)) => format!("{} {e}", e.exit_code()),
-            _ => String::new(),
-        };
+        let mut text = outcome.as_ref().map(error_text).unwrap_or_default();
         self.broadcast_text(&mut text);
-        match (outcome, text.split_once(' ')) {
-            (Some(result), _) => result.map(Some),
-            (None, None) => Ok(None),
-            (None, Some(("2", e))) => Err(Error::config(e)),
-            (None, Some(("4", e))) => Err(Error::device(e)),
-            (None, Some((_, e))) => Err(Error::data(e)),
+        match outcome {
+            Some(result) => result.map(Some),
+            None => told_error(&text).map_or(Ok(None), Err),
         }
+    }
+
+    /// The outcome of work that every rank does its part of: the error of the lowest rank that failed
+    /// becomes every rank's error.
+    pub fn agree_all<T>(&self, outcome: Result<T>) -> Result<T> {
+        let failed = self.gather_f64(&[f64::from(u8::from(outcome.is_err()))]);
+        let Some(rank) = failed.iter().position(|flag| *flag > 0.0) else { return outcome };
+        let mut text = error_text(&outcome);
+        self.broadcast_from(rank, &mut text);
+        let error = told_error(&text);
+        if rank == self.rank { outcome } else { error.map_or(outcome, Err) }
     }
 
     /// Reports `error` and ends every rank with its exit code.
     pub fn fail(&self, error: &Error) -> ! {
+        // Training may have taken SIGTERM for itself: from now on it ends the process again, so that
+        // rank 0's report ends the ranks that still wait to make theirs.
+        let _ = flag::register_conditional_default(SIGTERM, Arc::new(AtomicBool::new(true)));
         if !self.leads() {
             std::thread::sleep(ERROR_DELAY);
         }
@@ -162,6 +205,22 @@ impl World {
             None => std::process::exit(error.exit_code()),
         }
     }
+}
+
+/// Exit code and text of an error, to be told to other ranks; empty without one.
+fn error_text<T>(outcome: &Result<T>) -> String {
+    outcome.as_ref().err().map(|e| format!("{} {e}", e.exit_code())).unwrap_or_default()
+}
+
+/// What `error_text` said.
+fn told_error(text: &str) -> Option<Error> {
+    let (code, text) = text.split_once(' ')?;
+    Some(match code {
+        "2" => Error::config(text),
+        "4" => Error::device(text),
+        "75" => Error::Preempted(text.to_owned()),
+        _ => Error::data(text),
+    })
 }
 
 /// A panic would unwind into MPI_Finalize and wait there for ranks that wait for this one: end the

@@ -1,6 +1,6 @@
-//! The sum of gradients over ranks. Each rank sums one share of the arena over all ranks in rank
-//! order and hands the result back: the same volume as a ring all-reduce, and the same bits on every
-//! rank and in every run, which MPI_Allreduce does not promise.
+//! Collectives over the arenas behind one trait, and their MPI form. Gradients: each rank sums one
+//! share over all ranks in rank order and hands the result back: the same volume as a ring
+//! all-reduce, and the same bits on every rank and in every run, which MPI_Allreduce does not promise.
 
 use std::ops::Range;
 
@@ -9,53 +9,160 @@ use mpi::traits::*;
 use super::World;
 use crate::Result;
 use crate::engine::Backend;
+use crate::engine::cpu::Cpu;
 
-/// Sums ranges of the gradient arena over the ranks of a world.
-pub struct Reducer<'w> {
-    world: &'w World,
-    /// All ranks' copies of one range, padded to equal shares: [size, share]
-    sent: Vec<f32>,
-    /// Every rank's copy of this rank's share: [size, share]
-    received: Vec<f32>,
-    /// The sum of this rank's share: [share]
-    share: Vec<f32>,
-}
-
-impl<'w> Reducer<'w> {
-    pub fn new(world: &'w World) -> Self {
-        Self { world, sent: Vec::new(), received: Vec::new(), share: Vec::new() }
-    }
-
-    /// Sums `grads[range]` over ranks. Every rank calls it with the same ranges in the same order.
-    pub fn reduce<B: Backend>(
+/// What a training step exchanges. Every rank makes the same calls with the same ranges in the same
+/// order. A device may work behind on a stream of its own until `finish`.
+pub trait Collective<B: Backend> {
+    /// Sums `grads[range]` over ranks.
+    fn all_reduce(&mut self, backend: &B, grads: &mut B::Buf<f32>, range: Range<usize>) -> Result<()>;
+    /// Sums one bucket over ranks, cut into a piece a rank: rank r has the sum of `pieces[r]`
+    /// afterwards; what the other pieces hold is unspecified.
+    fn reduce_scatter(&mut self, backend: &B, grads: &mut B::Buf<f32>, pieces: &[Range<usize>])
+    -> Result<()>;
+    /// Hands every rank the piece that rank r owns, `pieces[r]`.
+    fn all_gather(
         &mut self,
         backend: &B,
-        grads: &mut B::Buf<f32>,
-        range: Range<usize>,
-    ) -> Result<()> {
-        if self.world.size() == 1 {
-            return Ok(());
-        }
-        backend.on_host(grads, range, &mut |values| self.sum(values))
+        weights: &mut B::Buf<B::Real>,
+        pieces: &[Range<usize>],
+    ) -> Result<()>;
+    /// What was started is complete for every operation that the device is given from now on.
+    fn finish(&mut self, backend: &B) -> Result<()>;
+}
+
+/// An engine whose ranks can exchange arenas.
+pub trait Distributed: Backend {
+    /// The collectives of `world` on this engine's device.
+    ///
+    /// # Errors
+    /// `Error::Device` when the ranks cannot be connected.
+    fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>>;
+}
+
+impl Distributed for Cpu {
+    fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>> {
+        Ok(Box::new(MpiCollective::new(world)))
+    }
+}
+
+/// Collectives through host memory and MPI.
+pub struct MpiCollective<'w> {
+    world: &'w World,
+    /// Pieces for all ranks, padded to one length: [size, piece]
+    sent: Vec<f32>,
+    /// All ranks' copies of this rank's piece: [size, piece]
+    received: Vec<f32>,
+    /// Their sum: [piece]
+    sum: Vec<f32>,
+}
+
+/// Equal pieces of `range` for `size` ranks, in multiples of 8 elements (16 bytes of bf16, what device
+/// code loads at once); the last ones may be shorter or empty.
+pub fn pieces(range: &Range<usize>, size: usize) -> Vec<Range<usize>> {
+    let piece = range.len().div_ceil(size).next_multiple_of(8).max(8);
+    let at = |rank: usize| (range.start + rank * piece).min(range.end);
+    (0..size).map(|rank| at(rank)..at(rank + 1)).collect()
+}
+
+impl<'w> MpiCollective<'w> {
+    /// Collectives over the ranks of `world`.
+    pub fn new(world: &'w World) -> Self {
+        Self { world, sent: Vec::new(), received: Vec::new(), sum: Vec::new() }
     }
 
-    fn sum(&mut self, values: &mut [f32]) {
-        let Some(mpi) = &self.world.mpi else { return };
+    /// `values` hold the pieces end to end, `lens[r]` for rank r; leaves the sum of this rank's
+    /// piece in `self.sum` and returns the padded length.
+    fn scatter(&mut self, values: &[f32], lens: &[usize]) -> usize {
         let size = self.world.size();
-        let share = values.len().div_ceil(size);
+        let longest = lens.iter().copied().max().unwrap_or(0);
         self.sent.clear();
-        self.sent.extend_from_slice(values);
-        self.sent.resize(share * size, 0.0);
-        self.received.resize(share * size, 0.0);
-        self.share.resize(share, 0.0);
-        mpi.comm.all_to_all_into(&self.sent[..], &mut self.received[..]);
-        self.share.copy_from_slice(&self.received[..share]);
-        for other in self.received.chunks_exact(share).skip(1) {
-            for (sum, value) in self.share.iter_mut().zip(other) {
+        let mut at = 0;
+        for (rank, &len) in lens.iter().enumerate() {
+            self.sent.extend_from_slice(&values[at..at + len]);
+            self.sent.resize((rank + 1) * longest, 0.0);
+            at += len;
+        }
+        self.received.resize(longest * size, 0.0);
+        if let Some(mpi) = &self.world.mpi {
+            mpi.comm.all_to_all_into(&self.sent[..], &mut self.received[..]);
+        }
+        self.sum.clear();
+        self.sum.extend_from_slice(&self.received[..longest]);
+        for other in self.received.chunks_exact(longest).skip(1) {
+            for (sum, value) in self.sum.iter_mut().zip(other) {
                 *sum += value;
             }
         }
-        mpi.comm.all_gather_into(&self.share[..], &mut self.sent[..]);
-        values.copy_from_slice(&self.sent[..values.len()]);
+        longest
+    }
+
+    /// Every rank's `self.sum`, end to end: [size, longest]
+    fn gather(&mut self) -> &[f32] {
+        self.received.resize(self.sum.len() * self.world.size(), 0.0);
+        if let Some(mpi) = &self.world.mpi {
+            mpi.comm.all_gather_into(&self.sum[..], &mut self.received[..]);
+        }
+        &self.received
+    }
+}
+
+impl<B: Backend> Collective<B> for MpiCollective<'_> {
+    fn all_reduce(&mut self, backend: &B, grads: &mut B::Buf<f32>, range: Range<usize>) -> Result<()> {
+        if self.world.size() == 1 || range.is_empty() {
+            return Ok(());
+        }
+        let pieces = pieces(&(0..range.len()), self.world.size());
+        let lens: Vec<usize> = pieces.iter().map(ExactSizeIterator::len).collect();
+        backend.on_host(grads, range, &mut |values| {
+            let longest = self.scatter(values, &lens);
+            let all = self.gather();
+            for (rank, piece) in pieces.iter().enumerate() {
+                values[piece.clone()].copy_from_slice(&all[rank * longest..][..piece.len()]);
+            }
+        })
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        backend: &B,
+        grads: &mut B::Buf<f32>,
+        pieces: &[Range<usize>],
+    ) -> Result<()> {
+        let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
+        let range = first.start..last.end;
+        if self.world.size() == 1 || range.is_empty() {
+            return Ok(());
+        }
+        let lens: Vec<usize> = pieces.iter().map(ExactSizeIterator::len).collect();
+        let own = &pieces[self.world.rank()];
+        let own = own.start - range.start..own.end - range.start;
+        backend.on_host(grads, range, &mut |values| {
+            self.scatter(values, &lens);
+            values[own.clone()].copy_from_slice(&self.sum[..own.len()]);
+        })
+    }
+
+    fn all_gather(
+        &mut self,
+        backend: &B,
+        weights: &mut B::Buf<B::Real>,
+        pieces: &[Range<usize>],
+    ) -> Result<()> {
+        let longest = pieces.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
+        if self.world.size() == 1 || longest == 0 {
+            return Ok(());
+        }
+        self.sum = backend.download_weights(weights, pieces[self.world.rank()].clone())?;
+        self.sum.resize(longest, 0.0);
+        let all = self.gather();
+        for (rank, piece) in pieces.iter().enumerate() {
+            backend.upload_weights(&all[rank * longest..][..piece.len()], weights, piece.start)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, _backend: &B) -> Result<()> {
+        Ok(()) // every call above has waited
     }
 }

@@ -14,15 +14,112 @@
 //! Symbols T, S, M, H, I, A, D, V are those of `model/shape.rs`.
 
 pub mod cpu;
+pub mod cuda;
+mod fetch;
 pub mod random;
+mod update;
 
 use crate::Result;
+pub use fetch::Fetch;
 pub use random::{Dropout, MaskRule};
+pub use update::{AdamW, ParamGroup, Slice, slices};
 
 /// What buffers hold.
 pub trait Elem: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug {}
 impl Elem for f32 {}
 impl Elem for u32 {}
+impl Elem for half::bf16 {}
+
+/// How many rows an operation works on, and which of the pack's counts that is. A device that
+/// replays a recorded step launches at capacity and reads the count of *this* pack from the
+/// `PackCounts` of `begin_pack`; an eager device takes the number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// T
+    Tokens(usize),
+    /// S
+    Sequences(usize),
+    /// M
+    Masked(usize),
+}
+
+impl Rows {
+    /// The number of rows.
+    pub fn count(self) -> usize {
+        match self {
+            Self::Tokens(n) | Self::Sequences(n) | Self::Masked(n) => n,
+        }
+    }
+}
+
+/// What differs from pack to pack besides the token arrays, as a device's kernels read it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct PackCounts {
+    /// T
+    pub tokens: u32,
+    /// S
+    pub sequences: u32,
+    /// M
+    pub masked: u32,
+    /// Ranking groups.
+    pub groups: u32,
+    pub epoch: u32,
+    /// Masked tokens of the whole step over all ranks.
+    pub step_masked: u32,
+    /// Pairs or ranking groups of the whole step over all ranks.
+    pub step_pairs: u32,
+    pub reserved: u32,
+}
+
+/// What a ranking group teaches. Each is a mean over groups; within a group, of n negatives:
+/// s are scores, t targets, 0 is the positive, j a negative.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RankLoss {
+    /// Localised contrastive (Gao et al. 2021): -ln softmax(s)_0 over the group.
+    Lce,
+    /// Mean over j of ln(1 + e^(s_j - s_0)): RankNet; with one negative CEDR's pairwise softmax.
+    PairwiseSoftmax,
+    /// Mean over j of max(0, margin - s_0 + s_j).
+    Hinge { margin: f32 },
+    /// Mean over all members of the cross-entropy of sigmoid(s) against "target above 0".
+    Pointwise,
+    /// Cross-entropy of softmax(s) against softmax(t) (Cao et al. 2007, top one).
+    ListNet,
+    /// Mean over j of ((s_0 - s_j) - (t_0 - t_j))^2: targets are a teacher's scores (Hofstätter et
+    /// al. 2020).
+    MarginMse,
+}
+
+/// Factor of a loss's gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossScale {
+    /// Weight of the loss in the objective; 0 measures only.
+    pub weight: f32,
+    /// `weight` / max(count of the step, 1). Devices that replay compute it from `PackCounts`.
+    pub value: f32,
+}
+
+impl LossScale {
+    /// Losses are measured and leave no gradient.
+    pub const MEASURE: Self = Self { weight: 0.0, value: 0.0 };
+
+    /// The mean over the step's `count`, times `weight`.
+    pub fn mean(weight: f32, count: usize) -> Self {
+        Self { weight, value: weight / count.max(1) as f32 }
+    }
+}
+
+/// A fixed sequence of operations of a model, which a device may record and replay. Equal segments
+/// make the same calls with the same buffers and settings; packs and their counts may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Segment {
+    pub name: &'static str,
+    /// Encoder layer, where it belongs to one.
+    pub layer: usize,
+    /// Which of the name's optional operations are in it.
+    pub variant: u32,
+}
 
 /// A linear layer's place in a parameter arena: weight [n, k] at `w`, bias [n] at `b`.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +207,7 @@ pub mod stats {
 
 /// A pack on the device. Buffers are allocated once at the pack budget; the counts say how much of
 /// them is in use.
-pub struct DeviceBatch<B: Backend + ?Sized> {
+pub struct DeviceBatch<B: Backend> {
     /// T
     pub tokens: usize,
     /// S
@@ -136,45 +233,26 @@ pub struct DeviceBatch<B: Backend + ?Sized> {
     pub pair_labels: B::Buf<u32>,
     /// [groups + 1]
     pub cu_groups: B::Buf<u32>,
+    /// Labels or a teacher's scores, [S]; only some ranking losses read them.
+    pub targets: B::Buf<f32>,
     /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
     pub masked_rows: B::Buf<u32>,
     /// Their original ids, [M]; written by `mask_tokens`.
     pub masked_labels: B::Buf<u32>,
 }
 
-/// What the optimiser applies to one contiguous range of the arena.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ParamGroup {
-    pub range: std::ops::Range<usize>,
-    /// Weight decay applies (not to biases and LayerNorms).
-    pub decay: bool,
-    /// Multiplies the learning rate; 0 freezes the range.
-    pub lr_scale: f32,
-}
-
-/// One AdamW update (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`).
-#[derive(Clone, Copy, Debug)]
-pub struct AdamW {
-    pub lr: f32,
-    pub beta1: f32,
-    pub beta2: f32,
-    pub eps: f32,
-    pub weight_decay: f32,
-    /// Update number, from 1.
-    pub step: u32,
-    /// Gradients are scaled by min(1, clip_norm / norm); 0 does not clip.
-    pub clip_norm: f32,
-}
-
 // One parameter a buffer, as the kernels behind them have: a struct for each operation would only
 // rename them.
 #[allow(clippy::too_many_arguments)]
 /// A device's operations. Each names its formula; forward and backward stand side by side.
-pub trait Backend {
+pub trait Backend: Clone + 'static {
     /// Type of weights and activations on this device (f32 on CPU).
     type Real: Elem;
     /// Device memory.
     type Buf<T: Elem>: Send;
+
+    /// The device's name, for people.
+    fn describe(&self) -> String;
 
     // ---- memory ------------------------------------------------------------------------------
     /// A zeroed buffer of `len` elements.
@@ -201,6 +279,39 @@ pub trait Backend {
         range: std::ops::Range<usize>,
     ) -> Result<Vec<f32>>;
 
+    /// Sets `dst` [rows, width] to zero.
+    fn clear_rows(&self, dst: &mut Self::Buf<Self::Real>, rows: Rows, width: usize) -> Result<()> {
+        self.clear(dst, 0..rows.count() * width)
+    }
+    /// Starts bringing `src[range]` to the host, without waiting for it (some values, not arenas).
+    fn fetch(&self, src: &Self::Buf<f32>, range: std::ops::Range<usize>) -> Result<Fetch> {
+        Ok(Fetch::here(self.download(src, range)?))
+    }
+
+    // ---- packs -------------------------------------------------------------------------------
+    /// The engine for one model whose packs have at most `most` of everything.
+    fn for_packs(&self, most: &PackCounts) -> Result<Self> {
+        let _ = most;
+        Ok(self.clone())
+    }
+    /// Announces the next pack's counts: before its operations, once a pack.
+    fn begin_pack(&self, counts: &PackCounts) -> Result<()>;
+    /// Announces a segment. True when the device has replayed it; else the caller runs its
+    /// operations and then calls `end_segment`.
+    fn begin_segment(&self, segment: Segment) -> Result<bool> {
+        let _ = segment;
+        Ok(false)
+    }
+    /// Debug mode: from now on (or no longer) the first operation that makes a value that is not
+    /// finite is an error with its name. Devices without such a trap leave it to the gradient's norm.
+    fn check_results(&self, on: bool) {
+        let _ = on;
+    }
+    /// Ends the segment that was announced last.
+    fn end_segment(&self) -> Result<()> {
+        Ok(())
+    }
+
     // ---- masking -----------------------------------------------------------------------------
     /// Applies `rule` to `batch.ids` in place; writes `masked_rows`, `masked_labels` (ascending
     /// rows). `batch.masked` was computed on the host by the same function and must agree.
@@ -219,7 +330,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         epilogue: Epilogue,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -229,7 +340,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         pre: &mut Self::Buf<Self::Real>,
         act: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -239,7 +350,7 @@ pub trait Backend {
         dy: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         accumulate: bool,
         dx: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -249,16 +360,25 @@ pub trait Backend {
         dy: &Self::Buf<Self::Real>,
         x: &Self::Buf<Self::Real>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         bias: bool,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// dact [len] *= GELU'(pre), in place: becomes the gradient of `pre`.
+    /// act [rows, width] = GELU(pre), the bits that `linear_gelu` gives.
+    fn gelu(
+        &self,
+        pre: &Self::Buf<Self::Real>,
+        rows: Rows,
+        width: usize,
+        act: &mut Self::Buf<Self::Real>,
+    ) -> Result<()>;
+    /// dact [rows, width] *= GELU'(pre), in place: becomes the gradient of `pre`.
     fn gelu_backward(
         &self,
         pre: &Self::Buf<Self::Real>,
         dact: &mut Self::Buf<Self::Real>,
-        len: usize,
+        rows: Rows,
+        width: usize,
     ) -> Result<()>;
 
     // ---- rows --------------------------------------------------------------------------------
@@ -324,7 +444,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &mut Self::Buf<f32>,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -334,7 +454,7 @@ pub trait Backend {
         x: &Self::Buf<Self::Real>,
         weights: &Self::Buf<Self::Real>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &Self::Buf<f32>,
         d: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
@@ -344,7 +464,7 @@ pub trait Backend {
         &self,
         x: &Self::Buf<Self::Real>,
         rows: &Self::Buf<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -353,7 +473,7 @@ pub trait Backend {
         &self,
         src: &Self::Buf<Self::Real>,
         rows: &Self::Buf<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         x: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
@@ -385,8 +505,8 @@ pub trait Backend {
 
     // ---- losses ------------------------------------------------------------------------------
     /// Softmax-cross-entropy over the vocabulary. logits [M, V] without bias; `bias` [V] is added
-    /// here. In place: logits become scale * (softmax - onehot); adds the gradient of the bias to
-    /// `grads` and loss, accuracy and count to `sums`. `scale` 0 measures only:
+    /// here. In place: logits become scale.value * (softmax - onehot); adds the gradient of the bias to
+    /// `grads` and loss, accuracy and count to `sums`. `LossScale::MEASURE`:
     /// logits are left with their bias, and `grads` may be empty.
     fn mlm_loss(
         &self,
@@ -394,24 +514,24 @@ pub trait Backend {
         bias: usize,
         vocab: usize,
         labels: &Self::Buf<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         logits: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
         sums: &mut Self::Buf<f32>,
     ) -> Result<()>;
     /// QDPP in one pass. pre [S, H] is the pooler's product without bias; pooled = tanh(pre + b_p),
     /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S]. In place: pre becomes its
-    /// own gradient times `scale`; adds the gradients of W, b and the pooler's bias to `grads`, and
-    /// loss, accuracy and count to `sums`. `scale` 0 measures only
+    /// own gradient times `scale.value`; adds the gradients of W, b and the pooler's bias to `grads`, and
+    /// loss, accuracy and count to `sums`. `LossScale::MEASURE`: no gradients
     /// (labels are still read, `grads` may be empty).
     fn qdpp_head(
         &self,
         weights: &Self::Buf<Self::Real>,
         at: HeadAt,
         labels: &Self::Buf<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         pre: &mut Self::Buf<Self::Real>,
         logits: &mut Self::Buf<f32>,
         grads: &mut Self::Buf<f32>,
@@ -439,38 +559,78 @@ pub trait Backend {
         pooled: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// Localised contrastive loss (Gao et al. 2021): per group, softmax-cross-entropy of the first
-    /// sequence (the positive) over the group's scores; with one negative it is the pairwise
-    /// softmax loss of CEDR. scores [S] -> dscores [S] times `scale`; adds to `sums`.
+    /// `loss` of every group, the first sequence of a group being its positive. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Self::Buf<f32>,
-        scale: f32,
+        scale: LossScale,
         dscores: &mut Self::Buf<f32>,
         sums: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
     // ---- optimiser ---------------------------------------------------------------------------
-    /// out[slot] = sum of squares of src[range] (overwritten), accumulated in f64 on CPU.
+    /// out[slot] = sum of squares of src over `ranges` (overwritten), accumulated in f64 on CPU.
     fn sum_squares(
         &self,
         src: &Self::Buf<f32>,
-        range: std::ops::Range<usize>,
+        ranges: &[std::ops::Range<usize>],
         out: &mut Self::Buf<f32>,
         slot: usize,
     ) -> Result<()>;
     /// One AdamW update of every group, clipping by the global norm sqrt(norm_sq[0]) in the same
     /// pass. Does nothing when norm_sq[0] is not finite. Also sets the gradients of the groups to
     /// zero; a frozen group (`lr_scale` 0) keeps its weights and moments.
+    /// `owned` are the ranges of the arena that this rank updates, ascending (all of it, or its share
+    /// when the optimiser's state is sharded); `master` and the moments hold them end to end.
+    /// `master` are the weights in f32, which the update reads and writes; it is empty where `Real`
+    /// is f32.
     fn adamw(
         &self,
         update: AdamW,
         groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
         norm_sq: &Self::Buf<f32>,
         weights: &mut Self::Buf<Self::Real>,
+        master: &mut Self::Buf<f32>,
         grads: &mut Self::Buf<f32>,
         moment1: &mut Self::Buf<f32>,
         moment2: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// First half of a LAMB update (You et al. 2020, algorithm 2, phi the identity, with bias
+    /// correction). Arguments are `adamw`'s, but each group is one tensor. For every owned element of
+    /// a group, w being its master weight (or the weight where `master` is empty):
+    ///   g' = g min(1, clip_norm / (norm + 1e-6))   m = b1 m + (1 - b1) g'   v = b2 v + (1 - b2) g'^2
+    ///   r = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + (weight_decay w if the group decays)
+    /// r takes the gradient's place; norms[2 i] and norms[2 i + 1] become the sums of w^2 and of r^2
+    /// over the owned elements of group i, in a fixed order (0 where none is owned and for frozen
+    /// groups). Where norm_sq[0] is not finite, the moments stay and r and the norms are 0.
+    fn lamb_direction(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
+        norm_sq: &Self::Buf<f32>,
+        weights: &Self::Buf<Self::Real>,
+        master: &Self::Buf<f32>,
+        grads: &mut Self::Buf<f32>,
+        moment1: &mut Self::Buf<f32>,
+        moment2: &mut Self::Buf<f32>,
+        norms: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// Second half, once `norms` [groups, 2] hold the sums over all ranks: w -= lr lr_scale ratio r
+    /// for every owned element, ratio = sqrt(norms[2 i] / norms[2 i + 1]) where the group decays and
+    /// both are above 0, else 1 (biases and LayerNorms are not adapted, as in the authors' code).
+    /// Writes master and weights, and sets the gradients of all groups to zero.
+    fn lamb_apply(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[std::ops::Range<usize>],
+        norms: &Self::Buf<f32>,
+        weights: &mut Self::Buf<Self::Real>,
+        master: &mut Self::Buf<f32>,
+        grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
 }

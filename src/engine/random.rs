@@ -34,6 +34,8 @@ pub mod purpose {
     pub const INIT: u32 = 4;
     /// Folds and subsets of topics.
     pub const FOLDS: u32 = 5;
+    /// Which passage of a document a ranking group takes.
+    pub const PASSAGE: u32 = 6;
     /// Dropout sites: `DROPOUT + site`.
     pub const DROPOUT: u32 = 0x100;
 }

@@ -183,14 +183,19 @@ impl Run {
             return Err(Error::config(format!("the run tag '{tag}' must be one word")));
         }
         let mut text = String::new();
-        for (topic, list) in &self.topics {
-            for (place, hit) in list.hits.iter().enumerate() {
-                use std::fmt::Write as _;
-                // Writing to a String cannot fail.
-                let _ = writeln!(text, "{topic} Q0 {} {} {} {tag}", hit.doc, place + 1, decimal(hit.score));
-            }
+        for topic in self.topics.keys() {
+            self.lines(topic, tag, &mut text);
         }
         write_renamed(path, text.as_bytes())
+    }
+
+    /// Appends a topic's lines as `write` has them.
+    pub fn lines(&self, topic: &str, tag: &str, text: &mut String) {
+        use std::fmt::Write as _;
+        for (place, hit) in self.get(topic).unwrap_or_default().iter().enumerate() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{topic} Q0 {} {} {} {tag}", hit.doc, place + 1, decimal(hit.score));
+        }
     }
 }
 

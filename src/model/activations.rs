@@ -1,10 +1,12 @@
 //! Every buffer that forward and backward write, allocated once from the pack budget, each with its
 //! shape. What a run needs is known before its first step, so nothing grows while it trains.
 
-use super::layout::HeadSet;
+use super::bert::Options;
+use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::Result;
-use crate::engine::{Backend, DeviceBatch, stats};
+use crate::data::batch::Batch;
+use crate::engine::{Backend, DeviceBatch, PackCounts, stats};
 
 /// The largest pack that a model will see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +30,30 @@ impl Capacity {
         // The shortest sequence is [CLS] a [SEP].
         Self { tokens, sequences: tokens.div_ceil(3), masked: masked.min(tokens) }
     }
+
+    /// The same as the counts of the largest pack.
+    pub fn counts(&self) -> PackCounts {
+        PackCounts {
+            tokens: self.tokens as u32,
+            sequences: self.sequences as u32,
+            masked: self.masked as u32,
+            groups: self.sequences as u32,
+            ..PackCounts::default()
+        }
+    }
+}
+
+/// What backward computes again instead of finding it in memory. The bits are the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recompute {
+    #[default]
+    None,
+    /// GELU and the first LayerNorm of each layer, which cost next to nothing: 5 of the 16 T x H that a
+    /// layer keeps.
+    GeluNorm,
+    /// Whole layers from their inputs: 15 of the 16 T x H, for one more forward.
+    Layer,
 }
 
 /// What one encoder layer keeps for its backward.
@@ -42,16 +68,22 @@ pub struct LayerActivations<B: Backend> {
     pub sum1: B::Buf<B::Real>,
     /// [T, 2]
     pub stats1: B::Buf<f32>,
-    /// LayerNorm(sum1), [T, H]
-    pub normed1: B::Buf<B::Real>,
     /// Before GELU, [T, I]
     pub pre: B::Buf<B::Real>,
-    /// After GELU, [T, I]
-    pub act: B::Buf<B::Real>,
     /// FFN output + bias, dropout, residual, [T, H]
     pub sum2: B::Buf<B::Real>,
     /// [T, 2]
     pub stats2: B::Buf<f32>,
+    /// Of each adapter the input's low-rank form, [T, r]
+    pub down: Vec<B::Buf<B::Real>>,
+}
+
+/// What follows from a layer's other activations by operations that cost little.
+pub struct FfnActivations<B: Backend> {
+    /// LayerNorm(sum1), [T, H]
+    pub normed1: B::Buf<B::Real>,
+    /// After GELU, [T, I]
+    pub act: B::Buf<B::Real>,
 }
 
 /// What the heads keep.
@@ -100,6 +132,8 @@ pub struct BackwardActivations<B: Backend> {
     pub dtransformed: B::Buf<B::Real>,
     /// [S, H]
     pub dcls: B::Buf<B::Real>,
+    /// Gradient of an adapter's low-rank form, [T, r] of the widest; empty without adapters
+    pub ddown: B::Buf<B::Real>,
 }
 
 /// All of them.
@@ -113,29 +147,36 @@ pub struct Activations<B: Backend> {
     pub x: Vec<B::Buf<B::Real>>,
     /// One a layer for training, a single shared one when nothing is kept.
     pub layers: Vec<LayerActivations<B>>,
+    /// Likewise.
+    pub ffns: Vec<FfnActivations<B>>,
     pub heads: HeadActivations<B>,
     /// Absent when the model only measures.
     pub backward: Option<BackwardActivations<B>>,
 }
 
 impl<B: Backend> Activations<B> {
-    /// Allocates everything for packs up to `capacity`; `train` keeps what backward needs.
-    pub fn new(backend: &B, shape: &Shape, heads: HeadSet, capacity: Capacity, train: bool) -> Result<Self> {
-        let (t, h) = (capacity.tokens, shape.hidden);
-        let kept = if train { shape.layers } else { shape.layers.min(1) };
-        let inputs = if train { shape.layers + 1 } else { 2 };
+    /// Allocates everything for packs up to `options.capacity`. For training, what backward needs is
+    /// kept layer by layer but for what it will `recompute`.
+    pub fn new(backend: &B, layout: &Layout, options: &Options, recompute: Recompute) -> Result<Self> {
+        let (shape, heads, capacity) = (&layout.shape, options.heads, options.capacity);
+        let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
+        let kept = |keep: bool| if options.train && keep { shape.layers } else { shape.layers.min(1) };
+        let inputs = if options.train { shape.layers + 1 } else { 2 };
+        let ffn = |_| Ok(FfnActivations { normed1: backend.zeros(t * h)?, act: backend.zeros(t * i)? });
+        let layers = &layout.layers[..kept(recompute != Recompute::Layer)];
         Ok(Self {
             embed_sum: backend.zeros(t * h)?,
             embed_stats: backend.zeros(t * 2)?,
             x: (0..inputs).map(|_| backend.zeros(t * h)).collect::<Result<_>>()?,
-            layers: (0..kept).map(|_| layer(backend, shape, t)).collect::<Result<_>>()?,
+            layers: layers.iter().map(|at| layer(backend, shape, at, t)).collect::<Result<_>>()?,
+            ffns: (0..kept(recompute == Recompute::None)).map(ffn).collect::<Result<_>>()?,
             heads: head_activations(backend, shape, heads, capacity)?,
-            backward: if train { Some(backward(backend, shape, heads, capacity)?) } else { None },
+            backward: if options.train { Some(backward(backend, layout, heads, capacity)?) } else { None },
         })
     }
 }
 
-fn layer<B: Backend>(backend: &B, shape: &Shape, t: usize) -> Result<LayerActivations<B>> {
+fn layer<B: Backend>(backend: &B, shape: &Shape, at: &LayerAt, t: usize) -> Result<LayerActivations<B>> {
     let (h, i) = (shape.hidden, shape.intermediate);
     Ok(LayerActivations {
         qkv: backend.zeros(t * 3 * h)?,
@@ -143,11 +184,10 @@ fn layer<B: Backend>(backend: &B, shape: &Shape, t: usize) -> Result<LayerActiva
         context: backend.zeros(t * h)?,
         sum1: backend.zeros(t * h)?,
         stats1: backend.zeros(t * 2)?,
-        normed1: backend.zeros(t * h)?,
         pre: backend.zeros(t * i)?,
-        act: backend.zeros(t * i)?,
         sum2: backend.zeros(t * h)?,
         stats2: backend.zeros(t * 2)?,
+        down: at.adapters.iter().map(|adapter| backend.zeros(t * adapter.a.n)).collect::<Result<_>>()?,
     })
 }
 
@@ -177,10 +217,11 @@ fn head_activations<B: Backend>(
 
 fn backward<B: Backend>(
     backend: &B,
-    shape: &Shape,
+    layout: &Layout,
     heads: HeadSet,
     capacity: Capacity,
 ) -> Result<BackwardActivations<B>> {
+    let shape = &layout.shape;
     let (t, h) = (capacity.tokens, shape.hidden);
     let m = if heads.mlm { capacity.masked } else { 0 };
     Ok(BackwardActivations {
@@ -193,6 +234,7 @@ fn backward<B: Backend>(
         dmasked: backend.zeros(m * h)?,
         dtransformed: backend.zeros(m * h)?,
         dcls: backend.zeros(capacity.sequences * h)?,
+        ddown: backend.zeros(t * layout.adapter_width())?,
     })
 }
 
@@ -213,9 +255,38 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         samples: backend.zeros(s)?,
         pair_labels: backend.zeros(s)?,
         cu_groups: backend.zeros(s + 1)?,
+        targets: backend.zeros(s)?,
         masked_rows: backend.zeros(capacity.masked)?,
         masked_labels: backend.zeros(capacity.masked)?,
     })
+}
+
+/// Puts a pack that fits on the device.
+pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Result<()> {
+    device.tokens = batch.tokens();
+    device.sequences = batch.sequences();
+    device.masked = batch.masked;
+    device.groups = batch.cu_groups.len().saturating_sub(1);
+    device.epoch = batch.epoch;
+    b.begin_pack(&PackCounts {
+        tokens: device.tokens as u32,
+        sequences: device.sequences as u32,
+        masked: device.masked as u32,
+        groups: device.groups as u32,
+        epoch: device.epoch,
+        step_masked: batch.step_masked as u32,
+        step_pairs: batch.step_pairs as u32,
+        reserved: 0,
+    })?;
+    b.upload(&batch.ids, &mut device.ids, 0)?;
+    b.upload(&batch.positions, &mut device.positions, 0)?;
+    b.upload(&batch.segments, &mut device.segments, 0)?;
+    b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
+    b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
+    b.upload(&batch.samples, &mut device.samples, 0)?;
+    b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
+    b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
+    b.upload(&batch.targets, &mut device.targets, 0)
 }
 
 /// The step's statistics, f32 [`stats::SLOTS`].

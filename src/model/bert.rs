@@ -3,11 +3,14 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Capacity, LayerActivations, device_batch, sums};
-use super::layout::{HeadSet, LayerAt, Layout};
+use super::activations::{Activations, Capacity, Recompute, device_batch, put, sums};
+use super::layout::{HeadSet, Layout};
+use super::lora::Lora;
 use super::shape::Shape;
 use crate::data::batch::Batch;
-use crate::engine::{Backend, DeviceBatch, Dropout, Epilogue, Heads, MaskRule, stats};
+use crate::engine::{
+    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, RankLoss, Rows, Segment, stats,
+};
 use crate::{Error, Result};
 
 /// What the model is trained for.
@@ -15,8 +18,8 @@ use crate::{Error, Result};
 pub enum Objective {
     /// loss = `mlm` * MLM + `qdpp` * QDPP; a weight of 0 leaves the part out.
     Pretraining { mlm: f32, qdpp: f32 },
-    /// Localised contrastive loss over ranking groups.
-    Ranking,
+    /// A loss over ranking groups.
+    Ranking(RankLoss),
 }
 
 /// Whether a forward prepares a backward.
@@ -46,6 +49,16 @@ pub struct Options {
     pub continues: Vec<u32>,
 }
 
+/// What training adds, freezes and computes twice; by default nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Tuning {
+    /// Low-rank adapters, beside a frozen encoder.
+    pub lora: Option<Lora>,
+    /// Parts that keep their weights, as `Layout::freeze` names them.
+    pub freeze: Vec<String>,
+    pub recompute: Recompute,
+}
+
 /// Called with the gradient arena when a range of it is complete.
 pub type Ready<'a, B> = &'a mut dyn FnMut(&B, &mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
 
@@ -62,14 +75,25 @@ pub struct Bert<B: Backend> {
     pub sums: B::Buf<f32>,
     /// [V]
     continues: B::Buf<u32>,
-    acts: Activations<B>,
-    batch: DeviceBatch<B>,
+    pub(super) recompute: Recompute,
+    pub(super) acts: Activations<B>,
+    pub(super) batch: DeviceBatch<B>,
 }
 
 impl<B: Backend> Bert<B> {
     /// A model with zeroed weights; `checkpoint` and `init` fill them.
     pub fn new(backend: B, shape: &Shape, options: Options) -> Result<Self> {
-        let layout = Layout::new(shape, options.heads)?;
+        Self::tuned(backend, shape, options, &Tuning::default())
+    }
+
+    /// The same with adapters, frozen parts or recomputation.
+    ///
+    /// # Errors
+    /// As `Layout::with` and `Layout::freeze`.
+    pub fn tuned(backend: B, shape: &Shape, options: Options, tuning: &Tuning) -> Result<Self> {
+        let mut layout = Layout::with(shape, options.heads, tuning.lora.as_ref())?;
+        layout.freeze(&tuning.freeze)?;
+        let backend = backend.for_packs(&options.capacity.counts())?;
         let mut continues = backend.zeros(shape.vocab)?;
         if options.continues.len() == shape.vocab {
             backend.upload(&options.continues, &mut continues, 0)?;
@@ -78,7 +102,8 @@ impl<B: Backend> Bert<B> {
             weights: backend.zeros(layout.len)?,
             grads: backend.zeros(if options.train { layout.len } else { 0 })?,
             sums: sums(&backend)?,
-            acts: Activations::new(&backend, shape, options.heads, options.capacity, options.train)?,
+            acts: Activations::new(&backend, &layout, &options, tuning.recompute)?,
+            recompute: tuning.recompute,
             batch: device_batch(&backend, options.capacity)?,
             continues,
             backend,
@@ -120,26 +145,29 @@ impl<B: Backend> Bert<B> {
                 self.layout.shape.vocab
             )));
         }
-        device.tokens = batch.tokens();
-        device.sequences = batch.sequences();
-        device.masked = batch.masked;
-        device.groups = batch.cu_groups.len().saturating_sub(1);
-        device.epoch = batch.epoch;
-        let b = &self.backend;
-        b.upload(&batch.ids, &mut device.ids, 0)?;
-        b.upload(&batch.positions, &mut device.positions, 0)?;
-        b.upload(&batch.segments, &mut device.segments, 0)?;
-        b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
-        b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
-        b.upload(&batch.samples, &mut device.samples, 0)?;
-        b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
-        b.upload(&batch.cu_groups, &mut device.cu_groups, 0)
+        put(&self.backend, batch, device)
     }
 
-    fn dropout(&self, mode: Mode, site: usize) -> Dropout {
+    pub(super) fn dropout(&self, mode: Mode, site: usize) -> Dropout {
         match mode {
             Mode::Train => Dropout::new(self.options.dropout, self.options.seed, site as u32),
             Mode::Measure => Dropout::OFF,
+        }
+    }
+
+    /// A sequence of operations that a device may replay for packs like this one.
+    fn segment(&self, name: &'static str, layer: usize, batch: &Batch) -> Segment {
+        let (mlm, pair) = self.parts(batch);
+        Segment { name, layer, variant: u32::from(mlm) | u32::from(pair) << 1 }
+    }
+
+    /// Whether the pack has MLM, and whether it has QDPP.
+    fn parts(&self, batch: &Batch) -> (bool, bool) {
+        match self.options.objective {
+            Objective::Pretraining { mlm, qdpp } => {
+                (mlm > 0.0 && batch.masked > 0, qdpp > 0.0 && !batch.pair_labels.is_empty())
+            }
+            Objective::Ranking(_) => (false, false),
         }
     }
 
@@ -149,6 +177,17 @@ impl<B: Backend> Bert<B> {
     /// `Mode::Train`, `backward` of the same pack may follow.
     pub fn forward(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.load(batch)?;
+        if mode == Mode::Measure {
+            return self.mask_and_measure(batch, mode);
+        }
+        if !self.backend.begin_segment(self.segment("forward", 0, batch))? {
+            self.mask_and_measure(batch, mode)?;
+            self.backend.end_segment()?;
+        }
+        Ok(())
+    }
+
+    fn mask_and_measure(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         if let Some(rule) = &self.options.rule {
             self.backend.mask_tokens(&mut self.batch, rule, &self.continues)?;
         }
@@ -166,22 +205,23 @@ impl<B: Backend> Bert<B> {
     /// Encodes the loaded pack and computes its losses.
     fn losses(&mut self, batch: &Batch, mode: Mode) -> Result<()> {
         self.encode(mode)?;
+        let (has_mlm, has_pair) = self.parts(batch);
         match self.options.objective {
             Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
+                if has_mlm {
                     self.mlm_forward(scale(mode, mlm, batch.step_masked))?;
                 }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
+                if has_pair {
                     self.pair_forward(scale(mode, qdpp, batch.step_pairs))?;
                 }
                 Ok(())
             }
-            Objective::Ranking => {
+            Objective::Ranking(loss) => {
                 self.score_forward(mode)?;
                 let heads = &mut self.acts.heads;
                 let factor = scale(mode, 1.0, batch.step_pairs);
                 let b = &self.backend;
-                b.rank_loss(&self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
+                b.rank_loss(loss, &self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
             }
         }
     }
@@ -205,6 +245,18 @@ impl<B: Backend> Bert<B> {
         self.backend.download(&self.acts.heads.pair_logits, 0..2 * self.batch.sequences)
     }
 
+    /// The last pack as it was encoded: ids [T] after masking, rows [M] of the masked tokens and their
+    /// original ids [M].
+    pub fn masked_pack(&self) -> Result<(Vec<u32>, Vec<u32>, Vec<u32>)> {
+        let (b, batch) = (&self.backend, &self.batch);
+        let masked = if self.options.rule.is_some() { batch.masked } else { 0 };
+        Ok((
+            b.download(&batch.ids, 0..batch.tokens)?,
+            b.download(&batch.masked_rows, 0..masked)?,
+            b.download(&batch.masked_labels, 0..masked)?,
+        ))
+    }
+
     fn encode(&mut self, mode: Mode) -> Result<()> {
         let drop = self.dropout(mode, 0);
         let (b, at) = (&self.backend, self.layout.embed);
@@ -217,29 +269,7 @@ impl<B: Backend> Bert<B> {
         Ok(())
     }
 
-    fn layer_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
-        let drops = [1, 2, 3].map(|site| self.dropout(mode, site + 3 * l));
-        let heads = self.heads();
-        let (b, w, batch) = (&self.backend, &self.weights, &self.batch);
-        let at = &self.layout.layers[l];
-        let t = batch.tokens;
-        let kept = self.acts.layers.len();
-        let a = &mut self.acts.layers[l % kept];
-        let [x, next] = input_and_output(&mut self.acts.x, l)?;
-
-        b.linear(x, w, at.qkv, t, Epilogue::Bias, &mut a.qkv)?;
-        b.attention(batch, heads, drops[0], &a.qkv, &mut a.lse, &mut a.context)?;
-        b.linear(&a.context, w, at.output, t, Epilogue::None, &mut a.sum1)?;
-        let (norm, bias) = (at.attention_norm, at.output.b);
-        b.residual_norm(batch, w, bias, norm, drops[1], x, &mut a.sum1, &mut a.stats1, &mut a.normed1)?;
-
-        b.linear_gelu(&a.normed1, w, at.up, t, &mut a.pre, &mut a.act)?;
-        b.linear(&a.act, w, at.down, t, Epilogue::None, &mut a.sum2)?;
-        let (norm, bias) = (at.output_norm, at.down.b);
-        b.residual_norm(batch, w, bias, norm, drops[2], &a.normed1, &mut a.sum2, &mut a.stats2, next)
-    }
-
-    fn heads(&self) -> Heads {
+    pub(super) fn heads(&self) -> Heads {
         Heads { heads: self.layout.shape.heads, size: self.layout.shape.head_size() }
     }
 
@@ -248,11 +278,11 @@ impl<B: Backend> Bert<B> {
         self.layout.shape.layers % self.acts.x.len()
     }
 
-    fn mlm_forward(&mut self, scale: f32) -> Result<()> {
+    fn mlm_forward(&mut self, scale: LossScale) -> Result<()> {
         let Some(at) = &self.layout.mlm else { return Err(missing_head("MLM")) };
         let out = self.output_index();
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
-        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         b.gather_rows(&self.acts.x[out], &batch.masked_rows, m, h, &mut a.masked)?;
         b.linear_gelu(&a.masked, w, at.transform, m, &mut a.transform_pre, &mut a.transform_act)?;
         b.norm(&a.transform_act, w, at.norm, m, &mut a.transform_stats, &mut a.transformed)?;
@@ -265,16 +295,16 @@ impl<B: Backend> Bert<B> {
     fn pool(&mut self) -> Result<()> {
         let out = self.output_index();
         let (b, batch, a) = (&self.backend, &self.batch, &mut self.acts.heads);
-        let (s, h) = (batch.sequences, self.layout.shape.hidden);
+        let (s, h) = (Rows::Sequences(batch.sequences), self.layout.shape.hidden);
         b.gather_rows(&self.acts.x[out], &batch.cu_seqlens, s, h, &mut a.cls)?;
         b.linear(&a.cls, &self.weights, self.layout.pooler, s, Epilogue::None, &mut a.pooled)
     }
 
-    fn pair_forward(&mut self, scale: f32) -> Result<()> {
+    fn pair_forward(&mut self, scale: LossScale) -> Result<()> {
         self.pool()?;
         let Some(at) = self.layout.pair else { return Err(missing_head("QDPP")) };
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
-        let (labels, s) = (&batch.pair_labels, batch.sequences);
+        let (labels, s) = (&batch.pair_labels, Rows::Sequences(batch.sequences));
         let logits = &mut a.pair_logits;
         b.qdpp_head(w, at, labels, s, scale, &mut a.pooled, logits, &mut self.grads, &mut self.sums)
     }
@@ -291,35 +321,51 @@ impl<B: Backend> Bert<B> {
 
     /// Adds the gradients of the pack that `forward` has just seen in `Mode::Train`. `ready` is
     /// called as soon as a range of the gradient arena is complete: heads, layers from last to
-    /// first, embeddings.
+    /// first, embeddings; not for the parts below the lowest that learns.
     pub fn backward(&mut self, batch: &Batch, ready: Ready<'_, B>) -> Result<()> {
-        let t = self.batch.tokens;
-        let h = self.layout.shape.hidden;
-        let Some(back) = &mut self.acts.backward else {
+        if self.acts.backward.is_none() {
             return Err(Error::config("a model that was made for measuring cannot be trained"));
-        };
-        self.backend.clear(&mut back.dx, 0..t * h)?;
-        match self.options.objective {
-            Objective::Pretraining { mlm, qdpp } => {
-                if mlm > 0.0 && batch.masked > 0 {
-                    self.mlm_backward()?;
-                }
-                if qdpp > 0.0 && !batch.pair_labels.is_empty() {
-                    self.pool_backward()?;
-                }
-            }
-            Objective::Ranking => {
-                self.score_backward()?;
-                self.pool_backward()?;
-            }
+        }
+        if !self.backend.begin_segment(self.segment("backward of the heads", 0, batch))? {
+            self.heads_backward(batch)?;
+            self.backend.end_segment()?;
         }
         ready(&self.backend, &mut self.grads, self.layout.heads_range.clone())?;
-        for l in (0..self.layout.shape.layers).rev() {
-            self.layer_backward(l)?;
+        let lowest = self.layout.lowest_trained(); // nothing below it learns
+        for l in (0..self.layout.shape.layers).rev().take_while(|l| *l + 1 >= lowest) {
+            if !self.backend.begin_segment(self.segment("backward of layer", l, batch))? {
+                self.layer_backward(l, l + 1 > lowest)?;
+                self.backend.end_segment()?;
+            }
             ready(&self.backend, &mut self.grads, self.layout.layers[l].range.clone())?;
         }
-        self.embed_backward()?;
+        if lowest > 0 {
+            return Ok(());
+        }
+        if !self.backend.begin_segment(self.segment("backward of the embeddings", 0, batch))? {
+            self.embed_backward()?;
+            self.backend.end_segment()?;
+        }
         ready(&self.backend, &mut self.grads, self.layout.embed_range.clone())
+    }
+
+    /// From the losses to the gradient of the encoder's output.
+    fn heads_backward(&mut self, batch: &Batch) -> Result<()> {
+        let Some(back) = &mut self.acts.backward else { return Err(missing_head("backward")) };
+        let (t, h) = (Rows::Tokens(self.batch.tokens), self.layout.shape.hidden);
+        self.backend.clear_rows(&mut back.dx, t, h)?;
+        if matches!(self.options.objective, Objective::Ranking(_)) {
+            self.score_backward()?;
+            return self.pool_backward();
+        }
+        let (has_mlm, has_pair) = self.parts(batch);
+        if has_mlm {
+            self.mlm_backward()?;
+        }
+        if has_pair {
+            self.pool_backward()?;
+        }
+        Ok(())
     }
 
     fn mlm_backward(&mut self) -> Result<()> {
@@ -328,13 +374,15 @@ impl<B: Backend> Bert<B> {
         };
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &self.acts.heads);
         let grads = &mut self.grads;
-        let (m, h) = (batch.masked, self.layout.shape.hidden);
+        let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         // mlm_loss has added the decoder's bias gradient already
-        b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+        if self.layout.trains(0) {
+            b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+        }
         b.linear_backward_input(&a.logits, w, at.decoder, m, false, &mut d.dtransformed)?;
         let row_stats = &a.transform_stats;
         b.norm_backward(&a.transform_act, w, at.norm, m, row_stats, &mut d.dtransformed, grads)?;
-        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m * h)?;
+        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m, h)?;
         b.linear_backward_weight(&d.dtransformed, &a.masked, at.transform, m, true, grads)?;
         b.linear_backward_input(&d.dtransformed, w, at.transform, m, false, &mut d.dmasked)?;
         b.scatter_add_rows(&d.dmasked, &batch.masked_rows, m, h, &mut d.dx)
@@ -351,57 +399,11 @@ impl<B: Backend> Bert<B> {
     fn pool_backward(&mut self) -> Result<()> {
         let Some(d) = &mut self.acts.backward else { return Err(missing_head("pooler")) };
         let (b, batch, a) = (&self.backend, &self.batch, &self.acts.heads);
-        let (s, h, at) = (batch.sequences, self.layout.shape.hidden, self.layout.pooler);
+        let (s, h, at) = (Rows::Sequences(batch.sequences), self.layout.shape.hidden, self.layout.pooler);
         // the head has added the pooler's bias gradient already
         b.linear_backward_weight(&a.pooled, &a.cls, at, s, false, &mut self.grads)?;
         b.linear_backward_input(&a.pooled, &self.weights, at, s, false, &mut d.dcls)?;
         b.scatter_add_rows(&d.dcls, &batch.cu_seqlens, s, h, &mut d.dx)
-    }
-
-    fn layer_backward(&mut self, l: usize) -> Result<()> {
-        let drops = [1, 2, 3].map(|site| self.dropout(Mode::Train, site + 3 * l));
-        let heads = self.heads();
-        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
-        let (b, w, batch, grads) = (&self.backend, &self.weights, &self.batch, &mut self.grads);
-        let at: &LayerAt = &self.layout.layers[l];
-        let a: &LayerActivations<B> = &self.acts.layers[l];
-        let x = &self.acts.x[l];
-        let (t, i) = (batch.tokens, self.layout.shape.intermediate);
-
-        // FFN: dx is the gradient of this layer's output
-        let (norm, bias) = (at.output_norm, at.down.b);
-        let (sum, st) = (&a.sum2, &a.stats2);
-        b.residual_norm_backward(
-            batch,
-            w,
-            bias,
-            norm,
-            drops[2],
-            sum,
-            st,
-            &d.dx,
-            &mut d.dnormed,
-            &mut d.dy,
-            grads,
-        )?;
-        b.linear_backward_weight(&d.dy, &a.act, at.down, t, false, grads)?;
-        b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
-        b.gelu_backward(&a.pre, &mut d.dact, t * i)?;
-        b.linear_backward_weight(&d.dact, &a.normed1, at.up, t, true, grads)?;
-        b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
-
-        // attention: dnormed is the gradient of normed1
-        let (norm, bias) = (at.attention_norm, at.output.b);
-        let (sum, st) = (&a.sum1, &a.stats1);
-        b.residual_norm_backward(
-            batch, w, bias, norm, drops[1], sum, st, &d.dnormed, &mut d.dx, &mut d.dy, grads,
-        )?;
-        b.linear_backward_weight(&d.dy, &a.context, at.output, t, false, grads)?;
-        b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
-        let (qkv, lse, context) = (&a.qkv, &a.lse, &a.context);
-        b.attention_backward(batch, heads, drops[0], qkv, lse, context, &d.dcontext, &mut d.dqkv)?;
-        b.linear_backward_weight(&d.dqkv, x, at.qkv, t, true, grads)?;
-        b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)
     }
 
     fn embed_backward(&mut self) -> Result<()> {
@@ -414,20 +416,13 @@ impl<B: Backend> Bert<B> {
 }
 
 /// Factor of a loss whose mean is taken over `count` of the whole step.
-fn scale(mode: Mode, weight: f32, count: usize) -> f32 {
+fn scale(mode: Mode, weight: f32, count: usize) -> LossScale {
     match mode {
-        Mode::Train => weight / count.max(1) as f32,
-        Mode::Measure => 0.0,
+        Mode::Train => LossScale::mean(weight, count),
+        Mode::Measure => LossScale::MEASURE,
     }
 }
 
-fn missing_head(name: &str) -> Error {
+pub(super) fn missing_head(name: &str) -> Error {
     Error::config(format!("the model was made without the {name} part that this objective needs"))
-}
-
-/// Input and output of layer l: neighbours, or two buffers in turn.
-fn input_and_output<T>(x: &mut [T], l: usize) -> Result<[&mut T; 2]> {
-    let n = x.len();
-    x.get_disjoint_mut([l % n, (l + 1) % n])
-        .map_err(|e| Error::config(format!("a model needs at least two layer buffers: {e}")))
 }

@@ -8,14 +8,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 use super::bert::Bert;
 use super::init::initial;
 use super::layout::{HeadSet, Layout, Param};
 use super::shape::Shape;
-use crate::engine::Backend;
+use super::tensor_file::{Entry, Written, write_synced, write_tensors};
+use crate::engine::{Backend, Elem};
 use crate::{Error, Result};
 
 /// Files beside the weights that make a folder loadable elsewhere.
@@ -152,6 +153,11 @@ impl Checkpoint {
     pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
         let mut report = LoadReport::default();
         for param in &model.layout.params {
+            if param.block.is_some() {
+                let values = initial(param, seed); // an adapter is never part of a model folder
+                model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+                continue;
+            }
             let values = match start {
                 Fill::AsSaved if param.head => self.saved_head(param)?,
                 Fill::AsSaved => self.values(param, HeadStart::NewHead)?,
@@ -164,11 +170,13 @@ impl Checkpoint {
             model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
         }
         let body = |name: &&String| name.starts_with("bert.e"); // embeddings, encoder
-        if let Some(name) = report.missing.iter().find(body) {
+        if report.missing.iter().any(|name| body(&name)) {
             return Err(Error::data(format!(
-                "{}: model.safetensors lacks {name} ({} tensors are missing): not the weights of this config.json",
+                "{}: model.safetensors lacks {} of the model's tensors, so it is not the weights of this \
+                 config.json: {}",
                 self.path.display(),
-                report.missing.len()
+                report.missing.len(),
+                report.missing.join(", ")
             )));
         }
         let known = |name: &String| model.layout.find(name).is_some();
@@ -198,6 +206,15 @@ impl Checkpoint {
             ))),
         }
     }
+}
+
+/// CRC-32 of a model folder's weights: a kept result counts only for the very model that made it.
+///
+/// # Errors
+/// `Error::Data` when the file cannot be read.
+pub fn fingerprint(dir: &Path) -> Result<u32> {
+    let file = dir.join("model.safetensors");
+    Ok(crc32fast::hash(&fs::read(&file).map_err(|e| Error::io("read", &file, e))?))
 }
 
 /// Which ranking head to load.
@@ -261,7 +278,7 @@ fn read_shape(path: &Path) -> Result<Shape> {
 }
 
 /// The `config.json` of a model.
-fn config_json(shape: &Shape, heads: HeadSet) -> Value {
+fn config_json(shape: &Shape, heads: HeadSet, dtype: Dtype) -> Value {
     let mut config = json!({
         "architectures": [if heads.rank { "BertForSequenceClassification" } else { "BertForPreTraining" }],
         "model_type": "bert",
@@ -279,7 +296,7 @@ fn config_json(shape: &Shape, heads: HeadSet) -> Value {
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
         "position_embedding_type": "absolute",
-        "torch_dtype": "float32",
+        "torch_dtype": if dtype == Dtype::BF16 { "bfloat16" } else { "float32" },
     });
     if heads.rank {
         config["id2label"] = json!({"0": "LABEL_0"});
@@ -288,13 +305,22 @@ fn config_json(shape: &Shape, heads: HeadSet) -> Value {
     config
 }
 
-/// All parameters on the host, by Hugging Face name.
+/// All parameters on the host, by Hugging Face name; adapters merged into the matrices beside them.
 pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
-    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    Ok(by_name(&model.layout, &all))
+    let mut tensors = by_name(&model.layout, &merged(model)?);
+    let own = |name: &String| model.layout.find(name).is_some_and(|param| param.block.is_none());
+    tensors.retain(|name, _| own(name));
+    Ok(tensors)
 }
 
-/// All gradients on the host, by Hugging Face name.
+/// The arena as a model without adapters needs it, [layout.len].
+fn merged<B: Backend>(model: &Bert<B>) -> Result<Vec<f32>> {
+    let mut all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    model.layout.merge_adapters(&mut all);
+    Ok(all)
+}
+
+/// All gradients on the host, by Hugging Face name (an adapter's by its own).
 pub fn export_gradients<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
     let all = model.backend.download(&model.grads, 0..model.layout.len)?;
     Ok(by_name(&model.layout, &all))
@@ -305,9 +331,66 @@ fn by_name(layout: &Layout, arena: &[f32]) -> Tensors {
     layout.params.iter().map(tensor).collect()
 }
 
+/// A model's weights on the host: a copy from which files can be written while training goes on.
+pub struct Image<R: Elem> {
+    layout: Layout,
+    heads: HeadSet,
+    /// [layout.len]
+    weights: Vec<R>,
+}
+
+impl<R: Elem> Image<R> {
+    /// Copies the weights of `model`; waits for the device.
+    pub fn of<B: Backend<Real = R>>(model: &Bert<B>) -> Result<Self> {
+        let weights = model.backend.download(&model.weights, 0..model.layout.len)?;
+        Ok(Self { layout: model.layout.clone(), heads: model.options.heads, weights })
+    }
+
+    /// The weights as a model without adapters needs them.
+    fn merged<B: Backend>(model: &Bert<B>) -> Result<Image<f32>> {
+        let mut weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+        model.layout.merge_adapters(&mut weights);
+        let mut layout = model.layout.clone();
+        layout.params.retain(|param| param.block.is_none());
+        Ok(Image { layout, heads: model.options.heads, weights })
+    }
+
+    /// Writes and syncs the files of a model folder into `dir`, which exists; returns their names with
+    /// size and checksum. `tokenizer` is a folder to copy the tokenizer's files from.
+    ///
+    /// # Errors
+    /// `Error::Data` with the file that cannot be written.
+    pub fn write(&self, dir: &Path, tokenizer: Option<&Path>) -> Result<BTreeMap<String, Written>> {
+        // 16-bit weights are kept as they are: the f32 ones are the optimiser's
+        let dtype = if size_of::<R>() == 2 { Dtype::BF16 } else { Dtype::F32 };
+        let entry = |p| tensor(p, dtype, &self.weights);
+        let entries: Vec<Entry> = self.layout.params.iter().map(entry).collect();
+        // transformers refuses files without this entry
+        let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+        let mut files = BTreeMap::new();
+        let name = "model.safetensors";
+        files.insert(name.to_owned(), write_tensors(&dir.join(name), &entries, format)?);
+        let config = format!("{:#}\n", config_json(&self.layout.shape, self.heads, dtype));
+        files.insert("config.json".into(), write_synced(&dir.join("config.json"), &[config.as_bytes()])?);
+        if let Some(from) = tokenizer {
+            for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {
+                let source = from.join(file);
+                let bytes = fs::read(&source).map_err(|e| Error::io("read", &source, e))?;
+                files.insert((*file).to_owned(), write_synced(&dir.join(file), &[&bytes])?);
+            }
+        }
+        Ok(files)
+    }
+}
+
+fn tensor<'a, R: Elem>(param: &'a Param, dtype: Dtype, arena: &'a [R]) -> Entry<'a> {
+    let bytes = bytemuck::cast_slice(&arena[param.range()]);
+    Entry { name: &param.name, dtype, shape: param.shape.clone(), bytes }
+}
+
 /// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
-/// always complete. An existing one is replaced. `tokenizer` is a folder to copy the tokenizer's
-/// files from.
+/// always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to
+/// copy the tokenizer's files from.
 ///
 /// # Errors
 /// `Error::Data` with the file that cannot be written.
@@ -319,42 +402,9 @@ pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -
         .permissions(fs::Permissions::from_mode(0o777)) // as mkdir: the umask has the last word
         .tempdir_in(parent)
         .map_err(|e| Error::io("written in", parent, e))?;
-    let all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
-    write_weights(&model.layout, &all, &temporary.path().join("model.safetensors"))?;
-    let config = format!("{:#}\n", config_json(&model.layout.shape, model.options.heads));
-    write_synced(&temporary.path().join("config.json"), config.as_bytes())?;
-    if let Some(from) = tokenizer {
-        for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {
-            let (source, target) = (from.join(file), temporary.path().join(file));
-            fs::copy(&source, &target).map_err(|e| Error::io("copied", &source, e))?;
-        }
-    }
+    Image::<f32>::merged(model)?.write(temporary.path(), tokenizer)?;
     if dir.exists() {
         fs::remove_dir_all(dir).map_err(|e| Error::io("replaced", dir, e))?;
     }
     fs::rename(temporary.keep(), dir).map_err(|e| Error::io("written", dir, e))
-}
-
-fn write_weights(layout: &Layout, arena: &[f32], path: &Path) -> Result<()> {
-    let bad =
-        |e: safetensors::SafeTensorError| Error::data(format!("{}: cannot be written: {e}", path.display()));
-    let views = layout
-        .params
-        .iter()
-        .map(|p| {
-            let bytes: &[u8] = bytemuck::cast_slice(&arena[p.range()]);
-            Ok((p.name.as_str(), TensorView::new(Dtype::F32, p.shape.clone(), bytes).map_err(bad)?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    // transformers refuses files without this entry
-    let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-    let bytes = safetensors::serialize(views, Some(format)).map_err(bad)?;
-    write_synced(path, &bytes)
-}
-
-/// Writes and syncs one file.
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let mut file = fs::File::create(path).map_err(|e| Error::io("written", path, e))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|e| Error::io("written", path, e))
 }

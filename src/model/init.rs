@@ -16,6 +16,9 @@ pub fn initial(param: &Param, seed: u32) -> Vec<f32> {
     if param.name.contains("LayerNorm") {
         return vec![1.0; param.len()];
     }
+    if let Some(block) = &param.block {
+        return block.initial(param, seed);
+    }
     let tensor = crc32fast::hash(param.name.as_bytes());
     (0..param.len())
         .map(|i| {
@@ -48,6 +51,9 @@ mod tests {
             offset: 0,
             decay: true,
             head: false,
+            depth: 0,
+            trained: true,
+            block: None,
         };
         let values = initial(&param, 7);
         let mean = values.iter().sum::<f32>() / values.len() as f32;

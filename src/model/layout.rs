@@ -7,8 +7,9 @@
 
 use std::ops::Range;
 
+use super::lora::{AdapterAt, Block, Lora, Place};
 use super::shape::Shape;
-use crate::engine::{EmbedAt, HeadAt, LinearAt, NormAt, ParamGroup};
+use crate::engine::{EmbedAt, HeadAt, LinearAt, NormAt};
 use crate::{Error, Result};
 
 /// BERT's LayerNorm epsilon.
@@ -16,7 +17,7 @@ const NORM_EPS: f32 = 1e-12;
 
 /// Every tensor starts at a multiple of this many elements: 16 bytes in bf16, so that device code
 /// may load 16 bytes at a time.
-const ALIGN: usize = 8;
+pub(super) const ALIGN: usize = 8;
 
 /// Which heads a model has besides the encoder and the pooler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,12 @@ pub struct Param {
     pub decay: bool,
     /// Belongs to a head that starts fresh in fine-tuning, with a learning rate of its own.
     pub head: bool,
+    /// 0 for the embeddings, l + 1 for layer l, L + 1 for pooler and heads.
+    pub depth: usize,
+    /// Learns; false for what is frozen.
+    pub trained: bool,
+    /// Of a low-rank adapter, which part of the tensor is in use; `None` for a model's own tensors.
+    pub block: Option<Block>,
 }
 
 impl Param {
@@ -64,6 +71,14 @@ impl Param {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.len()
     }
+
+    /// Its ranges in the arena, ascending, each with whether it learns.
+    pub fn parts(&self) -> Vec<(Range<usize>, bool)> {
+        match &self.block {
+            Some(block) if self.trained => block.parts(self.offset, &self.shape),
+            _ => vec![(self.range(), self.trained)],
+        }
+    }
 }
 
 /// Offsets of one encoder layer.
@@ -79,6 +94,8 @@ pub struct LayerAt {
     /// [H, I]
     pub down: LinearAt,
     pub output_norm: NormAt,
+    /// Low-rank adapters of its linear layers.
+    pub adapters: Vec<AdapterAt>,
     /// Everything of this layer: one bucket.
     pub range: Range<usize>,
 }
@@ -116,16 +133,30 @@ pub struct Layout {
 }
 
 /// Appends tensors behind each other.
-struct Table {
+pub(super) struct Table {
     params: Vec<Param>,
     next: usize,
+    /// Of the parameters that are added next.
+    depth: usize,
 }
 
 impl Table {
     fn add(&mut self, name: &str, shape: &[usize], head: bool) -> usize {
         let offset = self.next;
         let decay = !(name.ends_with("bias") || name.contains("LayerNorm"));
-        let param = Param { name: name.to_owned(), shape: shape.to_vec(), offset, decay, head };
+        let (name, shape, depth) = (name.to_owned(), shape.to_vec(), self.depth);
+        self.push(Param { name, shape, offset, decay, head, depth, trained: true, block: None })
+    }
+
+    /// Adds a tensor of an adapter.
+    pub(super) fn adapter(&mut self, name: &str, shape: &[usize], block: Block) -> usize {
+        let (name, shape, depth, offset) = (name.to_owned(), shape.to_vec(), self.depth, self.next);
+        let (decay, head, trained, block) = (false, false, true, Some(block));
+        self.push(Param { name, shape, offset, decay, head, depth, trained, block })
+    }
+
+    fn push(&mut self, param: Param) -> usize {
+        let offset = param.offset;
         self.next = (offset + param.len()).next_multiple_of(ALIGN);
         self.params.push(param);
         offset
@@ -143,8 +174,9 @@ impl Table {
         NormAt { gamma, beta, hidden, eps: NORM_EPS }
     }
 
-    fn layer(&mut self, index: usize, shape: &Shape) -> LayerAt {
+    fn layer(&mut self, index: usize, shape: &Shape, lora: Option<&Lora>) -> LayerAt {
         let start = self.next;
+        self.depth = index + 1;
         let h = shape.hidden;
         let name = format!("bert.encoder.layer.{index}");
         let parts = ["query", "key", "value"];
@@ -156,7 +188,9 @@ impl Table {
         let down = self.linear(&format!("{name}.output.dense"), h, shape.intermediate, false);
         let output_norm = self.norm(&format!("{name}.output.LayerNorm"), h);
         let qkv = LinearAt { w, b, n: 3 * h, k: h };
-        LayerAt { qkv, output, attention_norm, up, down, output_norm, range: start..self.next }
+        let places = [(Place::Qkv, qkv), (Place::Output, output), (Place::Up, up), (Place::Down, down)];
+        let adapters = lora.map_or(Vec::new(), |lora| lora.place(self, &name, places));
+        LayerAt { qkv, output, attention_norm, up, down, output_norm, adapters, range: start..self.next }
     }
 
     fn embeddings(&mut self, shape: &Shape) -> EmbedAt {
@@ -193,6 +227,11 @@ impl Layout {
     /// `Error::Config` when the sizes cannot be a BERT (`Shape::check`), or when `hidden` is not a
     /// multiple of 8 (query, key and value would not lie behind each other).
     pub fn new(shape: &Shape, heads: HeadSet) -> Result<Self> {
+        Self::with(shape, heads, None)
+    }
+
+    /// The same with low-rank adapters; everything but them, the pooler and the heads is frozen.
+    pub fn with(shape: &Shape, heads: HeadSet, lora: Option<&Lora>) -> Result<Self> {
         shape.check()?;
         if !shape.hidden.is_multiple_of(ALIGN) {
             return Err(Error::config(format!(
@@ -200,40 +239,35 @@ impl Layout {
                 shape.hidden
             )));
         }
-        let mut table = Table { params: Vec::new(), next: 0 };
+        let mut table = Table { params: Vec::new(), next: 0, depth: 0 };
         let embed = table.embeddings(shape);
         let embed_range = 0..table.next;
-        let layers: Vec<_> = (0..shape.layers).map(|l| table.layer(l, shape)).collect();
+        let layers: Vec<_> = (0..shape.layers).map(|l| table.layer(l, shape, lora)).collect();
         let heads_start = table.next;
+        table.depth = shape.layers + 1;
         let pooler = table.linear("bert.pooler.dense", shape.hidden, shape.hidden, false);
         let mlm = heads.mlm.then(|| table.mlm(shape, &embed));
         let pair = heads.pair.then(|| table.head("cls.seq_relationship", 2, &pooler, false));
         let rank = heads.rank.then(|| table.head("classifier", 1, &pooler, true));
         let heads_range = heads_start..table.next;
         let shape = shape.clone();
-        let (params, len) = (table.params, table.next);
+        let (mut params, len) = (table.params, table.next);
+        if lora.is_some() {
+            let base = |p: &&mut Param| p.depth <= shape.layers && p.block.is_none();
+            params.iter_mut().filter(base).for_each(|p| p.trained = false);
+        }
         Ok(Self { shape, params, len, embed, layers, pooler, mlm, pair, rank, embed_range, heads_range })
     }
 
-    /// Parameters that are trained, without padding.
+    /// Parameters, without padding.
     pub fn parameters(&self) -> usize {
         self.params.iter().map(Param::len).sum()
     }
 
-    /// Contiguous ranges with equal treatment by the optimiser. `head_scale` multiplies the
-    /// learning rate of fresh heads.
-    pub fn groups(&self, head_scale: f32) -> Vec<ParamGroup> {
-        let mut groups: Vec<ParamGroup> = Vec::new();
-        for param in &self.params {
-            let lr_scale = if param.head { head_scale } else { 1.0 };
-            match groups.last_mut() {
-                Some(last) if last.decay == param.decay && last.lr_scale == lr_scale => {
-                    last.range.end = param.range().end;
-                }
-                _ => groups.push(ParamGroup { range: param.range(), decay: param.decay, lr_scale }),
-            }
-        }
-        groups
+    /// Parameters that learn.
+    pub fn trained_parameters(&self) -> usize {
+        let parts = self.params.iter().flat_map(Param::parts);
+        parts.filter(|(_, trained)| *trained).map(|(range, _)| range.len()).sum()
     }
 
     /// The ranges that `Bert::backward` completes, in its order: heads, layers from last to first,
@@ -271,21 +305,6 @@ mod tests {
         assert_eq!(key.offset, layout.layers[1].qkv.w + 16 * 16);
         let value = layout.find("bert.encoder.layer.1.attention.self.value.bias").unwrap();
         assert_eq!(value.offset, layout.layers[1].qkv.b + 2 * 16);
-    }
-
-    #[test]
-    fn groups_cover_every_parameter_once_with_its_decay() {
-        let layout = Layout::new(&shape(), HeadSet::RANKING).unwrap();
-        let groups = layout.groups(10.0);
-        for param in &layout.params {
-            let of: Vec<_> = groups
-                .iter()
-                .filter(|g| g.range.start <= param.offset && param.range().end <= g.range.end)
-                .collect();
-            assert_eq!(of.len(), 1, "{}", param.name);
-            assert_eq!(of[0].decay, param.decay);
-            assert_eq!(of[0].lr_scale, if param.name.starts_with("classifier") { 10.0 } else { 1.0 });
-        }
     }
 
     #[test]

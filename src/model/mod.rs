@@ -5,10 +5,15 @@
 pub mod activations;
 pub mod bert;
 pub mod checkpoint;
+mod encoder;
 pub mod init;
 pub mod layout;
+pub mod lora;
 pub mod shape;
+pub mod tensor_file;
+pub mod trained;
 
-pub use bert::{Bert, Mode, Objective};
+pub use activations::Recompute;
+pub use bert::{Bert, Mode, Objective, Tuning};
 pub use layout::{HeadSet, Layout};
 pub use shape::Shape;

@@ -2,6 +2,7 @@
 //! the terminal and the HTML so that the two never disagree.
 
 use super::results::{Cell, Results};
+use super::text_table;
 use crate::ir::significance::{holm, paired_t};
 use crate::{Error, Result};
 
@@ -138,14 +139,5 @@ pub fn table_text(results: &Results) -> Result<String> {
         }
         lines.push(line);
     }
-    let widths: Vec<usize> = (0..lines[0].len())
-        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
-    for line in &lines {
-        let padded = line.iter().zip(&widths).map(|(field, &width)| format!("{field:<width$}"));
-        text += padded.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    Ok(text + &legend(results) + "\n")
+    Ok(text_table(&lines) + &legend(results) + "\n")
 }

@@ -57,11 +57,11 @@ pub fn page(results: &Results, curves: &[Curves]) -> Result<String> {
     body += &sizes(results)?;
     body += &losses(curves)?;
     body += &facts(results);
-    Ok(document(&title, &body))
+    Ok(shell(&title, &body))
 }
 
-/// A page that needs nothing else; both arguments are already HTML.
-pub(super) fn document(title: &str, body: &str) -> String {
+/// A page around `body`; both are HTML already.
+pub(super) fn shell(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
@@ -70,7 +70,7 @@ pub(super) fn document(title: &str, body: &str) -> String {
 }
 
 /// A table; its cells are already HTML. `classes` has one entry a row.
-fn table(class: &str, head: &[String], rows: &[(&str, Vec<String>)]) -> String {
+pub(super) fn table(class: &str, head: &[String], rows: &[(&str, Vec<String>)]) -> String {
     let mut html = format!("<div class=\"scroll\"><table class=\"{class}\">\n");
     if !head.is_empty() {
         let _ = writeln!(html, "<thead><tr><th>{}</th></tr></thead>", head.join("</th><th>"));
@@ -238,7 +238,7 @@ fn facts(results: &Results) -> String {
 }
 
 /// An SVG inside HTML needs no namespace, and its caption is its description.
-fn figure(svg: &str, caption: &str) -> String {
+pub(super) fn figure(svg: &str, caption: &str) -> String {
     let caption = escape(caption);
     let opening = format!("<svg role=\"img\" aria-label=\"{caption}\" ");
     let inline = svg.replacen("<svg ", &opening, 1).replacen(" xmlns=\"http://www.w3.org/2000/svg\"", "", 1);

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod html;
 pub mod metrics;
 pub mod plot;
+pub mod probe;
 pub mod results;
 mod shards;
 
@@ -16,6 +17,21 @@ pub use results::{Cell, Results, Training};
 pub use shards::write_shards_report;
 
 use crate::{Error, Result};
+
+/// Columns aligned for a terminal, two spaces between them. The first line decides how many there are.
+pub(crate) fn text_table(lines: &[Vec<String>]) -> String {
+    let columns = lines.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for line in lines {
+        let padded = line.iter().zip(&widths).map(|(field, &width)| format!("{field:<width$}"));
+        text += padded.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
 
 /// Reads `dir/results.json` and the metrics files that it names (relative paths start at `dir`) and
 /// writes `dir/report.html`; returns its path. A metrics file that cannot be read is named in the

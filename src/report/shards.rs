@@ -26,6 +26,6 @@ pub fn write_shards_report(shards: &Shards, path: &Path) -> Result<()> {
         );
     }
     body += &format!("<h2>Description</h2>\n<pre>{}</pre>\n", html::escape(&inspect::describe(shards)));
-    let page = html::document(&format!("Shards: {}", html::escape(&name)), &body);
+    let page = html::shell(&format!("Shards: {}", html::escape(&name)), &body);
     std::fs::write(path, page).map_err(|cause| Error::io("written", path, cause))
 }

@@ -4,16 +4,21 @@
 
 use std::time::Instant;
 
+use crate::Result;
 use crate::config::Train;
-use crate::data::loader::{Loader, Step};
-use crate::dist::{Reducer, World};
-use crate::engine::{AdamW, Backend, ParamGroup, stats};
+use crate::data::loader::{Cursor, Loader, Step};
+use crate::dist::{Collective, Distributed, World};
+use crate::engine::{Backend, stats};
 use crate::model::{Bert, Mode, Objective};
+use crate::train::check::against_reference;
+use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
-use crate::{Error, Result};
+use crate::train::signals;
+use crate::train::state::SavedOptimiser;
 
-/// Updates with a non-finite gradient that may follow each other before the run ends.
-const NON_FINITE_LIMIT: u32 = 3;
+/// Updates with a non-finite gradient that may follow each other before training goes back to the
+/// last checkpoint.
+pub const NON_FINITE_LIMIT: u32 = 3;
 
 /// What one update did, summed over ranks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -33,6 +38,31 @@ pub struct Update {
     /// Milliseconds of the whole step, waiting for the loader included.
     pub step_ms: f64,
     pub waited_ms: f64,
+    /// Updates of the run that a non-finite gradient made void.
+    pub skipped: u64,
+    /// How many of them in a row end with this one.
+    pub skipped_in_row: u32,
+    /// What the ranks agreed on in this step's exchange.
+    pub agreed: Agreed,
+}
+
+/// What one rank tells the others once a step, beside its sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Word {
+    /// A checkpoint is due by this rank's clock; rank 0's counts.
+    pub save: bool,
+    /// The last step whose checkpoint this rank has written its part of; 0 is none.
+    pub written: u64,
+}
+
+/// What follows from all ranks' words, the same on every rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Agreed {
+    /// A signal asked some rank to end.
+    pub stop: bool,
+    pub save: bool,
+    /// The last step whose checkpoint every rank has written its part of.
+    pub written: u64,
 }
 
 impl Update {
@@ -46,110 +76,139 @@ impl Update {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
     Continue,
+    /// It has learnt enough.
     Stop,
+    /// Too many gradients in a row were not finite: back to the last checkpoint.
+    Diverged,
+    /// A signal asked for the end.
+    Preempted,
 }
 
 /// Looks on after every update: logs, validates, saves.
 pub trait Watcher<B: Backend> {
-    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow>;
+    /// What this rank tells the others with the update's exchange.
+    fn word(&mut self) -> Result<Word> {
+        Ok(Word::default())
+    }
+
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow>;
+}
+
+/// Where training stands, besides weights and the optimiser's arrays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// Updates made.
+    pub updates: u64,
+    /// Where the next step's packs start.
+    pub cursor: Cursor,
+    /// Updates that a non-finite gradient made void.
+    pub skipped: u64,
 }
 
 /// The model with what changes it.
 pub struct Trainer<'w, B: Backend> {
     pub model: Bert<B>,
     world: &'w World,
-    reducer: Reducer<'w>,
-    settings: Train,
+    /// Sums gradients over ranks.
+    reducer: Box<dyn Collective<B> + 'w>,
+    pub optimiser: Optimiser<B>,
     lr: LrPlan,
-    /// Learning rate and decay by range of the arena.
-    groups: Vec<ParamGroup>,
-    /// [layout.len] each
-    moments: [B::Buf<f32>; 2],
-    /// Squared global norm, [1]
-    norm_sq: B::Buf<f32>,
-    updates: u64,
-    non_finite: u32,
+    /// Where the next step's packs start.
+    cursor: Cursor,
+    /// Updates that a non-finite gradient made void.
+    skipped: u64,
+    skipped_in_row: u32,
+    /// Steps between two checks; 0 is off.
+    check: u64,
 }
 
-impl<'w, B: Backend> Trainer<'w, B> {
+impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
-        let head_scale = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
-        let len = model.layout.len;
         Ok(Self {
-            groups: model.layout.groups(head_scale),
-            moments: [model.backend.zeros(len)?, model.backend.zeros(len)?],
-            norm_sq: model.backend.zeros(1)?,
+            optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,
+            reducer: model.backend.collective(world)?,
             model,
             world,
-            reducer: Reducer::new(world),
-            settings: settings.clone(),
             lr: LrPlan::new(settings, steps),
-            updates: 0,
-            non_finite: 0,
+            cursor: Cursor::default(),
+            skipped: 0,
+            skipped_in_row: 0,
+            check: 0,
         })
     }
 
     // ---- the training loop -----------------------------------------------------------------------
-    /// Makes the planned updates, or fewer when the watcher stops.
-    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<()> {
-        while self.updates < self.lr.steps {
+    /// Makes the planned updates, or fewer when the watcher stops; says which.
+    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+        while self.optimiser.state.updates < self.lr.steps {
             let start = Instant::now();
             let step = loader.next_step()?; // packed ahead by the loader's thread
+            self.debug(&step)?; // nothing unless run.check is set
+            let (optimiser, reducer) = (&mut self.optimiser, &mut *self.reducer);
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
                 self.model.forward(batch, Mode::Train)?;
-                let reducer = &mut self.reducer;
                 self.model.backward(batch, &mut |backend, grads, bucket| {
-                    if last { reducer.reduce(backend, grads, bucket) } else { Ok(()) } // bucket by bucket
-                })?;
+                    if last { optimiser.reduce(reducer, backend, grads, &bucket) } else { Ok(()) }
+                })?; // a layer's gradients leave as soon as they are done
             }
             if step.batches.is_empty() {
-                self.join_reduction()?; // more ranks than packs: nothing to add, but the others wait
+                optimiser.join(reducer, &mut self.model)?; // more ranks than packs: the others wait
             }
-            let update = self.update(&step, start)?; // norm, clip, AdamW: one pass
-            if watcher.after(&update, &mut self.model)? == Flow::Stop {
-                break;
+            let lr = self.lr.at(optimiser.state.updates);
+            let norm_sq = optimiser.step(reducer, &mut self.model, lr)?; // norm, clip, update: one pass
+            self.cursor = step.after;
+            let update = self.summarise(&step, lr, norm_sq, watcher.word()?, start)?;
+            let flow = watcher.after(&update, self)?; // metrics, validation, checkpoints
+            if flow != Flow::Continue {
+                return Ok(flow);
             }
         }
-        Ok(())
+        Ok(Flow::Continue)
     }
     // ---- everything below is bookkeeping ---------------------------------------------------------
 
-    /// Takes part in the sum of gradients with zeros.
-    fn join_reduction(&mut self) -> Result<()> {
-        for bucket in self.model.layout.buckets() {
-            self.reducer.reduce(&self.model.backend, &mut self.model.grads, bucket)?;
-        }
-        Ok(())
+    /// Debug mode every `steps` steps (`check` says what it does); 0 is off.
+    pub fn check_every(mut self, steps: u64) -> Self {
+        self.check = steps;
+        self
     }
 
-    /// Applies the summed gradients. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) changes nothing; several in a row end the run.
-    fn update(&mut self, step: &Step, start: Instant) -> Result<Update> {
-        let lr = self.lr.at(self.updates);
-        let model = &mut self.model;
-        let backend = &model.backend;
-        backend.sum_squares(&model.grads, 0..model.layout.len, &mut self.norm_sq, 0)?;
-        let adamw = AdamW {
-            lr: lr as f32,
-            beta1: self.settings.beta1,
-            beta2: self.settings.beta2,
-            eps: self.settings.eps,
-            weight_decay: self.settings.weight_decay,
-            step: self.updates as u32 + 1,
-            clip_norm: self.settings.clip_norm,
-        };
-        let [first, second] = &mut self.moments;
-        let (weights, grads) = (&mut model.weights, &mut model.grads);
-        backend.adamw(adamw, &self.groups, &self.norm_sq, weights, grads, first, second)?;
-        self.updates += 1;
+    fn debug(&mut self, step: &Step) -> Result<()> {
+        let updates = self.optimiser.state.updates;
+        let due = self.check > 0 && updates.is_multiple_of(self.check);
+        self.model.backend.check_results(due);
+        let Some(batch) = step.batches.first().filter(|_| due) else { return Ok(()) };
+        let Some(found) = against_reference(&mut self.model, batch)? else { return Ok(()) };
+        if self.world.leads() {
+            let (name, error) = found.worst();
+            println!(
+                "check at step {}: loss {:.6}, reference {:.6}; largest error of a gradient {error:.1e} ({name})",
+                updates + 1,
+                found.loss,
+                found.reference_loss
+            );
+        }
+        found.verdict()
+    }
 
-        let norm_sq = f64::from(self.model.backend.download(&self.norm_sq, 0..1)?[0]);
-        self.count_non_finite(norm_sq)?;
-        let mut sums = self.model.take_sums()?;
-        self.world.sum_f64(&mut sums);
+    /// What the update did, over all ranks. A non-finite gradient (the same on all ranks, as it is the
+    /// sum's) has changed nothing but the counts.
+    fn summarise(
+        &mut self,
+        step: &Step,
+        lr: f64,
+        norm_sq: f64,
+        word: Word,
+        start: Instant,
+    ) -> Result<Update> {
+        self.count_non_finite(norm_sq);
+        let (sums, agreed) = self.exchange(word)?;
         let mut update = Update {
-            step: self.updates,
+            step: self.optimiser.state.updates,
+            skipped: self.skipped,
+            skipped_in_row: self.skipped_in_row,
+            agreed,
             epoch: step.epoch,
             sums,
             grad_norm: norm_sq.sqrt(),
@@ -170,26 +229,62 @@ impl<'w, B: Backend> Trainer<'w, B> {
                 f64::from(mlm) * mean(stats::MLM_LOSS, stats::MLM_COUNT)
                     + f64::from(qdpp) * mean(stats::QDPP_LOSS, stats::QDPP_COUNT)
             }
-            Objective::Ranking => mean(stats::RANK_LOSS, stats::RANK_COUNT),
+            Objective::Ranking(_) => mean(stats::RANK_LOSS, stats::RANK_COUNT),
         }
     }
 
-    fn count_non_finite(&mut self, norm_sq: f64) -> Result<()> {
+    /// The gradient is the sum over ranks, so all of them count the same.
+    fn count_non_finite(&mut self, norm_sq: f64) {
         if norm_sq.is_finite() {
-            self.non_finite = 0;
-            return Ok(());
+            self.skipped_in_row = 0;
+            return;
         }
-        self.non_finite += 1;
+        self.skipped += 1;
+        self.skipped_in_row += 1;
         if self.world.leads() {
-            tracing::warn!("update {}: the gradient is not finite; skipped", self.updates);
+            let update = self.optimiser.state.updates;
+            tracing::warn!("update {update}: the gradient is not finite; skipped");
         }
-        if self.non_finite < NON_FINITE_LIMIT {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "update {}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr or check the \
-             weights of model.path",
-            self.updates
-        )))
+    }
+
+    /// One exchange a step carries everything that ranks tell each other: the sums of the losses, and
+    /// whether to save or to end.
+    fn exchange(&mut self, word: Word) -> Result<([f64; stats::SLOTS], Agreed)> {
+        let mut told = [0.0; stats::SLOTS + 3];
+        told[..stats::SLOTS].copy_from_slice(&self.model.take_sums()?);
+        told[stats::SLOTS] = f64::from(u8::from(signals::asked().is_some()));
+        told[stats::SLOTS + 1] = f64::from(u8::from(word.save));
+        told[stats::SLOTS + 2] = word.written as f64;
+        let all = self.world.gather_f64(&told);
+        let ranks = || all.chunks_exact(told.len());
+        let sums = std::array::from_fn(|i| ranks().map(|rank| rank[i]).sum());
+        let agreed = Agreed {
+            stop: ranks().any(|rank| rank[stats::SLOTS] > 0.0),
+            save: all[stats::SLOTS + 1] > 0.0,
+            written: ranks().map(|rank| rank[stats::SLOTS + 2] as u64).min().unwrap_or(0),
+        };
+        Ok((sums, agreed))
+    }
+
+    // ---- state -----------------------------------------------------------------------------------
+
+    /// Where training stands.
+    pub fn progress(&self) -> Progress {
+        Progress { updates: self.optimiser.state.updates, cursor: self.cursor, skipped: self.skipped }
+    }
+
+    /// The ranks that train together.
+    pub fn world(&self) -> &'w World {
+        self.world
+    }
+
+    /// Takes up training at `progress`, from the optimiser's arrays as they were then. The model's
+    /// weights are the caller's to put back.
+    pub fn restore(&mut self, progress: Progress, saved: &SavedOptimiser) -> Result<()> {
+        saved.restore(&self.model.backend, &mut self.optimiser.state)?;
+        self.optimiser.state.updates = progress.updates;
+        self.model.backend.clear(&mut self.model.grads, 0..self.model.layout.len)?;
+        (self.cursor, self.skipped, self.skipped_in_row) = (progress.cursor, progress.skipped, 0);
+        Ok(())
     }
 }

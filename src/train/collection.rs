@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::passages::{Cut, passages};
 use crate::config::Config;
 use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
-use crate::ir::topics::read_topics;
+use crate::ir::topics::{Topic, read_topics};
 use crate::{Error, Result};
 
-/// Room that even the longest query leaves for the document, in tokens.
+/// Room that even the longest query must leave for the document, in tokens.
 const DOCUMENT_LEAST: usize = 8;
 
 /// Documents that are tokenised at once, to bound the text in memory.
@@ -32,56 +33,92 @@ pub struct Collection {
     pub special: Special,
     pub max_tokens: usize,
     pub topics: BTreeMap<String, Candidates>,
-    documents: HashMap<String, Vec<u32>>,
+    /// Tokens of each passage, at most `max_tokens`; at least one passage a document.
+    documents: HashMap<String, Vec<Vec<u32>>>,
+}
+
+/// What did not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Truncated {
+    /// Passages that were cut beside their query.
+    pub cut: usize,
+    /// All passages of all candidates.
+    pub all: usize,
 }
 
 impl Collection {
     /// Reads topics, run and documents as `config.data` names them; the first `depth` documents of
-    /// the run are a topic's candidates. Topics that the run lacks are left out.
+    /// the run are a topic's candidates. Topics that the run lacks are left out. `more` names
+    /// documents that are wanted besides, by topic.
     ///
     /// # Errors
-    /// `Error::Data` when run and topics share nothing, or a candidate is in no document file.
-    pub fn read(config: &Config, tokenizer: &Tokenizer, depth: usize) -> Result<Self> {
+    /// `Error::Data` when run and topics share nothing, a query leaves no room for a document, or a
+    /// candidate is in no document file.
+    pub fn read(
+        config: &Config,
+        tokenizer: &Tokenizer,
+        depth: usize,
+        more: &HashMap<String, Vec<String>>,
+    ) -> Result<Self> {
         let topics_path = Config::need("data.topics", &config.data.topics)?;
         let run_path = Config::need("data.run", &config.data.run)?;
         let topics = read_topics(topics_path)?;
         let run = Run::read(run_path)?;
-        let texts: Vec<&str> = topics.iter().map(|t| t.text.as_str()).collect();
-        let at_most = config.data.max_tokens.saturating_sub(3 + DOCUMENT_LEAST).max(1);
-        let queries = tokenizer.encode_batch(&texts, at_most)?;
         let mut collection = Self {
             special: tokenizer.special(),
             max_tokens: config.data.max_tokens,
             topics: BTreeMap::new(),
             documents: HashMap::new(),
         };
-        for (topic, query) in topics.iter().zip(queries) {
-            let Some(hits) = run.get(&topic.id) else { continue };
-            let documents = hits.iter().take(depth).map(|hit| hit.doc.clone()).collect();
-            collection.topics.insert(topic.id.clone(), Candidates { query, documents });
-        }
-        if collection.topics.is_empty() {
+        let topics: Vec<Topic> = topics.into_iter().filter(|topic| run.get(&topic.id).is_some()).collect();
+        if topics.is_empty() {
             return Err(Error::data(format!(
                 "{} and {} share no topic: check that they belong together",
                 topics_path.display(),
                 run_path.display()
             )));
         }
-        collection.read_documents(config, tokenizer)?;
+        let texts: Vec<&str> = topics.iter().map(|t| t.text.as_str()).collect();
+        let queries = tokenizer.encode_batch(&texts, config.data.max_tokens)?;
+        for (topic, query) in topics.into_iter().zip(queries) {
+            collection.check_query(&topic.id, &query)?;
+            let hits = run.get(&topic.id).unwrap_or_default();
+            let documents = hits.iter().take(depth).map(|hit| hit.doc.clone()).collect();
+            collection.topics.insert(topic.id, Candidates { query, documents });
+        }
+        collection.read_documents(config, tokenizer, more)?;
         Ok(collection)
     }
 
-    fn read_documents(&mut self, config: &Config, tokenizer: &Tokenizer) -> Result<()> {
+    /// A query is never cut: what it asks for would change silently.
+    fn check_query(&self, topic: &str, query: &[u32]) -> Result<()> {
+        if query.len() + 3 + DOCUMENT_LEAST <= self.max_tokens {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "topic {topic}: its query of {} tokens or more leaves no room for documents in \
+             data.max_tokens = {}: raise it or use a shorter topic field",
+            query.len(),
+            self.max_tokens
+        )))
+    }
+
+    fn read_documents(
+        &mut self,
+        config: &Config,
+        tokenizer: &Tokenizer,
+        more: &HashMap<String, Vec<String>>,
+    ) -> Result<()> {
         let sources = config.documents()?;
-        let wanted: HashSet<String> =
-            self.topics.values().flat_map(|c| c.documents.iter().cloned()).collect();
+        let listed = self.topics.values().flat_map(|c| c.documents.iter());
+        let wanted: HashSet<String> = listed.chain(more.values().flatten()).cloned().collect();
+        let cut = config.fine.cut();
         let mut batch: Vec<(String, String)> = Vec::with_capacity(BATCH);
         let tokens = &mut self.documents;
         let max_tokens = self.max_tokens;
         let mut flush = |batch: &mut Vec<(String, String)>| -> Result<()> {
-            let texts: Vec<&str> = batch.iter().map(|(_, text)| text.as_str()).collect();
-            let encoded = tokenizer.encode_batch(&texts, max_tokens)?;
-            tokens.extend(batch.drain(..).map(|(id, _)| id).zip(encoded));
+            encode(tokenizer, batch, cut, max_tokens, tokens)?;
+            batch.clear();
             Ok(())
         };
         let fields = &config.data.fields;
@@ -102,22 +139,46 @@ impl Collection {
         }
     }
 
-    /// Tokens of a candidate, cut so that it fits beside `query`; never empty input for a document
-    /// that is itself empty: then the pair is the query alone between its separators.
-    pub fn document(&self, id: &str, query: &[u32]) -> &[u32] {
-        let tokens = self.documents.get(id).map_or(&[][..], Vec::as_slice);
+    /// Passages of a candidate; at least one.
+    pub fn passages(&self, id: &str) -> usize {
+        self.documents.get(id).map_or(1, Vec::len)
+    }
+
+    /// Tokens of a candidate's passage, cut so that it fits beside `query`; never empty input for a
+    /// document that is itself empty: then the pair is the query alone between its separators.
+    pub fn passage(&self, id: &str, passage: usize, query: &[u32]) -> &[u32] {
+        let tokens = self.documents.get(id).and_then(|d| d.get(passage)).map_or(&[][..], Vec::as_slice);
         let room = self.max_tokens.saturating_sub(3 + query.len());
         &tokens[..tokens.len().min(room)]
     }
 
-    /// Candidates whose document does not fit whole, and all candidates.
-    pub fn truncated(&self) -> (usize, usize) {
-        let pairs = self.topics.values().flat_map(|c| c.documents.iter().map(move |d| (d, &c.query)));
-        pairs.fold((0, 0), |(cut, all), (id, query)| {
-            let whole = self.documents.get(id).map_or(0, Vec::len);
-            (cut + usize::from(self.document(id, query).len() < whole), all + 1)
-        })
+    /// Passages that do not fit whole beside their query.
+    pub fn truncated(&self) -> Truncated {
+        let mut counts = Truncated::default();
+        for (id, query) in self.topics.values().flat_map(|c| c.documents.iter().map(move |d| (d, &c.query))) {
+            let room = self.max_tokens.saturating_sub(3 + query.len());
+            let passages = self.documents.get(id).map_or(&[][..], Vec::as_slice);
+            counts.all += passages.len();
+            counts.cut += passages.iter().filter(|tokens| tokens.len() > room).count();
+        }
+        counts
     }
+}
+
+/// Tokenises the passages of some documents.
+fn encode(
+    tokenizer: &Tokenizer,
+    batch: &[(String, String)],
+    cut: Cut,
+    max_tokens: usize,
+    into: &mut HashMap<String, Vec<Vec<u32>>>,
+) -> Result<()> {
+    let parts: Vec<Vec<&str>> = batch.iter().map(|(_, text)| passages(text, cut)).collect();
+    let mut encoded = tokenizer.encode_batch(&parts.concat(), max_tokens)?.into_iter();
+    for ((id, _), parts) in batch.iter().zip(&parts) {
+        into.insert(id.clone(), encoded.by_ref().take(parts.len()).collect());
+    }
+    Ok(())
 }
 
 /// Topics that can teach and be ranked: at least one relevant and one other candidate. The rest is

@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::checkpoints::Identity;
 use super::fine::{FoldTask, Start, Study, make_folder};
 use super::metrics::duration;
-use super::run_dir;
+use super::resume;
+use super::run_dir::{self, on_engine};
+use super::signals;
 use crate::config::{Arm, Config, Split};
 use crate::corpus::tokenise::Tokenizer;
-use crate::dist::World;
+use crate::dist::{Distributed, World};
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::run::Run;
-use crate::model::checkpoint::HeadStart;
+use crate::model::checkpoint::{self, HeadStart};
 use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
 use crate::{Error, Result};
@@ -39,26 +42,41 @@ impl Task<'_> {
 
 /// Runs the study of `config` on every rank of `world`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
+    on_engine!(config, world, backend => run_on(&backend, config, world))
+}
+
+fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let arms = &config.experiment.arms;
     let Some(first) = arms.first() else {
         return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
     };
     check_arms(config)?;
-    let dir = run_dir::create(config, "experiment", &[("arms", json!(arms.len()))], world)?;
-    let study = Study::read(config, &first.model, &dir, world)?;
+    let dir = &config.run.out;
+    world.agree(world.leads().then(|| resume::check_command(dir, "experiment")))?;
+    let _lock = run_dir::lock(dir, world)?;
+    // Every task says what its result depends on, so a study may change and keep what still holds.
+    let plan = resume::plan_of(config, &[])?;
+    let identity = Identity { command: "experiment".into(), data: String::new(), config: plan };
+    run_dir::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
+    let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    run_dir::announce(world);
+    run_dir::announce(backend, world);
+    signals::listen()?;
     let start = std::time::Instant::now();
     for (i, task) in tasks.iter().enumerate() {
         if i % world.size() == world.rank() {
-            run_task(&study, task, &dir)?;
+            let done = run_task(backend, &study, task, dir);
+            if let Err(error @ Error::Preempted(_)) = &done {
+                world.fail(error); // the others are at other tasks: there is nothing to agree on
+            }
+            done?;
         }
         if world.leads() && (i + 1) % 10 == 0 {
             println!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
         }
     }
     world.barrier();
-    world.agree(world.leads().then(|| conclude(&study, &tasks, &dir)))?;
+    world.agree(world.leads().then(|| conclude(&study, &tasks, dir)))?;
     Ok(())
 }
 
@@ -108,7 +126,7 @@ fn ranked(config: &Config, fold: &Fold) -> Vec<String> {
     }
 }
 
-fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
+fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path) -> Result<()> {
     let dir = task.dir(out);
     let (run_path, about_path) = (dir.join("run.txt"), dir.join("task.json"));
     let about = format!("{:#}\n", describe(study, task)?);
@@ -117,24 +135,21 @@ fn run_task(study: &Study, task: &Task, out: &Path) -> Result<()> {
     }
     make_folder(&dir)?;
     let fold = &study.folds[task.fold];
-    let backend = run_dir::engine(study.config)?;
     let start = Start { model: &task.arm.model, head: task.arm.start };
     let ranked = ranked(study.config, fold);
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir };
-    let (_, run) = study.run_fold(backend, start, &fold_task, &World::solo())?;
+    let (_, run) = study.run_fold(backend.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     run_dir::write_whole(&about_path, about.as_bytes())
 }
 
 /// Everything that a task's result depends on: a kept result counts only if all of it is the same.
 fn describe(study: &Study, task: &Task) -> Result<Value> {
-    let weights = task.arm.model.join("model.safetensors");
-    let bytes = fs::read(&weights).map_err(|e| Error::io("read", &weights, e))?;
     let config = study.config;
     let fold = &study.folds[task.fold];
     Ok(json!({
         "arm": task.arm,
-        "weights_crc32": crc32fast::hash(&bytes),
+        "weights_crc32": checkpoint::fingerprint(&task.arm.model)?,
         "topics": task.topics,
         "fold": [fold.train, fold.validation, fold.test],
         "split": config.experiment.split,

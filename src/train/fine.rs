@@ -1,24 +1,27 @@
 //! Fine-tuning: a cross-encoder on the training topics of one fold, its best weights by the
 //! validation fold, its run on the test fold; and the `fine` command, which does so for all folds.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::coarse::{Flow, Trainer, Update, Watcher};
+use super::checkpoints::Identity;
+use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
 use super::collection::{Collection, usable_topics};
-use super::groups::{GroupOptions, GroupSource};
+use super::groups::{GroupOptions, GroupSource, Sources};
 use super::metrics::Meter;
 use super::rerank::rerank;
-use super::run_dir;
+use super::resume;
+use super::run_dir::{self, on_engine};
 use super::schedule::steps;
+use super::signals;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
-use crate::dist::World;
-use crate::engine::Backend;
+use crate::dist::{Distributed, World};
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::ir::measures::{self, Measure, evaluate};
@@ -27,7 +30,7 @@ use crate::ir::run::Run;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
-use crate::model::{Bert, HeadSet, Objective};
+use crate::model::{Bert, HeadSet, Objective, Tuning};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.
@@ -35,6 +38,9 @@ pub struct Study<'a> {
     pub config: &'a Config,
     pub collection: Arc<Collection>,
     pub qrels: Qrels,
+    /// Topic -> documents of `fine.negatives_run`.
+    hard: Option<HashMap<String, Vec<String>>>,
+    teacher: Option<Run>,
     pub folds: Vec<Fold>,
 }
 
@@ -62,7 +68,11 @@ impl<'a> Study<'a> {
     /// topics and written to `dir/folds.json`; topics that cannot be used are named.
     pub fn read(config: &'a Config, model: &Path, dir: &Path, world: &World) -> Result<Self> {
         let tokenizer = Tokenizer::load(model)?;
-        let collection = Collection::read(config, &tokenizer, config.fine.depth)?;
+        let hard = config.fine.negatives_run.as_ref().map(|path| hard_negatives(path, config.fine.depth));
+        let hard = hard.transpose()?;
+        let teacher = config.fine.teacher.as_ref().map(|path| Run::read(path)).transpose()?;
+        let more = hard.clone().unwrap_or_default();
+        let collection = Collection::read(config, &tokenizer, config.fine.depth, &more)?;
         let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
         let qrels = Qrels::read(qrels_path)?;
         let (usable, rest) = usable_topics(&collection, &qrels);
@@ -76,22 +86,27 @@ impl<'a> Study<'a> {
             )));
         }
         if world.leads() {
-            let (cut, all) = collection.truncated();
-            println!("{} usable topics, {all} candidates, {cut} of them cut to fit", usable.len());
+            let truncated = collection.truncated();
+            println!(
+                "{} usable topics; {} passages of their candidates, {} of them cut to fit",
+                usable.len(),
+                truncated.all,
+                truncated.cut
+            );
             if !rest.is_empty() {
-                println!("left out, no relevant or no other candidate: {}", rest.join(" "));
+                println!("{} left out, no relevant or no other candidate: {}", rest.len(), rest.join(" "));
             }
         }
         let folds = match &config.data.folds {
             Some(path) => folds_from_file(path, &usable)?,
             None => drawn_folds(config, &usable, dir, world)?,
         };
-        Ok(Self { config, collection: Arc::new(collection), qrels, folds })
+        Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds })
     }
 
     /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
     /// model ranks as it is.
-    pub fn run_fold<B: Backend>(
+    pub fn run_fold<B: Distributed>(
         &self,
         backend: B,
         start: Start,
@@ -105,7 +120,7 @@ impl<'a> Study<'a> {
         if !train.is_empty() {
             model = self.train(model, &train, &fold.validation, dir, world)?;
         }
-        let run = rerank(&mut model, &self.collection, ranked, world)?;
+        let run = rerank(&mut model, &self.collection, ranked, config.fine.aggregate, world)?;
         if run.topics().len() == 0 {
             return Err(Error::data(format!(
                 "a fold tests {} topics and none has candidates in {:?}",
@@ -129,12 +144,12 @@ impl<'a> Study<'a> {
         topics
     }
 
-    fn load<B: Backend>(&self, backend: B, start: Start, train: bool) -> Result<Bert<B>> {
+    fn load<B: Distributed>(&self, backend: B, start: Start, train: bool) -> Result<Bert<B>> {
         let config = self.config;
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
         let options = Options {
-            objective: Objective::Ranking,
+            objective: Objective::Ranking(config.fine.loss()),
             heads: HeadSet::RANKING,
             capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
             train,
@@ -143,7 +158,8 @@ impl<'a> Study<'a> {
             rule: None,
             continues: Vec::new(),
         };
-        let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+        let tuning = if train { config.train.tuning(config.fine.lora.as_ref()) } else { Tuning::default() };
+        let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
         let report = checkpoint.fill(&mut model, Fill::Head(start.head), config.seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {
@@ -152,7 +168,7 @@ impl<'a> Study<'a> {
         Ok(model)
     }
 
-    fn train<B: Backend>(
+    fn train<B: Distributed>(
         &self,
         model: Bert<B>,
         train: &[String],
@@ -165,8 +181,17 @@ impl<'a> Study<'a> {
             seed: config.seed,
             negatives: config.fine.negatives,
             positives_per_topic: config.fine.positives_per_topic,
+            from: config.fine.negatives_from,
+            aggregate: config.fine.aggregate,
         };
-        let source = Arc::new(GroupSource::new(self.collection.clone(), &self.qrels, train, options)?);
+        let sources =
+            Sources { qrels: &self.qrels, hard: self.hard.as_ref(), teacher: self.teacher.as_ref() };
+        let source = GroupSource::new(self.collection.clone(), sources, train, options)?;
+        if world.leads() && !source.left_out.is_empty() {
+            let names = source.left_out.join(" ");
+            println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
+        }
+        let source = Arc::new(source);
         let options = LoaderOptions {
             seed: config.seed,
             pack_tokens: config.train.pack_tokens,
@@ -179,8 +204,11 @@ impl<'a> Study<'a> {
         };
         let steps = steps(&config.train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, &config.train, steps)?;
+        let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
+        if let Some(metrics) = &metrics {
+            resume::cut_metrics(metrics, Progress::default())?; // of a try that was cut off
+        }
         let mut validator = Validator {
             study: self,
             topics: validation,
@@ -190,7 +218,17 @@ impl<'a> Study<'a> {
             best: None,
             worse: 0,
         };
-        trainer.train(&mut loader, &mut validator)?;
+        match trainer.train(&mut loader, &mut validator)? {
+            Flow::Continue | Flow::Stop => {}
+            Flow::Preempted => return Err(preempted()),
+            Flow::Diverged => {
+                return Err(Error::data(format!(
+                    "{}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr or check the \
+                     weights of model.path",
+                    dir.display()
+                )));
+            }
+        }
         let mut model = trainer.model;
         if let Some((_, weights)) = &validator.best {
             model.backend.upload_weights(weights, &mut model.weights, 0)?;
@@ -212,14 +250,21 @@ struct Validator<'a> {
     worse: usize,
 }
 
-impl<B: Backend> Watcher<B> for Validator<'_> {
-    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
+impl<B: Distributed> Watcher<B> for Validator<'_> {
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.meter.record(update)?;
+        if update.agreed.stop {
+            return Ok(Flow::Preempted);
+        }
+        if update.skipped_in_row >= NON_FINITE_LIMIT {
+            return Ok(Flow::Diverged);
+        }
+        let model = &mut trainer.model;
         let fine = &self.study.config.fine;
         if fine.validate_every == 0 || !update.step.is_multiple_of(fine.validate_every) {
             return Ok(Flow::Continue);
         }
-        let run = rerank(model, &self.study.collection, self.topics, self.world)?;
+        let run = rerank(model, &self.study.collection, self.topics, fine.aggregate, self.world)?;
         let value = mean(&self.study.qrels, &run, self.measure)?;
         if self.best.as_ref().is_none_or(|(best, _)| value > *best) {
             let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
@@ -230,6 +275,16 @@ impl<B: Backend> Watcher<B> for Validator<'_> {
         self.worse += 1;
         Ok(if fine.patience > 0 && self.worse >= fine.patience { Flow::Stop } else { Flow::Continue })
     }
+}
+
+/// Topic -> the first `depth` documents of the run at `path`.
+fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<String>>> {
+    let run = Run::read(path)?;
+    let first = |topic: &str| {
+        let hits = run.get(topic).unwrap_or_default().iter().take(depth);
+        (topic.to_owned(), hits.map(|hit| hit.doc.clone()).collect())
+    };
+    Ok(run.topics().map(first).collect())
 }
 
 fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
@@ -270,35 +325,106 @@ fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) ->
 /// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
 /// ranks; test runs joined into `run.txt`, the measures of all topics in `results.txt`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
+    on_engine!(config, world, backend => run_on(&backend, config, world))
+}
+
+fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
-    run_dir::announce(world);
-    let dir = run_dir::create(config, "fine", &facts, world)?;
-    let study = Study::read(config, path, &dir, world)?;
-    let start = Start { model: path, head: config.fine.start };
-    let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
-    let mut joined = Run::default();
-    for (i, fold) in study.folds.iter().enumerate() {
-        let folder = dir.join(format!("fold-{}", i + 1));
-        make_folder(&folder)?;
-        let backend = run_dir::engine(config)?;
-        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder };
-        let (model, run) = study.run_fold(backend, start, &task, world)?;
-        let saved = world.leads().then(|| checkpoint::save(&model, &folder.join("model"), Some(path)));
-        world.agree(saved)?;
+    run_dir::announce(backend, world);
+    let dir = &config.run.out;
+    let identity = identity(config, path)?;
+    if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
         if world.leads() {
-            let measure: Measure = config.fine.measure.parse()?;
-            println!(
-                "fold {}: {} {:.4} on its test topics",
-                i + 1,
-                measure,
-                mean(&study.qrels, &run, measure)?
-            );
+            println!("{text}");
         }
-        joined.merge(run)?;
+        return Ok(());
     }
-    world.agree(world.leads().then(|| finish(config, &study, &joined, &dir)))?;
+    let _lock = run_dir::lock(dir, world)?;
+    let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
+    run_dir::create(config, &identity, &facts, world)?;
+    let study = Study::read(config, path, dir, world)?;
+    signals::listen()?;
+    let mut joined = Run::default();
+    for i in 0..study.folds.len() {
+        joined.merge(study.finish_fold(backend, path, i, dir, world)?)?;
+    }
+    world.agree(world.leads().then(|| finish(config, &study, &joined, dir)))?;
     Ok(())
+}
+
+impl Study<'_> {
+    /// One fold of the `fine` command. A fold that is finished is kept, one that was cut off starts at
+    /// its beginning: folds take minutes, and early stopping has state of its own.
+    fn finish_fold<B: Distributed>(
+        &self,
+        backend: &B,
+        path: &Path,
+        i: usize,
+        dir: &Path,
+        world: &World,
+    ) -> Result<Run> {
+        let config = self.config;
+        let fold = &self.folds[i];
+        let folder = dir.join(format!("fold-{}", i + 1));
+        let (run_path, done) = (folder.join("run.txt"), folder.join(resume::FINISHED));
+        let topics = format!("{:#}\n", json!([fold.train, fold.validation, fold.test]));
+        // rank 0 looks: all ranks must take the same way
+        let kept =
+            world.agree(world.leads().then(|| Ok(fs::read_to_string(&done).is_ok_and(|t| t == topics))))?;
+        let mut word = String::from(if kept == Some(true) { "kept" } else { "" });
+        world.broadcast_text(&mut word);
+        if !word.is_empty() {
+            if world.leads() {
+                println!("fold {}: finished before, kept", i + 1);
+            }
+            return Run::read(&run_path);
+        }
+        make_folder(&folder)?;
+        let start = Start { model: path, head: config.fine.start };
+        let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
+        let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder };
+        let (model, run) = self.run_fold(backend.clone(), start, &task, world)?;
+        let conclude = || {
+            checkpoint::save(&model, &folder.join("model"), Some(path))?;
+            run.write(&run_path, "ctune-dist")?;
+            run_dir::write_whole(&done, topics.as_bytes())?;
+            let measure: Measure = config.fine.measure.parse()?;
+            println!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
+            Ok(())
+        };
+        world.agree(world.leads().then(conclude))?;
+        Ok(run)
+    }
+}
+
+/// Fine-tuning was asked to end.
+fn preempted() -> Error {
+    let signal = signals::asked().unwrap_or("a signal to another rank");
+    Error::Preempted(format!(
+        "{signal}: stopped; what is finished is kept, and the same command goes on from there"
+    ))
+}
+
+/// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
+/// as there may be gigabytes of them.
+fn identity(config: &Config, model: &Path) -> Result<Identity> {
+    let read = |path: &Path| fs::read(path).map_err(|e| Error::io("read", path, e));
+    let mut sum = crc32fast::Hasher::new();
+    let data = &config.data;
+    for path in [&data.topics, &data.qrels, &data.run, &data.folds].into_iter().flatten() {
+        sum.update(&read(path)?);
+    }
+    if let Some(path) = &data.documents {
+        let size = fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+        sum.update(&size.to_le_bytes());
+    }
+    sum.update(&read(&model.join("model.safetensors"))?);
+    let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
+    Ok(Identity {
+        command: "fine".into(),
+        data: format!("{:08x}", sum.finalize()),
+        config: resume::plan_of(config, &unused)?,
+    })
 }
 
 fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<()> {
@@ -315,7 +441,8 @@ fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<()
         text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
     }
     print!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
-    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())
+    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())?;
+    run_dir::write_whole(&dir.join(resume::FINISHED), b"all folds\n")
 }
 
 /// Makes a folder with its parents.

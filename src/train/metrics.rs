@@ -8,9 +8,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::coarse::{Flow, Update, Watcher};
+use super::coarse::{Flow, Trainer, Update, Watcher};
 use crate::engine::{Backend, stats};
-use crate::model::Bert;
 use crate::{Error, Result};
 
 /// Writes metrics and step lines; only the leading rank has one that does.
@@ -20,21 +19,27 @@ pub struct Meter {
     every: u64,
     steps: u64,
     start: Instant,
+    /// Steps recorded: fewer than the run's step number when it was resumed.
+    recorded: u64,
     /// Milliseconds and tokens since the first step, which warms caches and is left out.
     measured: (f64, usize),
 }
 
 impl Meter {
-    /// A meter that writes to `path`; `None` measures in silence.
+    /// A meter that adds to `path`; `None` measures in silence.
     pub fn new(path: Option<&Path>, every: u64, steps: u64) -> Result<Self> {
-        let open = |path: &Path| File::create(path).map_err(|e| Error::io("written", path, e));
+        let open = |path: &Path| {
+            let file = File::options().create(true).append(true).open(path);
+            file.map_err(|e| Error::io("written", path, e))
+        };
         let file = path.map(open).transpose()?.map(BufWriter::new);
-        Ok(Self { file, every, steps, start: Instant::now(), measured: (0.0, 0) })
+        Ok(Self { file, every, steps, start: Instant::now(), recorded: 0, measured: (0.0, 0) })
     }
 
     /// Records one update.
     pub fn record(&mut self, update: &Update) -> Result<()> {
-        if update.step > 1 {
+        self.recorded += 1;
+        if self.recorded > 1 {
             self.measured.0 += update.step_ms;
             self.measured.1 += update.tokens;
         }
@@ -44,7 +49,7 @@ impl Meter {
                 .map_err(|e| Error::data(format!("metrics.jsonl cannot be written: {e}")))?;
         }
         if self.every > 0
-            && (update.step.is_multiple_of(self.every) || update.step == 1 || update.step == self.steps)
+            && (update.step.is_multiple_of(self.every) || self.recorded == 1 || update.step == self.steps)
         {
             self.print(update);
         }
@@ -66,7 +71,7 @@ impl Meter {
             part("qdpp acc", stats::QDPP_CORRECT, stats::QDPP_COUNT),
             part("top acc", stats::RANK_CORRECT, stats::RANK_COUNT),
         ];
-        let left = self.start.elapsed().as_secs_f64() / update.step as f64
+        let left = self.start.elapsed().as_secs_f64() / self.recorded as f64
             * self.steps.saturating_sub(update.step) as f64;
         println!(
             "step {:>6}/{} | loss {:.4}{} | norm {:.2} | lr {:.2e} | {:.0} ms | {:.0} tok/s | {} left",
@@ -84,7 +89,7 @@ impl Meter {
 }
 
 impl<B: Backend> Watcher<B> for Meter {
-    fn after(&mut self, update: &Update, _model: &mut Bert<B>) -> Result<Flow> {
+    fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.record(update)?;
         Ok(Flow::Continue)
     }

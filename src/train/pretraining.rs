@@ -1,21 +1,25 @@
 //! `pretrain` and `coarse`: from shards and a plan to a trained model folder. They differ in the
 //! samples alone: documents by themselves, or the query log's pairs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 
-use super::coarse::{Flow, Trainer, Update, Watcher};
-use super::metrics::{Meter, duration};
-use super::run_dir;
+use super::checkpoints::Identity;
+use super::checkpoints::saver::Saver;
+use super::coarse::Trainer;
+use super::resume;
+use super::run_dir::{self, on_engine};
 use super::schedule::steps;
+use super::session::Session;
+use super::signals;
 use crate::config::{Config, Model};
 use crate::corpus::shard::Shards;
 use crate::corpus::tokenise::Tokenizer;
-use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
+use crate::data::loader::{Cursor, LoaderOptions, packs_per_epoch};
 use crate::data::source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource};
-use crate::dist::World;
+use crate::dist::{Distributed, World};
 use crate::engine::{Backend, MaskRule};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -53,40 +57,66 @@ struct Prepared {
 
 /// Runs `pretrain` or `coarse` on every rank of `world`.
 pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
-    let backend = run_dir::engine(config)?;
-    run_dir::announce(world);
+    on_engine!(config, world, backend => run_on(backend, config, stage, world))
+}
+
+fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
+    run_dir::announce(&backend, world);
     let prepared = prepare(config, stage)?;
-    let options = loader_options(config, &prepared, world);
+    let mut options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
-    let shards = prepared.shards.fingerprint();
-    let facts = [
-        ("shards", json!(shards)),
-        ("steps", json!(steps)),
-        ("samples_per_epoch", json!(prepared.source.samples())),
-    ];
-    let dir = run_dir::create(config, stage.name(), &facts, world)?;
-    let model = make_model(backend, config, &prepared, world)?;
+    let identity = identity(config, stage, &prepared)?;
+    let dir = &config.run.out;
+    let start = resume::decide(dir, &config.resume, &identity, world)?;
+    match &start {
+        resume::Start::Finished(text) => {
+            if world.leads() {
+                println!("{text}");
+            }
+            return Ok(());
+        }
+        resume::Start::Again if world.leads() => {
+            println!("{}: has no checkpoint to go on from: starting at the beginning", dir.display());
+        }
+        _ => {}
+    }
+    let _lock = run_dir::lock(dir, world)?;
+    let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
+    let model = make_model(backend, config, &prepared, from, world)?;
     if world.leads() {
         println!("{} parameters, {steps} steps", model.layout.parameters());
     }
-    let mut loader = Loader::new(prepared.source.clone(), options)?;
-    let mut trainer = Trainer::new(model, world, &config.train, steps)?;
-    let mut watcher = Saver::new(config, &dir, prepared.shards.dir(), steps, world)?;
-    let start = std::time::Instant::now();
-    trainer.train(&mut loader, &mut watcher)?;
-    let speed = watcher.meter.tokens_per_s();
-    let saved =
-        world.leads().then(|| checkpoint::save(&trainer.model, &dir.join("model"), Some(&watcher.tokenizer)));
-    world.agree(saved)?;
-    if world.leads() {
-        let took = duration(start.elapsed().as_secs_f64());
-        println!(
-            "{} done in {took}, {speed:.0} tokens/s; model: {}",
-            stage.name(),
-            dir.join("model").display()
-        );
+    let facts = [("steps", json!(steps)), ("samples_per_epoch", json!(prepared.source.samples()))];
+    run_dir::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
+    signals::listen()?; // until here a signal ends the process as any other
+    let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
+    let tokenizer = prepared.shards.dir().to_owned();
+    let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);
+    let mut session = Session::new(config, saver, steps, world)?;
+    if let Some(from) = from {
+        session.go_back(from, &mut trainer)?;
+    } else {
+        session.cut_metrics(&trainer)?;
     }
-    Ok(())
+    options.start = trainer.progress().cursor;
+    session.train(&mut trainer, prepared.source.clone(), options)?;
+    session.finish(&mut trainer, stage)
+}
+
+/// What the run is: from the plan without what these commands do not read.
+fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identity> {
+    let unused = [
+        "fine",
+        "experiment",
+        "data.documents",
+        "data.fields",
+        "data.topics",
+        "data.qrels",
+        "data.run",
+        "data.folds",
+    ];
+    let data = prepared.shards.fingerprint().to_string();
+    Ok(Identity { command: stage.name().into(), data, config: resume::plan_of(config, &unused)? })
 }
 
 fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
@@ -138,6 +168,7 @@ fn make_model<B: Backend>(
     backend: B,
     config: &Config,
     prepared: &Prepared,
+    resumed: Option<&Path>,
     world: &World,
 ) -> Result<Bert<B>> {
     let rate = if prepared.rule.is_some() { config.objective.mask_rate } else { 0.0 };
@@ -152,11 +183,13 @@ fn make_model<B: Backend>(
         continues: prepared.tokenizer.continues(),
     };
     let vocab = prepared.tokenizer.vocab();
-    match &config.model.path {
+    let tuning = config.train.tuning(None);
+    let resumed = resumed.map(|checkpoint| checkpoint.join("model"));
+    match resumed.as_ref().or(config.model.path.as_ref()) {
         Some(path) => {
             let checkpoint = Checkpoint::read(path)?;
             checkpoint.check_fits(vocab, config.data.max_tokens)?;
-            let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+            let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
             let report = checkpoint.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
             if world.leads() {
                 report.print(path);
@@ -164,8 +197,8 @@ fn make_model<B: Backend>(
             Ok(model)
         }
         None => {
-            let mut model =
-                Bert::new(backend, &fresh_shape(&config.model, vocab, config.data.max_tokens)?, options)?;
+            let shape = fresh_shape(&config.model, vocab, config.data.max_tokens)?;
+            let mut model = Bert::tuned(backend, &shape, options, &tuning)?;
             checkpoint::fill_fresh(&mut model, config.seed)?;
             Ok(model)
         }
@@ -188,38 +221,4 @@ fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> 
         positions: model.positions.unwrap_or(max_tokens).max(max_tokens),
         segments: 2,
     })
-}
-
-/// Logs every step and saves a model every so many.
-struct Saver {
-    meter: Meter,
-    every: u64,
-    dir: PathBuf,
-    tokenizer: PathBuf,
-    leads: bool,
-}
-
-impl Saver {
-    fn new(config: &Config, dir: &Path, shards: &Path, steps: u64, world: &World) -> Result<Self> {
-        let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
-        let every = if world.leads() { config.run.log_every } else { 0 };
-        Ok(Self {
-            meter: Meter::new(metrics.as_deref(), every, steps)?,
-            every: config.checkpoint.every_steps,
-            dir: dir.join("checkpoints"),
-            tokenizer: shards.to_owned(),
-            leads: world.leads(),
-        })
-    }
-}
-
-impl<B: Backend> Watcher<B> for Saver {
-    fn after(&mut self, update: &Update, model: &mut Bert<B>) -> Result<Flow> {
-        self.meter.record(update)?;
-        if self.leads && self.every > 0 && update.step.is_multiple_of(self.every) {
-            let dir = self.dir.join(format!("step-{:07}", update.step)).join("model");
-            checkpoint::save(model, &dir, Some(&self.tokenizer))?;
-        }
-        Ok(Flow::Continue)
-    }
 }

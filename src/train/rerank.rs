@@ -1,27 +1,35 @@
 //! Re-ranking: a model scores the candidates of topics; the order of the scores is the run. Scores
 //! are logits.
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
+use serde_json::json;
+
 use super::collection::{Candidates, Collection};
-use super::run_dir;
+use super::passages::Aggregate;
+use super::rerank_part::Part;
+use super::run_dir::on_engine;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
 use crate::dist::World;
-use crate::engine::Backend;
+use crate::engine::{Backend, RankLoss};
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
-use crate::model::checkpoint::{Checkpoint, Fill};
+use crate::model::checkpoint::{self, Checkpoint, Fill};
 use crate::model::{Bert, HeadSet, Objective};
 use crate::{Error, Result};
 
-/// One candidate to score.
+/// Topics that are scored between two entries in the file that a stopped run goes on from.
+const TOPICS_AT_ONCE: usize = 16;
+
+/// One passage to score beside its query.
 struct Pair<'a> {
     query: &'a [u32],
     document: &'a [u32],
-    /// Place in the list of all candidates.
+    /// Place in the list of all passages.
     at: usize,
 }
 
@@ -31,12 +39,14 @@ impl Pair<'_> {
     }
 }
 
-/// Scores every candidate of `topics`; ranks share the work. Pairs of like length share a pack.
-/// Topics without candidates are left out.
+/// Scores every candidate of `topics`; ranks share the work. Pairs of like length share a pack; a
+/// document's score is put together from its passages' as `aggregate` says. Topics without
+/// candidates are left out.
 pub fn rerank<B: Backend>(
     model: &mut Bert<B>,
     collection: &Collection,
     topics: &[String],
+    aggregate: Aggregate,
     world: &World,
 ) -> Result<Run> {
     let known: Vec<(&String, &Candidates)> =
@@ -44,8 +54,10 @@ pub fn rerank<B: Backend>(
     let mut pairs: Vec<Pair> = Vec::new();
     for (_, topic) in &known {
         for id in &topic.documents {
-            let document = collection.document(id, &topic.query);
-            pairs.push(Pair { query: &topic.query, document, at: pairs.len() });
+            for passage in 0..collection.passages(id) {
+                let document = collection.passage(id, passage, &topic.query);
+                pairs.push(Pair { query: &topic.query, document, at: pairs.len() });
+            }
         }
     }
     pairs.sort_by_key(|pair| (pair.len(), pair.at));
@@ -58,11 +70,14 @@ pub fn rerank<B: Backend>(
     // every score is set by one rank and 0 on the others
     world.sum_f64(&mut scores);
     let mut run = Run::default();
-    let mut next = scores.into_iter();
+    let mut rest = &scores[..];
     for (id, topic) in known {
-        let documents = topic.documents.iter();
-        let hits = documents.zip(&mut next).map(|(doc, score)| Hit { doc: doc.clone(), score }).collect();
-        run.insert(id.clone(), hits)?;
+        let hits = topic.documents.iter().map(|doc| {
+            let (passages, after) = rest.split_at(collection.passages(doc));
+            rest = after;
+            Hit { doc: doc.clone(), score: aggregate.score(passages) }
+        });
+        run.insert(id.clone(), hits.collect())?;
     }
     Ok(run)
 }
@@ -102,7 +117,7 @@ fn score_pack<B: Backend>(
 /// Options of a model that only scores.
 pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
     Options {
-        objective: Objective::Ranking,
+        objective: Objective::Ranking(RankLoss::Lce),
         heads: HeadSet::RANKING,
         capacity: Capacity::of_pack(pack_tokens, 0.0, false),
         train: false,
@@ -115,10 +130,13 @@ pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
 
 /// The `rerank` command: `model` re-scores `data.run`, written to `out`.
 pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
-    let backend = run_dir::engine(config)?;
+    on_engine!(config, world, backend => run_on(backend, config, out, world))
+}
+
+fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let tokenizer = Tokenizer::load(path)?;
-    let collection = Collection::read(config, &tokenizer, config.fine.depth)?;
+    let collection = Collection::read(config, &tokenizer, config.fine.depth, &HashMap::new())?;
     let checkpoint = Checkpoint::read(path)?;
     checkpoint.check_fits(tokenizer.vocab(), config.data.max_tokens)?;
     let options = scoring_options(config.train.pack_tokens, config.seed);
@@ -131,12 +149,30 @@ pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
         )));
     }
     let topics: Vec<String> = collection.topics.keys().cloned().collect();
-    let run = rerank(&mut model, &collection, &topics, world)?;
+    let identity =
+        json!({ "model": checkpoint::fingerprint(path)?, "data": config.data, "fine": config.fine });
+    let mut part = world.agree(world.leads().then(|| Part::open(out, &identity.to_string())))?;
+    let mut done = part.as_ref().map(|part| part.done.join("\n")).unwrap_or_default();
+    world.broadcast_text(&mut done);
+    let done: HashSet<&str> = done.lines().collect();
+    let left: Vec<String> = topics.iter().filter(|topic| !done.contains(topic.as_str())).cloned().collect();
+    if world.leads() && !done.is_empty() {
+        println!("{} topics are scored already in {}", done.len(), Part::path(out).display());
+    }
+    for block in left.chunks(TOPICS_AT_ONCE) {
+        let run = rerank(&mut model, &collection, block, config.fine.aggregate, world)?;
+        world.agree(part.as_mut().map(|part| part.add(&run)))?;
+    }
     if world.leads() {
-        let (cut, all) = collection.truncated();
-        println!("{} topics, {all} pairs scored (logits), {cut} documents cut to fit", topics.len());
+        let truncated = collection.truncated();
+        println!(
+            "{} topics, {} passages scored (logits), {} cut to fit beside their query",
+            topics.len(),
+            truncated.all,
+            truncated.cut
+        );
         report.print(path);
     }
-    world.agree(world.leads().then(|| run.write(out, "ctune-dist")))?;
+    world.agree(part.map(|part| part.finish(out)))?;
     Ok(())
 }

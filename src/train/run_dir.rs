@@ -1,48 +1,116 @@
 //! A run's folder: the plan that was run, where it ran, and files that are complete or absent.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use super::checkpoints::Identity;
+use crate::config::{Config, Device, Precision};
 use crate::dist::World;
+use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
+use crate::engine::cuda::{self, Cuda};
 use crate::{Error, Result};
 
-/// The engine for the device that was asked for.
-///
-/// # Errors
-/// `Error::Device` for a GPU: this version computes on CPUs only.
-pub fn engine(config: &Config) -> Result<Cpu> {
-    if config.run.device == crate::config::Device::Cuda {
-        return Err(Error::device(
-            "run.device = \"cuda\": this version has no CUDA engine; use \"cpu\" or \"auto\"",
-        ));
-    }
-    Ok(Cpu::new())
+/// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
+pub enum Engine {
+    Cpu(Cpu),
+    CudaF32(Cuda<f32>),
+    CudaBf16(Cuda<half::bf16>),
 }
 
+/// The engine for the device that was asked for: each rank of a machine takes a GPU of its own.
+///
+/// # Errors
+/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs; `Error::Config`
+/// for bf16 on a CPU. `auto` without a usable GPU is the CPU, and says why.
+pub fn engine(config: &Config, world: &World) -> Result<Engine> {
+    let found = match config.run.device {
+        Device::Cpu => None,
+        Device::Cuda => Some(cuda::probe()?),
+        Device::Auto => match cuda::probe() {
+            Ok(found) => Some(found),
+            Err(reason) => {
+                if world.leads() {
+                    println!("computing on the CPU: {reason}");
+                }
+                None
+            }
+        },
+    };
+    let precision = config.train.precision;
+    let Some(found) = found else {
+        if precision == Some(Precision::Bf16) {
+            return Err(Error::config(
+                "train.precision = \"bf16\": the CPU computes in f32; leave it out or use a GPU",
+            ));
+        }
+        return Ok(Engine::Cpu(Cpu::new()));
+    };
+    if world.local_size() > found.gpus {
+        return Err(Error::device(format!(
+            "{} ranks on a machine whose GPUs are {}: start one rank a GPU, or use run.device = \"cpu\"",
+            world.local_size(),
+            found.gpus
+        )));
+    }
+    let settings = cuda::Settings {
+        graph: config.run.graph && config.run.check == 0,
+        narrow_sums: config.train.reduce == Precision::Bf16,
+    };
+    Ok(match precision.unwrap_or(Precision::Bf16) {
+        Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
+        Precision::Bf16 => Engine::CudaBf16(Cuda::new(world.local_rank(), settings)?),
+    })
+}
+
+/// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
+macro_rules! on_engine {
+    ($config:expr, $world:expr, $backend:ident => $work:expr) => {
+        match $crate::train::run_dir::engine($config, $world)? {
+            $crate::train::run_dir::Engine::Cpu($backend) => $work,
+            $crate::train::run_dir::Engine::CudaF32($backend) => $work,
+            $crate::train::run_dir::Engine::CudaBf16($backend) => $work,
+        }
+    };
+}
+pub(crate) use on_engine;
+
 /// Says where the run computes.
-pub fn announce(world: &World) {
+pub fn announce<B: Backend>(backend: &B, world: &World) {
     if world.leads() {
-        println!("device: cpu, {} rank(s) x {} thread(s)", world.size(), world.threads());
+        println!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
     }
 }
+
+/// Held while a run writes in its directory.
+pub const LOCK: &str = ".lock";
 
 /// Makes the run directory and writes the resolved plan and the facts that results depend on.
 /// Only the leading rank writes; the others learn of its failure.
-pub fn create(config: &Config, command: &str, facts: &[(&str, Value)], world: &World) -> Result<PathBuf> {
+pub fn create(
+    config: &Config,
+    identity: &Identity,
+    facts: &[(&str, Value)],
+    world: &World,
+) -> Result<PathBuf> {
     let dir = config.run.out.clone();
-    world.agree(world.leads().then(|| describe(&dir, config, command, facts, world.size())))?;
+    world.agree(world.leads().then(|| describe(&dir, config, identity, facts, world.size())))?;
     Ok(dir)
 }
 
-fn describe(dir: &Path, config: &Config, command: &str, facts: &[(&str, Value)], ranks: usize) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
+fn describe(
+    dir: &Path,
+    config: &Config,
+    identity: &Identity,
+    facts: &[(&str, Value)],
+    ranks: usize,
+) -> Result<()> {
     let plan = config.to_toml()?;
+    let command = &identity.command;
     println!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());
     write_whole(&dir.join("config.toml"), plan.as_bytes())?;
     let mut about = json!({
@@ -50,11 +118,46 @@ fn describe(dir: &Path, config: &Config, command: &str, facts: &[(&str, Value)],
         "program": concat!("ctune-dist ", env!("CARGO_PKG_VERSION")),
         "code": env!("CTUNE_CODE_VERSION"),
         "ranks": ranks,
+        "identity": identity,
     });
     for (key, value) in facts {
         about[*key] = value.clone();
     }
     write_whole(&dir.join("run.json"), format!("{about:#}\n").as_bytes())
+}
+
+/// What the run in `dir` was started as.
+///
+/// # Errors
+/// `Error::Data` when `run.json` cannot be read.
+pub fn read_identity(dir: &Path) -> Result<Identity> {
+    let path = dir.join("run.json");
+    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let bad = |e| Error::data(format!("{}: no description of a run: {e}", path.display()));
+    let mut value: Value = serde_json::from_slice(&text).map_err(bad)?;
+    serde_json::from_value(value["identity"].take()).map_err(bad)
+}
+
+/// Makes the run directory and keeps other processes out of it for as long as the file is open: a
+/// requeued job may start while the one before still ends. Where the file system has no locks, nobody
+/// is kept out.
+///
+/// # Errors
+/// `Error::Data` when another process is in the directory, or it cannot be written.
+pub fn lock(dir: &Path, world: &World) -> Result<Option<File>> {
+    let take = || {
+        fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
+        let path = dir.join(LOCK);
+        let file = File::create(&path).map_err(|e| Error::io("written", &path, e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::data(format!(
+                "{}: another process is training there: wait for it, or choose another --out",
+                dir.display()
+            ))),
+            _ => Ok(file),
+        }
+    };
+    world.agree(world.leads().then(take))
 }
 
 /// Writes a file beside its place and renames it, so that a file of this name is complete.

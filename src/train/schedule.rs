@@ -7,6 +7,8 @@ use crate::{Error, Result};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LrPlan {
     pub peak: f64,
+    /// Where linear and cosine end.
+    pub min: f64,
     pub warmup: u64,
     pub steps: u64,
     pub schedule: Schedule,
@@ -15,23 +17,25 @@ pub struct LrPlan {
 impl LrPlan {
     pub fn new(train: &Train, steps: u64) -> Self {
         let warmup = train.warmup_steps.unwrap_or((train.warmup * steps as f64).round() as u64);
-        Self { peak: train.lr, warmup, steps, schedule: train.schedule }
+        Self { peak: train.lr, min: train.min_lr, warmup, steps, schedule: train.schedule }
     }
 
     /// Learning rate of update `step`, from 0: rises linearly from peak / warmup to the peak, then
-    /// falls linearly towards 0 behind the last update, or stays. The warm-up starts at one share of
-    /// the peak and not at 0, which would waste the first update.
+    /// falls to `min` behind the last update, in a line or half a cosine, or stays. As
+    /// `get_*_schedule_with_warmup` of transformers, but the warm-up starts at one share of the peak
+    /// and not at 0, which would waste the first update.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * (step + 1) as f64 / self.warmup as f64;
         }
-        match self.schedule {
-            Schedule::Constant => self.peak,
-            Schedule::Linear => {
-                let falling = self.steps.saturating_sub(self.warmup).max(1) as f64;
-                self.peak * self.steps.saturating_sub(step) as f64 / falling
-            }
-        }
+        let falling = self.steps.saturating_sub(self.warmup).max(1) as f64;
+        let left = self.steps.saturating_sub(step) as f64 / falling; // from 1 to 0
+        let height = match self.schedule {
+            Schedule::Constant => return self.peak,
+            Schedule::Linear => left,
+            Schedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * left).cos()),
+        };
+        self.min + (self.peak - self.min) * height
     }
 }
 
@@ -59,7 +63,7 @@ mod tests {
 
     #[test]
     fn rises_and_falls_linearly() {
-        let plan = LrPlan { peak: 1.0, warmup: 4, steps: 12, schedule: Schedule::Linear };
+        let plan = LrPlan { peak: 1.0, min: 0.0, warmup: 4, steps: 12, schedule: Schedule::Linear };
         let rates: Vec<f64> = (0..12).map(|step| plan.at(step)).collect();
         assert_eq!(rates[..5], [0.25, 0.5, 0.75, 1.0, 1.0]);
         assert_eq!(rates[11], 0.125);

@@ -16,6 +16,8 @@ Files:
     outputs.safetensors             classifier.*, logits, scores and every gradient:
                                     pretraining/NAME, pretraining_dropout/NAME, ranking/NAME
     golden.json                     the pack, losses, ten AdamW steps, float32 errors, versions
+    optimisers.json                 ten LAMB steps, ten AdamW steps with layer-wise decay, learning
+                                    rates of the schedules of transformers
 
 Two properties of transformers that the inputs avoid, because the engine differs on purpose:
 row 0 of the word embedding ([PAD], its `padding_idx`) gets no gradient from a look-up, so no token
@@ -45,6 +47,7 @@ CU_GROUPS = [0, 2, 6]
 EPOCH = 3
 DROPOUT_RATE, DROPOUT_SEED = 0.1, 42
 STEPS, WARMUP, LR, DECAY, CLIP = 10, 3, 1e-3, 0.01, 1.0
+LAMB_LR, LAYER_DECAY = 2e-2, 0.75
 
 
 # ---- the pack ------------------------------------------------------------------------------------
@@ -188,14 +191,52 @@ def run(model, function, pack, dropout):
     return values, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def train(model, pack):
-    """Ten AdamW steps on one pack: (loss before each, gradient norm of each, learning rate of each,
-    loss after all)."""
+class Lamb(torch.optim.Optimizer):
+    """LAMB (You et al. 2020, algorithm 2, phi the identity) with AdamW's bias correction. As the
+    authors' code does, what has no weight decay (biases, LayerNorms) is not adapted either."""
+
+    def __init__(self, groups, lr, betas, eps):
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            (beta1, beta2), decay = group["betas"], group["weight_decay"]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state.update(t=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+                state["t"] += 1
+                m, v, t = state["m"], state["v"], state["t"]
+                m.mul_(beta1).add_(p.grad, alpha=1 - beta1)
+                v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                direction = m / (1 - beta1**t) / ((v / (1 - beta2**t)).sqrt() + group["eps"]) + decay * p
+                norms = p.norm(), direction.norm()
+                adapted = decay > 0 and norms[0] > 0 and norms[1] > 0
+                p.sub_(group["lr"] * (norms[0] / norms[1] if adapted else 1.0) * direction)
+
+
+def depth(name):
+    """Layers above the embeddings: 0 for them, 1.. for the encoder's layers, then the heads."""
+    if ".embeddings." in name:
+        return 0
+    layers = SHAPE["num_hidden_layers"]
+    return int(name.split("layer.")[1].split(".")[0]) + 1 if ".layer." in name else layers + 1
+
+
+def train(model, pack, make=torch.optim.AdamW, lr=LR, decay=DECAY, layer_decay=1.0):
+    """Ten steps on one pack: (loss before each, gradient norm of each, learning rate of each, loss
+    after all). The learning rate of a tensor is multiplied by layer_decay for every layer above it."""
     named = dict(model.named_parameters())
     plain = {n for n in named if n.endswith("bias") or "LayerNorm" in n}
-    groups = [dict(params=[p for n, p in named.items() if n not in plain], weight_decay=DECAY),
-              dict(params=[p for n, p in named.items() if n in plain], weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.999), eps=1e-8)
+    top = SHAPE["num_hidden_layers"] + 1
+    groups = {}
+    for n, p in named.items():
+        scale = layer_decay ** (top - depth(n))
+        key = (n in plain, scale)
+        groups.setdefault(key, dict(params=[], lr=lr * scale, weight_decay=0.0 if n in plain else decay))
+        groups[key]["params"].append(p)
+    optimizer = make(list(groups.values()), lr=lr, betas=(0.9, 0.999), eps=1e-8)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
     steps = dict(losses=[], grad_norms=[], learning_rates=[])
     for _ in range(STEPS):
@@ -205,11 +246,45 @@ def train(model, pack):
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         steps["losses"].append(loss.item())
         steps["grad_norms"].append(norm.item())
-        steps["learning_rates"].append(schedule.get_last_lr()[0])
+        steps["learning_rates"].append(max(schedule.get_last_lr()))
         optimizer.step()
         schedule.step()
     steps["final_loss"] = pretraining(model, pack)[0].item()
     return steps
+
+
+def schedules():
+    """Learning rates of STEPS * 2 steps with a peak of 1, warm-up WARMUP, by name."""
+    def rates(make, **options):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = make(optimizer, num_warmup_steps=WARMUP, **options)
+        values = []
+        for _ in range(2 * STEPS):
+            values.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        return values
+
+    steps = dict(num_training_steps=2 * STEPS)
+    return dict(
+        constant=rates(transformers.get_constant_schedule_with_warmup),
+        linear=rates(transformers.get_linear_schedule_with_warmup, **steps),
+        cosine=rates(transformers.get_cosine_schedule_with_warmup, **steps),
+        cosine_min_lr=rates(transformers.get_cosine_with_min_lr_schedule_with_warmup, min_lr=0.1, **steps))
+
+
+def optimisers(model, pack):
+    """What `optimisers.json` holds; each run in float64, with the losses of float32 beside it."""
+    def both(**options):
+        steps = train(copy.deepcopy(model).double(), pack, **options)
+        single = train(copy.deepcopy(model), pack, **options)
+        return steps | dict(float32=dict(losses=single["losses"], final_loss=single["final_loss"]))
+
+    return dict(
+        lamb=both(make=Lamb, lr=LAMB_LR, decay=DECAY) | dict(weight_decay=DECAY, clip_norm=CLIP),
+        layer_decay=both(layer_decay=LAYER_DECAY) | dict(weight_decay=DECAY, clip_norm=CLIP,
+                                                          layer_decay=LAYER_DECAY),
+        schedules=schedules() | dict(warmup=WARMUP, steps=2 * STEPS))
 
 
 # ---- float32 against float64 -----------------------------------------------------------------------
@@ -266,6 +341,8 @@ def main():
         steps_float32=dict(losses=single["losses"], final_loss=single["final_loss"]),
         float32_errors=errors)
     (OUT / "golden.json").write_text(json.dumps(golden, indent=None) + "\n")
+    more = json.dumps(optimisers(pretrainer, pack), indent=None)
+    (OUT / "optimisers.json").write_text(more + "\n")
     for file in OUT.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone
     size = sum(file.stat().st_size for file in OUT.iterdir())

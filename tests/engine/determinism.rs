@@ -34,22 +34,33 @@ fn run(cpu: &Cpu) -> Vec<u32> {
     let (heads, drop) = (Heads { heads: 3, size: 32 }, |site| Dropout::new(0.1, 3, site));
     cpu.embed(&batch, &weights, embed, drop(0), &mut sum, &mut row_stats, &mut x).unwrap();
     let (mut qkv, mut lse, mut attended) = (buffer(3 * H), buffer(3), buffer(H));
-    cpu.linear(&x, &weights, qkv_at, t, Epilogue::Bias, &mut qkv).unwrap();
+    cpu.linear(&x, &weights, qkv_at, Rows::Tokens(t), Epilogue::Bias, &mut qkv).unwrap();
     cpu.attention(&batch, heads, drop(1), &qkv, &mut lse, &mut attended).unwrap();
     let (mut stats2, mut normed) = (buffer(2), buffer(H));
     cpu.residual_norm(&batch, &weights, 0, norm, drop(2), &x, &mut attended, &mut stats2, &mut normed)
         .unwrap();
     let (mut pre, mut act) = (buffer(I), buffer(I));
-    cpu.linear_gelu(&normed, &weights, ffn_at, t, &mut pre, &mut act).unwrap();
+    cpu.linear_gelu(&normed, &weights, ffn_at, Rows::Tokens(t), &mut pre, &mut act).unwrap();
     let labels = indices(cpu, &(0..t as u32).map(|i| i * 7 % V as u32).collect::<Vec<_>>());
     let (mut logits, mut sums) = (buffer(V), cpu.zeros(stats::SLOTS).unwrap());
-    cpu.linear(&normed, &weights, decoder, t, Epilogue::None, &mut logits).unwrap();
-    cpu.mlm_loss(&weights, decoder.b, V, &labels, t, 0.01, &mut logits, &mut grads, &mut sums).unwrap();
+    cpu.linear(&normed, &weights, decoder, Rows::Tokens(t), Epilogue::None, &mut logits).unwrap();
+    cpu.mlm_loss(
+        &weights,
+        decoder.b,
+        V,
+        &labels,
+        Rows::Masked(t),
+        LossScale { weight: 1.0, value: 0.01 },
+        &mut logits,
+        &mut grads,
+        &mut sums,
+    )
+    .unwrap();
 
     let (mut d, mut dresidual, mut dy, mut dqkv) = (buffer(H), buffer(H), buffer(H), buffer(3 * H));
-    cpu.linear_backward_input(&logits, &weights, decoder, t, false, &mut d).unwrap();
-    cpu.linear_backward_weight(&logits, &normed, decoder, t, false, &mut grads).unwrap();
-    cpu.linear_backward_weight(&act, &normed, ffn_at, t, true, &mut grads).unwrap();
+    cpu.linear_backward_input(&logits, &weights, decoder, Rows::Tokens(t), false, &mut d).unwrap();
+    cpu.linear_backward_weight(&logits, &normed, decoder, Rows::Tokens(t), false, &mut grads).unwrap();
+    cpu.linear_backward_weight(&act, &normed, ffn_at, Rows::Tokens(t), true, &mut grads).unwrap();
     cpu.residual_norm_backward(
         &batch,
         &weights,
@@ -65,17 +76,19 @@ fn run(cpu: &Cpu) -> Vec<u32> {
     )
     .unwrap();
     cpu.attention_backward(&batch, heads, drop(1), &qkv, &lse, &x, &dy, &mut dqkv).unwrap();
-    cpu.linear_backward_input(&dqkv, &weights, qkv_at, t, true, &mut dresidual).unwrap();
+    cpu.linear_backward_input(&dqkv, &weights, qkv_at, Rows::Tokens(t), true, &mut dresidual).unwrap();
     cpu.embed_backward(&batch, &weights, embed, drop(0), &sum, &row_stats, &mut dresidual, &mut grads)
         .unwrap();
     let mut norm_sq: Buffer<f32> = cpu.zeros(1).unwrap();
-    cpu.sum_squares(&grads, 0..size, &mut norm_sq, 0).unwrap();
+    cpu.sum_squares(&grads, std::slice::from_ref(&(0..size)), &mut norm_sq, 0).unwrap();
     let gradients = taken(&grads, size);
     let (mut m, mut v) = (cpu.zeros(size).unwrap(), cpu.zeros(size).unwrap());
     let update =
         AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1, clip_norm: 1.0 };
+    let (owned, mut master) = (vec![0..size; 1], cpu.zeros(0).unwrap());
     let groups = [ParamGroup { range: 0..size, decay: true, lr_scale: 1.0 }];
-    cpu.adamw(update, &groups, &norm_sq, &mut weights, &mut grads, &mut m, &mut v).unwrap();
+    cpu.adamw(update, &groups, &owned, &norm_sq, &mut weights, &mut master, &mut grads, &mut m, &mut v)
+        .unwrap();
     let all =
         [&act[..t * I], &logits[..t * V], &dqkv[..3 * t * H], &gradients, &sums, &norm_sq, &weights[..size]];
     all.iter().flat_map(|values| values.iter().map(|x| x.to_bits())).collect()

@@ -3,7 +3,7 @@
 use super::naive;
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, Epilogue, LinearAt};
+use ctune_dist::engine::{Backend, Epilogue, LinearAt, Rows};
 
 /// (rows, N, K): tile edges, one block and several of each of m, n and k.
 const SIZES: [(usize, usize, usize); 9] = [
@@ -53,7 +53,7 @@ fn linear_forward() {
         let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
         for (epilogue, bias) in [(Epilogue::Bias, case.b().to_vec()), (Epilogue::None, vec![0.0; at.n])] {
             let mut out = unwritten(&cpu, rows * at.n);
-            cpu.linear(&x, &weights, at, rows, epilogue, &mut out).unwrap();
+            cpu.linear(&x, &weights, at, Rows::Tokens(rows), epilogue, &mut out).unwrap();
             let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(&bias), at.k);
             let plain = naive::linear(&case.x, case.w(), &bias, at.k);
             close(&format!("linear {size:?} {epilogue:?}"), &taken(&out, rows * at.n), &plain, &exact);
@@ -69,7 +69,7 @@ fn linear_gelu_forward() {
         let (at, rows) = (case.at, case.rows);
         let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
         let (mut pre, mut act) = (unwritten(&cpu, rows * at.n), unwritten(&cpu, rows * at.n));
-        cpu.linear_gelu(&x, &weights, at, rows, &mut pre, &mut act).unwrap();
+        cpu.linear_gelu(&x, &weights, at, Rows::Tokens(rows), &mut pre, &mut act).unwrap();
         let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(case.b()), at.k);
         let plain = naive::linear(&case.x, case.w(), case.b(), at.k);
         close(&format!("pre {size:?}"), &taken(&pre, rows * at.n), &plain, &exact);
@@ -92,16 +92,16 @@ fn linear_backward() {
         let plain = naive::product((rows, k, n), |i, p| case.dy[i * n + p], |p, j| case.w()[p * k + j]);
         let exact = naive::product((rows, k, n), |i, p| dy64[i * n + p], |p, j| w64[p * k + j]);
         let mut dx = unwritten(&cpu, rows * k);
-        cpu.linear_backward_input(&dy, &weights, case.at, rows, false, &mut dx).unwrap();
+        cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), false, &mut dx).unwrap();
         close(&format!("dx {size:?}"), &taken(&dx, rows * k), &plain, &exact);
-        cpu.linear_backward_input(&dy, &weights, case.at, rows, true, &mut dx).unwrap();
+        cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), true, &mut dx).unwrap();
         let twice: (Vec<f32>, Vec<f64>) =
             (plain.iter().map(|x| 2.0 * x).collect(), exact.iter().map(|x| 2.0 * x).collect());
         close(&format!("dx twice {size:?}"), &taken(&dx, rows * k), &twice.0, &twice.1);
 
         let start = random(case.weights.len(), 7);
         let mut grads = poisoned(&cpu, &start);
-        cpu.linear_backward_weight(&dy, &x, case.at, rows, true, &mut grads).unwrap();
+        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), true, &mut grads).unwrap();
         let got = taken(&grads, start.len());
         let mut plain = naive::product((n, k, rows), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
         let mut exact = naive::product((n, k, rows), |i, p| dy64[p * n + i], |p, j| x64[p * k + j]);
@@ -115,7 +115,7 @@ fn linear_backward() {
         close(&format!("db {size:?}"), &got[b..], &plain[n * k..], &exact[n * k..]);
         assert_eq!(got[..w], start[..w], "gradients of other parameters");
 
-        cpu.linear_backward_weight(&dy, &x, case.at, rows, false, &mut grads).unwrap();
+        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), false, &mut grads).unwrap();
         assert_eq!(grads[b..b + n], got[b..], "no bias gradient was asked for");
     }
 }
@@ -126,7 +126,7 @@ fn gelu_backward() {
     let pre: Vec<f32> = random(20_001, 4).iter().map(|x| x * 9.0).collect();
     let d = random(pre.len(), 5);
     let mut dact = poisoned(&cpu, &d);
-    cpu.gelu_backward(&poisoned(&cpu, &pre), &mut dact, pre.len()).unwrap();
+    cpu.gelu_backward(&poisoned(&cpu, &pre), &mut dact, Rows::Tokens(1), pre.len()).unwrap();
     let plain: Vec<f32> = pre.iter().zip(&d).map(|(&x, &d)| d * naive::gelu_slope(x)).collect();
     let exact: Vec<f64> =
         to64(&pre).into_iter().zip(to64(&d)).map(|(x, d)| d * naive::gelu_slope(x)).collect();
@@ -142,7 +142,8 @@ fn short_buffers_are_errors() {
     let at = LinearAt { w: 0, b: 12, n: 3, k: 4 };
     let (x, weights) = (cpu.zeros(8).unwrap(), cpu.zeros(15).unwrap());
     let mut out = cpu.zeros(5).unwrap();
-    let error = cpu.linear(&x, &weights, at, 2, Epilogue::Bias, &mut out).unwrap_err().to_string();
+    let error =
+        cpu.linear(&x, &weights, at, Rows::Tokens(2), Epilogue::Bias, &mut out).unwrap_err().to_string();
     assert!(error.contains("linear out") && error.contains("5 elements"), "{error}");
     assert!(cpu.download(&x, 4..9).is_err());
     assert_eq!(cpu.download(&x, 4..8).unwrap(), [0.0; 4]);

@@ -3,7 +3,7 @@
 use super::naive::{self, Num};
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, Dropout, HeadAt, stats};
+use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, RankLoss, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -37,7 +37,18 @@ fn mlm_loss() {
         let mut grads = poisoned(&cpu, &vec![0.5; weights.len()]);
         let mut buffer = poisoned(&cpu, &logits);
 
-        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, 0.0, &mut buffer, &mut grads, &mut sums).unwrap();
+        cpu.mlm_loss(
+            &wb,
+            bias_at,
+            v,
+            &lb,
+            Rows::Masked(rows),
+            LossScale::MEASURE,
+            &mut buffer,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         let biased: Vec<f32> = logits.iter().enumerate().map(|(i, x)| x + weights[bias_at + i % v]).collect();
         assert_eq!(taken(&buffer, rows * v), biased, "scale 0 leaves the logits with their bias");
         assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
@@ -46,7 +57,8 @@ fn mlm_loss() {
         buffer[..rows * v].copy_from_slice(&logits);
 
         let scale = 0.125;
-        cpu.mlm_loss(&wb, bias_at, v, &lb, rows, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+        cpu.mlm_loss(&wb, bias_at, v, &lb, Rows::Masked(rows), by(scale), &mut buffer, &mut grads, &mut sums)
+            .unwrap();
         let (loss32, d32, b32) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
         let (loss64, d64, b64) = mlm::<f64>(&logits, &weights[bias_at..], &labels, scale);
         close(&what, &taken(&buffer, rows * v), &d32, &d64);
@@ -87,7 +99,18 @@ fn mlm_loss_edge_values() {
             let (mut buffer, mut grads) = (poisoned(&cpu, &logits), poisoned(&cpu, &[0.0; 40]));
             let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
             let labels = indices(&cpu, &[0, 5]);
-            cpu.mlm_loss(&bias, 0, 40, &labels, 2, scale, &mut buffer, &mut grads, &mut sums).unwrap();
+            cpu.mlm_loss(
+                &bias,
+                0,
+                40,
+                &labels,
+                Rows::Masked(2),
+                by(scale),
+                &mut buffer,
+                &mut grads,
+                &mut sums,
+            )
+            .unwrap();
             taken(&sums, stats::SLOTS)
         };
         let sums = run(vec![0.25; 80]);
@@ -99,8 +122,17 @@ fn mlm_loss_edge_values() {
     }
     let (mut logits, mut grads) = (poisoned(&cpu, &[0.0; 40]), poisoned(&cpu, &[0.0; 40]));
     let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-    let result =
-        cpu.mlm_loss(&bias, 0, 40, &indices(&cpu, &[40]), 1, 1.0, &mut logits, &mut grads, &mut sums);
+    let result = cpu.mlm_loss(
+        &bias,
+        0,
+        40,
+        &indices(&cpu, &[40]),
+        Rows::Masked(1),
+        by(1.0),
+        &mut logits,
+        &mut grads,
+        &mut sums,
+    );
     assert!(result.unwrap_err().to_string().contains("label 40"));
 }
 
@@ -178,12 +210,34 @@ fn qdpp_head() {
         let (mut buffer, mut logits) = (poisoned(&cpu, &pre), unwritten(&cpu, 2 * rows));
         let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
         let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-        cpu.qdpp_head(&wb, at, &lb, rows, 0.0, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        cpu.qdpp_head(
+            &wb,
+            at,
+            &lb,
+            Rows::Sequences(rows),
+            LossScale::MEASURE,
+            &mut buffer,
+            &mut logits,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         assert_eq!(taken(&buffer, rows * h), pre, "scale 0 only measures");
         assert!(taken(&grads, weights.len()).iter().all(|&x| x == 0.0));
         let measured = taken(&sums, stats::SLOTS);
         sums[..stats::SLOTS].fill(0.0);
-        cpu.qdpp_head(&wb, at, &lb, rows, 0.25, &mut buffer, &mut logits, &mut grads, &mut sums).unwrap();
+        cpu.qdpp_head(
+            &wb,
+            at,
+            &lb,
+            Rows::Sequences(rows),
+            by(0.25),
+            &mut buffer,
+            &mut logits,
+            &mut grads,
+            &mut sums,
+        )
+        .unwrap();
         assert_eq!(measured, taken(&sums, stats::SLOTS));
 
         let ones = vec![1.0; rows * h];
@@ -254,9 +308,10 @@ fn rank_loss() {
     let mut batch = pack.device(&cpu);
     batch.groups = groups.len() - 1;
     batch.cu_groups = indices(&cpu, &groups);
+    batch.targets = poisoned(&cpu, &[0.0; 11]);
     let scores: Vec<f32> = random(11, 71).iter().map(|x| 3.0 * x).collect();
     let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-    cpu.rank_loss(&batch, &poisoned(&cpu, &scores), 0.5, &mut d, &mut sums).unwrap();
+    cpu.rank_loss(RankLoss::Lce, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
     let (mut plain, mut exact, mut loss, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
     for ends in groups.windows(2) {
         let group = &scores[ends[0] as usize..ends[1] as usize];
@@ -274,5 +329,71 @@ fn rank_loss() {
     batch.groups = 3;
     let scores = poisoned(&cpu, &scores);
     let mut sums = cpu.zeros(stats::SLOTS).unwrap();
-    assert!(cpu.rank_loss(&batch, &scores, 0.5, &mut d, &mut sums).is_err(), "groups must cover the pack");
+    assert!(
+        cpu.rank_loss(RankLoss::Lce, &batch, &scores, by(0.5), &mut d, &mut sums).is_err(),
+        "groups must cover the pack"
+    );
+}
+
+/// A group's loss straight from its formula.
+fn group_loss(loss: RankLoss, s: &[f64], t: &[f64]) -> f64 {
+    let mean = |terms: Vec<f64>| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
+    let pairs = |term: &dyn Fn(usize) -> f64| mean((1..s.len()).map(term).collect());
+    let log_softmax = |x: &[f64], i: usize| x[i] - x.iter().map(|x| x.exp()).sum::<f64>().ln();
+    match loss {
+        RankLoss::Lce => -log_softmax(s, 0),
+        RankLoss::PairwiseSoftmax => pairs(&|j| (1.0 + (s[j] - s[0]).exp()).ln()),
+        RankLoss::Hinge { margin } => pairs(&|j| (f64::from(margin) - s[0] + s[j]).max(0.0)),
+        RankLoss::MarginMse => pairs(&|j| ((s[0] - s[j]) - (t[0] - t[j])).powi(2)),
+        RankLoss::Pointwise => mean(
+            (0..s.len())
+                .map(|i| {
+                    let p = 1.0 / (1.0 + (-s[i]).exp());
+                    if t[i] > 0.0 { -p.ln() } else { -(1.0 - p).ln() }
+                })
+                .collect(),
+        ),
+        RankLoss::ListNet => -(0..s.len()).map(|i| log_softmax(t, i).exp() * log_softmax(s, i)).sum::<f64>(),
+    }
+}
+
+#[test]
+fn every_ranking_loss_and_its_slope() {
+    let cpu = Cpu::new();
+    let pack = Pack::new(&[4; 11], 50);
+    let groups = [0u32, 2, 5, 6, 11];
+    let scores: Vec<f32> = random(11, 72).iter().map(|x| 3.0 * x).collect();
+    let targets: Vec<f32> = random(11, 73).iter().map(|x| 2.0 * x).collect();
+    let mut batch = pack.device(&cpu);
+    batch.groups = groups.len() - 1;
+    batch.cu_groups = indices(&cpu, &groups);
+    batch.targets = poisoned(&cpu, &targets);
+    for loss in [
+        RankLoss::Lce,
+        RankLoss::PairwiseSoftmax,
+        RankLoss::Hinge { margin: 1.0 },
+        RankLoss::Pointwise,
+        RankLoss::ListNet,
+        RankLoss::MarginMse,
+    ] {
+        let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
+        cpu.rank_loss(loss, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
+        let total = |s: &[f64]| {
+            let group = |ends: &[u32]| {
+                let range = ends[0] as usize..ends[1] as usize;
+                group_loss(loss, &s[range.clone()], &to64(&targets)[range])
+            };
+            groups.windows(2).map(group).sum::<f64>()
+        };
+        let wide = to64(&scores);
+        let found = f64::from(sums[stats::RANK_LOSS]);
+        assert!(
+            (found - total(&wide)).abs() <= 1e-6 * found.abs(),
+            "{loss:?}: {found}, not {}",
+            total(&wide)
+        );
+        let slopes = taken(&d, 11).iter().map(|&d| f64::from(d)).collect::<Vec<_>>();
+        differences(&format!("{loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
+        assert_eq!(sums[stats::RANK_COUNT], 4.0);
+    }
 }

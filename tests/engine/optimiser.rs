@@ -1,4 +1,4 @@
-//! AdamW and the gradient norm.
+//! AdamW, LAMB and the gradient norm.
 
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
@@ -64,13 +64,25 @@ fn adamw_for_ten_steps() {
     let mut weights = poisoned(&cpu, &start);
     let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
     let mut norm_sq = poisoned(&cpu, &[0.0, 0.0]);
+    let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
     let (mut plain, mut exact) = (Plain::new(&start, |x| f64::from(x as f32)), Plain::new(&start, |x| x));
     for step in 1..=10 {
         // Norms of about 12 to 120: the first steps are not clipped.
         let g: Vec<f32> = random(N, 90 + step).iter().map(|x| x * step as f32 * 0.1).collect();
         let mut grads = poisoned(&cpu, &g);
-        cpu.sum_squares(&grads, 0..N, &mut norm_sq, 0).unwrap();
-        cpu.adamw(update(step), &groups(), &norm_sq, &mut weights, &mut grads, &mut m, &mut v).unwrap();
+        cpu.sum_squares(&grads, std::slice::from_ref(&(0..N)), &mut norm_sq, 0).unwrap();
+        cpu.adamw(
+            update(step),
+            &groups(),
+            &owned,
+            &norm_sq,
+            &mut weights,
+            &mut master,
+            &mut grads,
+            &mut m,
+            &mut v,
+        )
+        .unwrap();
         assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros");
         let norm = to64(&g).iter().map(|x| x * x).sum::<f64>().sqrt();
         plain.step(update(step), &g, norm);
@@ -84,6 +96,100 @@ fn adamw_for_ten_steps() {
     assert!(weights[..30_000].iter().zip(&start).all(|(a, b)| a != b));
 }
 
+/// LAMB as the paper states it, in f64: one group is one tensor.
+fn plain_lamb(u: AdamW, g: &[f32], norm: f64, state: &mut [Vec<f64>; 3]) {
+    let f = |x: f32| f64::from(x);
+    let [w, m, v] = state;
+    for group in groups() {
+        let decay = if group.decay { f(u.weight_decay) } else { 0.0 };
+        let mut r = vec![0.0; group.range.len()];
+        for (r, i) in r.iter_mut().zip(group.range.clone()) {
+            let g = f(g[i]) * (f(u.clip_norm) / (norm + 1e-6)).min(1.0);
+            if group.lr_scale > 0.0 {
+                m[i] = f(u.beta1) * m[i] + (1.0 - f(u.beta1)) * g;
+                v[i] = f(u.beta2) * v[i] + (1.0 - f(u.beta2)) * g * g;
+            }
+            let m = m[i] / (1.0 - f(u.beta1).powi(u.step as i32));
+            let v = v[i] / (1.0 - f(u.beta2).powi(u.step as i32));
+            *r = m / (v.sqrt() + f(u.eps)) + decay * w[i];
+        }
+        let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let ratio = if group.decay { length(&w[group.range.clone()]) / length(&r) } else { 1.0 };
+        for (i, r) in group.range.zip(r) {
+            w[i] -= f(u.lr) * f(group.lr_scale) * ratio * r;
+        }
+    }
+}
+
+/// Two ranks with a share each, the norms of what they share summed between the passes.
+#[test]
+fn lamb_for_ten_steps_on_two_shares() {
+    let cpu = Cpu::new();
+    let start = random(N, 81);
+    let mut exact = [to64(&start), vec![0.0; N], vec![0.0; N]];
+    let shares = [vec![0..777, 20_000..31_000], vec![777..20_000, 31_000..N]];
+    let len = |own: &[std::ops::Range<usize>]| own.iter().map(ExactSizeIterator::len).sum::<usize>();
+    let mut weights = poisoned(&cpu, &start);
+    let mut moments = shares.clone().map(|own| {
+        let zeros = vec![0.0; len(&own)];
+        (poisoned(&cpu, &zeros), poisoned(&cpu, &zeros))
+    });
+    let norm_sq = |g: &[f32]| to64(g).iter().map(|x| x * x).sum::<f64>();
+    let mut master = cpu.zeros(0).unwrap();
+    for step in 1..=10 {
+        let g: Vec<f32> = random(N, 90 + step).iter().map(|x| x * step as f32 * 0.1).collect();
+        let sum = poisoned(&cpu, &[norm_sq(&g) as f32]);
+        let mut total = vec![0.0f32; 8];
+        let mut directions = Vec::new();
+        for (own, (m, v)) in shares.iter().zip(&mut moments) {
+            let (mut grads, mut norms) = (poisoned(&cpu, &g), poisoned(&cpu, &[1.0; 8]));
+            let (u, w) = (update(step), &weights);
+            cpu.lamb_direction(u, &groups(), own, &sum, w, &master, &mut grads, m, v, &mut norms).unwrap();
+            total.iter_mut().zip(taken(&norms, 8)).for_each(|(sum, x)| *sum += x);
+            directions.push(grads);
+        }
+        let total = poisoned(&cpu, &total);
+        for (own, mut grads) in shares.iter().zip(directions) {
+            let (u, w) = (update(step), &mut weights);
+            cpu.lamb_apply(u, &groups(), own, &total, w, &mut master, &mut grads).unwrap();
+            assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
+        }
+        plain_lamb(update(step), &g, norm_sq(&g).sqrt(), &mut exact);
+    }
+    // ten updates of f32: a handful of roundings each
+    for (i, (&w, e)) in taken(&weights, N).iter().zip(&exact[0]).enumerate() {
+        assert!((f64::from(w) - e).abs() <= 2e-6 * e.abs().max(1.0), "weight {i}: {w} is not {e}");
+    }
+    assert_eq!(weights[30_000..N], start[30_000..], "a frozen range stays");
+    assert!(weights[..30_000].iter().zip(&start).all(|(a, b)| a != b));
+}
+
+/// Ranks that each update a share change together what one rank changes alone.
+#[test]
+fn shares_add_up_to_the_whole() {
+    let cpu = Cpu::new();
+    let (start, g) = (random(N, 81), random(N, 84));
+    let run = |owned: &[std::ops::Range<usize>]| {
+        let own: usize = owned.iter().map(ExactSizeIterator::len).sum();
+        let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
+        let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; own]), poisoned(&cpu, &vec![0.0; own]));
+        let norm_sq = poisoned(&cpu, &[4.0]);
+        let mut master = cpu.zeros(0).unwrap();
+        let (w, g) = (&mut weights, &mut grads);
+        cpu.adamw(update(1), &groups(), owned, &norm_sq, w, &mut master, g, &mut m, &mut v).unwrap();
+        assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
+        (taken(&weights, N), taken(&m, own), taken(&v, own))
+    };
+    let whole = run(&vec![0..N; 1]);
+    let (cut, other) = (run(&[0..777, 20_000..31_000]), run(&[777..20_000, 31_000..N]));
+    for i in 0..N {
+        let of = if i < 777 || (20_000..31_000).contains(&i) { &cut } else { &other };
+        assert_eq!(of.0[i], whole.0[i], "weight {i}");
+    }
+    assert_eq!(cut.1[777..], whole.1[20_000..31_000]);
+    assert_eq!(other.2[..19_223], whole.2[777..20_000]);
+}
+
 #[test]
 fn a_broken_norm_skips_the_update() {
     let cpu = Cpu::new();
@@ -94,9 +200,28 @@ fn a_broken_norm_skips_the_update() {
         let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
         let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
         let mut norm_sq = poisoned(&cpu, &[0.0]);
-        cpu.sum_squares(&grads, 0..N, &mut norm_sq, 0).unwrap();
+        let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
+        cpu.sum_squares(&grads, std::slice::from_ref(&(0..N)), &mut norm_sq, 0).unwrap();
         assert!(!norm_sq[0].is_finite());
-        cpu.adamw(update(1), &groups(), &norm_sq, &mut weights, &mut grads, &mut m, &mut v).unwrap();
+        cpu.adamw(
+            update(1),
+            &groups(),
+            &owned,
+            &norm_sq,
+            &mut weights,
+            &mut master,
+            &mut grads,
+            &mut m,
+            &mut v,
+        )
+        .unwrap();
+        assert_eq!(taken(&weights, N), start);
+        let (mut again, mut norms) = (poisoned(&cpu, &g), poisoned(&cpu, &[1.0; 8]));
+        let (u, w) = (update(1), &mut weights);
+        let (m1, v1) = (&mut m, &mut v);
+        cpu.lamb_direction(u, &groups(), &owned, &norm_sq, w, &master, &mut again, m1, v1, &mut norms)
+            .unwrap();
+        cpu.lamb_apply(u, &groups(), &owned, &norms, w, &mut master, &mut again).unwrap();
         assert_eq!(taken(&weights, N), start);
         assert!(taken(&grads, N).iter().chain(&taken(&m, N)).chain(&taken(&v, N)).all(|&x| x == 0.0));
     }
@@ -108,7 +233,7 @@ fn sums_of_squares() {
     let x = random(100_003, 83);
     let mut out = poisoned(&cpu, &[7.0; 3]);
     for range in [0..0, 5..6, 1..100_003, 30_000..46_384] {
-        cpu.sum_squares(&poisoned(&cpu, &x), range.clone(), &mut out, 1).unwrap();
+        cpu.sum_squares(&poisoned(&cpu, &x), std::slice::from_ref(&range), &mut out, 1).unwrap();
         let exact: f64 = to64(&x[range]).iter().map(|x| x * x).sum();
         assert!((f64::from(out[1]) - exact).abs() <= exact * 6e-8, "{} {exact}", out[1]);
     }

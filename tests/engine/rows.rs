@@ -3,7 +3,7 @@
 use super::naive::{self, Norm, Num};
 use super::support::*;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
-use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt};
+use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Rows};
 
 const WIDTHS: [usize; 4] = [8, 40, 128, 200];
 
@@ -44,13 +44,13 @@ fn layer_norm() {
             let (x, dout) = (random(rows * h, 1), random(rows * h, 2));
             let (xb, wb) = (poisoned(&cpu, &x), poisoned(&cpu, &weights));
             let (mut stats, mut out) = (unwritten(&cpu, 2 * rows), unwritten(&cpu, rows * h));
-            cpu.norm(&xb, &wb, at, rows, &mut stats, &mut out).unwrap();
+            cpu.norm(&xb, &wb, at, Rows::Tokens(rows), &mut stats, &mut out).unwrap();
             let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
             close(&what, &taken(&out, rows * h), &naive::norm(&x, &n32), &naive::norm(&to64(&x), &n64));
             check_stats(&what, &taken(&stats, 2 * rows), &x, h);
 
             let (mut d, mut grads) = (poisoned(&cpu, &dout), poisoned(&cpu, &vec![0.0; 2 * h]));
-            cpu.norm_backward(&xb, &wb, at, rows, &stats, &mut d, &mut grads).unwrap();
+            cpu.norm_backward(&xb, &wb, at, Rows::Tokens(rows), &stats, &mut d, &mut grads).unwrap();
             let plain = naive::norm_backward(&x, &n32, &dout);
             let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
             close(&format!("{what} dx"), &taken(&d, rows * h), &plain.0, &exact.0);
@@ -246,15 +246,15 @@ fn gather_and_scatter() {
     let mut out = unwritten(&cpu, rows.len() * h);
     let list = indices(&cpu, &rows);
     let mut xb = poisoned(&cpu, &x);
-    cpu.gather_rows(&xb, &list, rows.len(), h, &mut out).unwrap();
+    cpu.gather_rows(&xb, &list, Rows::Tokens(rows.len()), h, &mut out).unwrap();
     let got = taken(&out, rows.len() * h);
     for (got, &row) in got.chunks(h).zip(&rows) {
         assert_eq!(got, &x[row as usize * h..][..h]);
     }
-    cpu.scatter_add_rows(&out, &list, rows.len(), h, &mut xb).unwrap();
+    cpu.scatter_add_rows(&out, &list, Rows::Tokens(rows.len()), h, &mut xb).unwrap();
     for (row, (got, x)) in taken(&xb, x.len()).chunks(h).zip(x.chunks(h)).enumerate() {
         let factor = if rows.contains(&(row as u32)) { 2.0 } else { 1.0 };
         assert!(got.iter().zip(x).all(|(got, x)| *got == factor * x), "row {row}");
     }
-    assert!(cpu.gather_rows(&xb, &indices(&cpu, &[31]), 1, h, &mut out).is_err());
+    assert!(cpu.gather_rows(&xb, &indices(&cpu, &[31]), Rows::Tokens(1), h, &mut out).is_err());
 }

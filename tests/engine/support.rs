@@ -3,7 +3,7 @@
 use super::naive::Num;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::random::philox;
-use ctune_dist::engine::{Backend, DeviceBatch, Dropout};
+use ctune_dist::engine::{Backend, DeviceBatch, Dropout, LossScale};
 
 /// Elements behind what an operation may touch.
 pub const BEHIND: usize = 70;
@@ -13,6 +13,11 @@ pub const POISON: u32 = 0x7FC0_DEAD;
 /// Values in -1..1, a pure function of `seed`.
 pub fn random(len: usize, seed: u32) -> Vec<f32> {
     (0..len as u32).map(|i| philox([seed, 99], [i, 0, 0, 0])[0] as f32 / 2f32.powi(31) - 1.0).collect()
+}
+
+/// A loss's gradient times `value`.
+pub fn by(value: f32) -> LossScale {
+    LossScale { weight: 1.0, value }
 }
 
 pub fn to64(values: &[f32]) -> Vec<f64> {
@@ -146,6 +151,7 @@ impl Pack {
             samples: indices(cpu, &self.samples),
             pair_labels: indices(cpu, &[]),
             cu_groups: indices(cpu, &[]),
+            targets: poisoned(cpu, &[]),
             masked_rows: indices(cpu, &[]),
             masked_labels: indices(cpu, &[]),
         }

@@ -7,7 +7,7 @@ use crate::engine::{AdamW, ParamGroup};
 use pulp::Arch;
 
 /// Values of one task.
-const CHUNK: usize = 1 << 14;
+pub const CHUNK: usize = 1 << 14;
 
 /// Sum of squares in f64; chunks in ascending order.
 pub fn sum_squares(arch: Arch, pool: &Pool, values: &[f32]) -> f64 {
@@ -56,21 +56,21 @@ fn squares(values: &[f32]) -> f64 {
 
 /// Constants of one group's update.
 #[derive(Clone, Copy)]
-struct Constants {
+pub struct Constants {
     clip: f32,
     beta1: f32,
     beta2: f32,
     /// 1 - lr * weight decay
     keep: f32,
     /// lr / (1 - beta1^t)
-    step: f32,
+    pub step: f32,
     /// 1 / sqrt(1 - beta2^t)
-    root: f32,
-    eps: f32,
+    pub root: f32,
+    pub eps: f32,
 }
 
 impl Constants {
-    fn new(update: AdamW, group: &ParamGroup, norm_sq: f32) -> Self {
+    pub fn new(update: AdamW, group: &ParamGroup, norm_sq: f32) -> Self {
         let lr = f64::from(update.lr) * f64::from(group.lr_scale);
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(update.step.min(i32::MAX as u32) as i32);
         let decay = if group.decay { f64::from(update.weight_decay) } else { 0.0 };
@@ -89,9 +89,9 @@ impl Constants {
     }
 }
 
-/// One group's slices of weights, gradients and the two moments, all of one length. Gradients end
-/// as zeros; a frozen group (`lr_scale` 0) changes nothing else.
-pub fn update_group(
+/// One slice of a group: weights, gradients and the two moments, all of one length. Gradients end as
+/// zeros.
+pub fn update_slice(
     arch: Arch,
     update: AdamW,
     group: &ParamGroup,
@@ -99,7 +99,7 @@ pub fn update_group(
     (weights, grads): (&mut [f32], &mut [f32]),
     (moment1, moment2): (&mut [f32], &mut [f32]),
 ) {
-    if !norm_sq.is_finite() || group.lr_scale == 0.0 {
+    if !norm_sq.is_finite() {
         return grads.fill(0.0);
     }
     let c = Constants::new(update, group, norm_sq);
@@ -116,11 +116,17 @@ pub fn update_group(
 #[inline(always)]
 fn update_chunk(c: Constants, w: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
     for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
-        let gradient = *g * c.clip;
+        moments(c, *g, m, v);
         *g = 0.0;
-        // lerp, as torch writes it: exact where the moment already equals the gradient.
-        *m = (gradient - *m).mul_add(1.0 - c.beta1, *m);
-        *v = (gradient * gradient).mul_add(1.0 - c.beta2, *v * c.beta2);
         *w = (*w).mul_add(c.keep, -c.step * *m / v.sqrt().mul_add(c.root, c.eps));
     }
+}
+
+/// Both moments of one element after the gradient `g`, which is clipped here.
+#[inline(always)]
+pub fn moments(c: Constants, g: f32, m: &mut f32, v: &mut f32) {
+    let gradient = g * c.clip;
+    // lerp, as torch writes it: exact where the moment already equals the gradient.
+    *m = (gradient - *m).mul_add(1.0 - c.beta1, *m);
+    *v = (gradient * gradient).mul_add(1.0 - c.beta2, *v * c.beta2);
 }

@@ -4,7 +4,6 @@
 use super::buffer::Pool;
 use super::math::{exp, max, max2, sum2};
 use super::tasks::{In, Out, each, vectorised};
-use crate::engine::stats;
 use pulp::Arch;
 
 /// Columns of one task of the bias gradient.
@@ -121,26 +120,4 @@ pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
             },
         );
     });
-}
-
-/// Per group, softmax-cross-entropy of its first score; dscores = scale * its gradient.
-pub fn rank(cu_groups: &[u32], scores: &[f32], scale: f32, dscores: &mut [f32], sums: &mut [f32]) {
-    let (mut loss, mut right) = (0.0f64, 0u32);
-    for ends in cu_groups.windows(2) {
-        let group = ends[0] as usize..ends[1] as usize;
-        let (scores, d) = (&scores[group.clone()], &mut dscores[group]);
-        let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f64 = scores.iter().map(|&s| f64::from(s - top).exp()).sum();
-        for (d, &s) in d.iter_mut().zip(scores) {
-            *d = (f64::from(scale) * f64::from(s - top).exp() / total) as f32;
-        }
-        if let (Some(d), Some(&positive)) = (d.first_mut(), scores.first()) {
-            *d -= scale;
-            loss += total.ln() - f64::from(positive - top);
-            right += u32::from(scores[1..].iter().all(|&s| s < positive));
-        }
-    }
-    sums[stats::RANK_LOSS] += loss as f32;
-    sums[stats::RANK_CORRECT] += right as f32;
-    sums[stats::RANK_COUNT] += cu_groups.len().saturating_sub(1) as f32;
 }

@@ -14,16 +14,18 @@ mod dropout;
 mod embed;
 mod gemm;
 mod heads;
+mod lamb;
 mod loss;
 mod mask;
 mod math;
 mod norm;
+mod rank;
 mod tasks;
 mod tile;
 
 use super::{
-    AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, MaskRule, NormAt,
-    ParamGroup, stats,
+    AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, LossScale,
+    MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Slice, slices, stats,
 };
 use crate::{Error, Result};
 pub use buffer::Buffer;
@@ -31,16 +33,17 @@ use checks::{add_head, affine, check_below, head, keys, layout, part, part_mut};
 use gemm::{AddBias, BiasGelu, Plain, Product};
 use pulp::Arch;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use tasks::{Shared, vectorised};
 use tile::View;
 
-/// The CPU as a device. Cheap to make; one a process is enough.
+/// The CPU as a device. Cheap to make; one a process is enough, and clones share their scratch.
+#[derive(Clone)]
 pub struct Cpu {
     arch: Arch,
-    pool: buffer::Pool,
+    pool: Arc<buffer::Pool>,
     /// Scratch of the embedding gradient: table rows and pack rows, to be sorted.
-    sorted: Mutex<Vec<u64>>,
+    sorted: Arc<Mutex<Vec<u64>>>,
 }
 
 impl Cpu {
@@ -51,7 +54,7 @@ impl Cpu {
 
     /// With a given instruction set; every one gives the same bits.
     pub fn with(arch: Arch) -> Self {
-        Self { arch, pool: buffer::Pool::default(), sorted: Mutex::default() }
+        Self { arch, pool: Arc::default(), sorted: Arc::default() }
     }
 }
 
@@ -64,6 +67,10 @@ impl Default for Cpu {
 impl Backend for Cpu {
     type Real = f32;
     type Buf<T: Elem> = Buffer<T>;
+
+    fn describe(&self) -> String {
+        "cpu".into()
+    }
 
     fn zeros<T: Elem>(&self, len: usize) -> Result<Buffer<T>> {
         Ok(Buffer::zeros(len))
@@ -101,6 +108,10 @@ impl Backend for Cpu {
         self.download(src, range)
     }
 
+    fn begin_pack(&self, _counts: &PackCounts) -> Result<()> {
+        Ok(())
+    }
+
     fn mask_tokens(
         &self,
         batch: &mut DeviceBatch<Self>,
@@ -124,10 +135,11 @@ impl Backend for Cpu {
         x: &Buffer<f32>,
         weights: &Buffer<f32>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         epilogue: Epilogue,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let a = View::rows(part("linear x", x, 0, rows * at.k)?, at.k);
         let b = View::transposed(part("linear weight", weights, at.w, at.n * at.k)?, at.k);
         let c = Shared::new(part_mut("linear out", out, 0, rows * at.n)?);
@@ -149,10 +161,11 @@ impl Backend for Cpu {
         x: &Buffer<f32>,
         weights: &Buffer<f32>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         pre: &mut Buffer<f32>,
         act: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let a = View::rows(part("linear_gelu x", x, 0, rows * at.k)?, at.k);
         let b = View::transposed(part("linear_gelu weight", weights, at.w, at.n * at.k)?, at.k);
         let c = Shared::new(part_mut("linear_gelu pre", pre, 0, rows * at.n)?);
@@ -168,10 +181,11 @@ impl Backend for Cpu {
         dy: &Buffer<f32>,
         weights: &Buffer<f32>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         accumulate: bool,
         dx: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let a = View::rows(part("linear dy", dy, 0, rows * at.n)?, at.n);
         let b = View::rows(part("linear weight", weights, at.w, at.n * at.k)?, at.k);
         let c = Shared::new(part_mut("linear dx", dx, 0, rows * at.k)?);
@@ -185,10 +199,11 @@ impl Backend for Cpu {
         dy: &Buffer<f32>,
         x: &Buffer<f32>,
         at: LinearAt,
-        rows: usize,
+        rows: Rows,
         bias: bool,
         grads: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let dy = part("linear dy", dy, 0, rows * at.n)?;
         let b = View::rows(part("linear x", x, 0, rows * at.k)?, at.k);
         let c = Shared::new(part_mut("linear weight gradient", grads, at.w, at.n * at.k)?);
@@ -201,7 +216,31 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn gelu_backward(&self, pre: &Buffer<f32>, dact: &mut Buffer<f32>, len: usize) -> Result<()> {
+    fn gelu(&self, pre: &Buffer<f32>, rows: Rows, width: usize, act: &mut Buffer<f32>) -> Result<()> {
+        let len = rows.count() * width;
+        let (pre, act) = (part("gelu pre", pre, 0, len)?, part_mut("gelu act", act, 0, len)?);
+        tasks::each((tasks::In(pre, 1), tasks::Out(act, 1)), 1 << 14, &|_, (pre, act)| {
+            vectorised(
+                self.arch,
+                #[inline(always)]
+                || {
+                    for (act, &x) in act.0.iter_mut().zip(pre.0) {
+                        *act = math::gelu(x);
+                    }
+                },
+            );
+        });
+        Ok(())
+    }
+
+    fn gelu_backward(
+        &self,
+        pre: &Buffer<f32>,
+        dact: &mut Buffer<f32>,
+        rows: Rows,
+        width: usize,
+    ) -> Result<()> {
+        let len = rows.count() * width;
         let (pre, dact) = (part("gelu pre", pre, 0, len)?, part_mut("gelu dact", dact, 0, len)?);
         tasks::each((tasks::In(pre, 1), tasks::Out(dact, 1)), 1 << 14, &|_, (pre, dact)| {
             vectorised(
@@ -361,10 +400,11 @@ impl Backend for Cpu {
         x: &Buffer<f32>,
         weights: &Buffer<f32>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &mut Buffer<f32>,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         norm::forward(
             self.arch,
             part("norm x", x, 0, rows * at.hidden)?,
@@ -380,11 +420,12 @@ impl Backend for Cpu {
         x: &Buffer<f32>,
         weights: &Buffer<f32>,
         at: NormAt,
-        rows: usize,
+        rows: Rows,
         row_stats: &Buffer<f32>,
         d: &mut Buffer<f32>,
         grads: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let partials = norm::backward(
             self.arch,
             &self.pool,
@@ -402,10 +443,11 @@ impl Backend for Cpu {
         &self,
         x: &Buffer<f32>,
         rows: &Buffer<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         out: &mut Buffer<f32>,
     ) -> Result<()> {
+        let n = n.count();
         let rows = part("gather rows", rows, 0, n)?;
         check_below("gathered row", rows, x.len() / hidden)?;
         let out = part_mut("gather out", out, 0, n * hidden)?;
@@ -419,10 +461,11 @@ impl Backend for Cpu {
         &self,
         src: &Buffer<f32>,
         rows: &Buffer<u32>,
-        n: usize,
+        n: Rows,
         hidden: usize,
         x: &mut Buffer<f32>,
     ) -> Result<()> {
+        let n = n.count();
         let rows = part("scatter rows", rows, 0, n)?;
         check_below("scattered row", rows, x.len() / hidden)?;
         let src = part("scatter src", src, 0, n * hidden)?;
@@ -484,19 +527,20 @@ impl Backend for Cpu {
         bias: usize,
         vocab: usize,
         labels: &Buffer<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         logits: &mut Buffer<f32>,
         grads: &mut Buffer<f32>,
         sums: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
         let labels = part("mlm labels", labels, 0, rows)?;
         check_below("mlm label", labels, vocab)?;
         let logits = part_mut("mlm logits", logits, 0, rows * vocab)?;
         let weights = part("mlm bias", weights, bias, vocab)?;
-        let (loss, right) = loss::mlm(self.arch, &self.pool, weights, labels, scale, logits);
-        if scale != 0.0 {
+        let (loss, right) = loss::mlm(self.arch, &self.pool, weights, labels, scale.value, logits);
+        if scale != LossScale::MEASURE {
             loss::add_columns(self.arch, logits, part_mut("mlm bias gradient", grads, bias, vocab)?);
         }
         sums[stats::MLM_LOSS] += loss as f32;
@@ -510,19 +554,20 @@ impl Backend for Cpu {
         weights: &Buffer<f32>,
         at: HeadAt,
         labels: &Buffer<u32>,
-        rows: usize,
-        scale: f32,
+        rows: Rows,
+        scale: LossScale,
         pre: &mut Buffer<f32>,
         logits: &mut Buffer<f32>,
         grads: &mut Buffer<f32>,
         sums: &mut Buffer<f32>,
     ) -> Result<()> {
+        let rows = rows.count();
         let labels = part("qdpp labels", labels, 0, rows)?;
         check_below("qdpp label", labels, 2)?;
         let pre = part_mut("qdpp pre", pre, 0, rows * at.hidden)?;
         let logits = part_mut("qdpp logits", logits, 0, 2 * rows)?;
         let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
-        match heads::qdpp(self.arch, head(weights, at, 2)?, labels, scale, pre, logits, sums) {
+        match heads::qdpp(self.arch, head(weights, at, 2)?, labels, scale.value, pre, logits, sums) {
             Some(gradients) => add_head(grads, at, &gradients),
             None => Ok(()),
         }
@@ -566,9 +611,10 @@ impl Backend for Cpu {
 
     fn rank_loss(
         &self,
+        loss: RankLoss,
         batch: &DeviceBatch<Self>,
         scores: &Buffer<f32>,
-        scale: f32,
+        scale: LossScale,
         dscores: &mut Buffer<f32>,
         sums: &mut Buffer<f32>,
     ) -> Result<()> {
@@ -580,22 +626,26 @@ impl Backend for Cpu {
                 "rank_loss: cu_groups does not ascend to the pack's {s} sequences"
             )));
         }
-        let scores = part("scores", scores, 0, s)?;
+        let values = (part("scores", scores, 0, s)?, part("targets", &batch.targets, 0, s)?);
         let dscores = part_mut("dscores", dscores, 0, s)?;
-        loss::rank(groups, scores, scale, dscores, part_mut("statistics", sums, 0, stats::SLOTS)?);
+        let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
+        rank::rank(loss, groups, values, scale.value, dscores, sums);
         Ok(())
     }
 
     fn sum_squares(
         &self,
         src: &Buffer<f32>,
-        range: Range<usize>,
+        ranges: &[Range<usize>],
         out: &mut Buffer<f32>,
         slot: usize,
     ) -> Result<()> {
-        let values = part("sum_squares", src, range.start, range.len())?;
-        part_mut("sum_squares out", out, slot, 1)?[0] =
-            adamw::sum_squares(self.arch, &self.pool, values) as f32;
+        let mut sum = 0.0;
+        for range in ranges {
+            let values = part("sum_squares", src, range.start, range.len())?;
+            sum += adamw::sum_squares(self.arch, &self.pool, values);
+        }
+        part_mut("sum_squares out", out, slot, 1)?[0] = sum as f32;
         Ok(())
     }
 
@@ -603,19 +653,86 @@ impl Backend for Cpu {
         &self,
         update: AdamW,
         groups: &[ParamGroup],
+        owned: &[Range<usize>],
         norm_sq: &Buffer<f32>,
         weights: &mut Buffer<f32>,
+        _master: &mut Buffer<f32>,
         grads: &mut Buffer<f32>,
         moment1: &mut Buffer<f32>,
         moment2: &mut Buffer<f32>,
     ) -> Result<()> {
         let norm_sq = part("norm_sq", norm_sq, 0, 1)?[0];
-        for group in groups {
-            let (at, len) = (group.range.start, group.range.len());
+        for Slice { group, range, moment } in slices(groups, owned) {
+            let (at, len) = (range.start, range.len());
             let values = (part_mut("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
-            let moments = (part_mut("moment1", moment1, at, len)?, part_mut("moment2", moment2, at, len)?);
-            adamw::update_group(self.arch, update, group, norm_sq, values, moments);
+            let moments =
+                (part_mut("moment1", moment1, moment, len)?, part_mut("moment2", moment2, moment, len)?);
+            adamw::update_slice(self.arch, update, &groups[group], norm_sq, values, moments);
+        }
+        clear_groups(groups, owned, grads)
+    }
+
+    fn lamb_direction(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[Range<usize>],
+        norm_sq: &Buffer<f32>,
+        weights: &Buffer<f32>,
+        _master: &Buffer<f32>,
+        grads: &mut Buffer<f32>,
+        moment1: &mut Buffer<f32>,
+        moment2: &mut Buffer<f32>,
+        norms: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let norm_sq = part("norm_sq", norm_sq, 0, 1)?[0];
+        let norms = part_mut("norms", norms, 0, 2 * groups.len())?;
+        let mut sums = vec![[0.0; 2]; groups.len()];
+        for Slice { group, range, moment } in slices(groups, owned) {
+            let (at, len) = (range.start, range.len());
+            let values = (part("weights", weights, at, len)?, part_mut("gradients", grads, at, len)?);
+            let moments =
+                (part_mut("moment1", moment1, moment, len)?, part_mut("moment2", moment2, moment, len)?);
+            let [w, r] =
+                lamb::direction(self.arch, &self.pool, update, &groups[group], norm_sq, values, moments);
+            sums[group][0] += w;
+            sums[group][1] += r;
+        }
+        for (norm, sum) in norms.iter_mut().zip(sums.as_flattened()) {
+            *norm = *sum as f32;
         }
         Ok(())
     }
+
+    fn lamb_apply(
+        &self,
+        update: AdamW,
+        groups: &[ParamGroup],
+        owned: &[Range<usize>],
+        norms: &Buffer<f32>,
+        weights: &mut Buffer<f32>,
+        _master: &mut Buffer<f32>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let norms = part("norms", norms, 0, 2 * groups.len())?;
+        for Slice { group, range, .. } in slices(groups, owned) {
+            let step = lamb::step_size(update, &groups[group], [norms[2 * group], norms[2 * group + 1]]);
+            let direction = part("gradients", grads, range.start, range.len())?;
+            let weights = part_mut("weights", weights, range.start, range.len())?;
+            lamb::apply(self.arch, step, weights, direction);
+        }
+        groups.iter().try_for_each(|group| self.clear(grads, group.range.clone()))
+    }
+}
+
+/// Zeros the gradients that `adamw` has not passed: frozen groups, and what other ranks own, which
+/// holds this rank's part of a sum.
+fn clear_groups(groups: &[ParamGroup], owned: &[Range<usize>], grads: &mut Buffer<f32>) -> Result<()> {
+    for ParamGroup { range, lr_scale, .. } in groups {
+        let whole = owned.iter().any(|own| own.start <= range.start && range.end <= own.end);
+        if !whole || *lr_scale == 0.0 {
+            part_mut("gradients", grads, range.start, range.len())?.fill(0.0);
+        }
+    }
+    Ok(())
 }

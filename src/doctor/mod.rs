@@ -1,0 +1,190 @@
+//! `doctor`: what this machine has for training (MPI, driver, libraries, GPUs), whether its GPU
+//! computes what the CPU computes, operation by operation, and whether a whole step has the reference
+//! model's gradients. For a first look at a new machine, and when a run looks wrong. How fast it is
+//! says `bench`.
+
+pub mod trial;
+
+use crate::dist::World;
+use crate::engine::Backend;
+use crate::engine::cpu::Cpu;
+use crate::engine::cuda::{self, Cuda, Device, Real, Settings, dotted};
+use crate::model::activations::Capacity;
+use crate::model::bert::Options;
+use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
+use crate::train::check::against_reference;
+use crate::{Error, Result};
+use trial::Outcome;
+
+/// Largest |device - CPU| / |CPU| (Euclidean norms) of an operation's result. On the software device
+/// rounding left at most 5e-6 in f32 and 8e-3 in bf16; a wrong lane or a lost term leaves 1e-1 and more.
+const ALLOWED_F32: f64 = 1e-4;
+const ALLOWED_BF16: f64 = 3e-2;
+
+/// Looks at everything and prints it.
+///
+/// # Errors
+/// `Error::Device` when the GPU was asked for and is not there, or computes otherwise than the CPU.
+pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
+    let lead = world.leads();
+    if lead {
+        println!("program: ctune-dist {} ({})", env!("CARGO_PKG_VERSION"), env!("CTUNE_CODE_VERSION"));
+        println!(
+            "ranks: {} here, {} in all, {} thread(s) each",
+            world.local_size(),
+            world.size(),
+            world.threads()
+        );
+        println!("MPI: {}", mpi_version(world));
+    }
+    let found = match (device, cuda::probe()) {
+        (crate::config::Device::Cpu, _) => None,
+        (crate::config::Device::Cuda, Err(e)) => return Err(e),
+        (_, Err(e)) => {
+            if lead {
+                println!("GPU: {e}");
+            }
+            None
+        }
+        (_, Ok(found)) => Some(found),
+    };
+    let mut faults = Vec::new();
+    step("CPU, f32", Cpu::new(), world, &mut faults)?;
+    if let Some(found) = found {
+        gpus(&found, world)?;
+        let ordinal = world.local_rank() % found.gpus;
+        examine::<f32>(ordinal, world, &mut faults)?;
+        examine::<half::bf16>(ordinal, world, &mut faults)?;
+    }
+    if faults.is_empty() {
+        if lead {
+            println!("verdict: everything that was looked at agrees; speeds: ctune-dist bench");
+        }
+        return Ok(());
+    }
+    Err(Error::device(format!("rank {}: {} disagree(s): {}", world.rank(), faults.len(), faults.join(", "))))
+}
+
+fn mpi_version(world: &World) -> String {
+    if world.size() > 1 || crate::dist::launched_rank().is_some() {
+        let (major, minor) = mpi::environment::version();
+        let library = mpi::environment::library_version().unwrap_or_default();
+        format!("{major}.{minor}, {}", library.split(',').next().unwrap_or_default())
+    } else {
+        "not started (alone); mpirun -n 2 ctune-dist doctor looks at it".into()
+    }
+}
+
+fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
+    if !world.leads() {
+        return Ok(());
+    }
+    let (major, minor) = cuda::nvrtc_version()?;
+    println!(
+        "driver: CUDA {}; NVRTC {major}.{minor}; cuBLASLt {}; NCCL {}",
+        dotted(found.driver),
+        cuda::cublaslt_version(),
+        crate::dist::nccl_version().unwrap_or("not found (needed from two ranks on)".into())
+    );
+    for ordinal in 0..found.gpus {
+        let device = Device::open(ordinal)?;
+        let card = &device.card;
+        let (free, total) = device.memory()?;
+        println!(
+            "GPU {ordinal}: {}, compute capability {}.{}, {} multiprocessors, {:.1} of {:.1} GB free, {:.0} GB/s by \
+             its data",
+            card.name,
+            card.arch.0,
+            card.arch.1,
+            card.multiprocessors,
+            free as f64 / 1e9,
+            total as f64 / 1e9,
+            card.bandwidth / 1e9
+        );
+    }
+    Ok(())
+}
+
+/// Every operation and a whole step on one GPU in one precision.
+fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> Result<()> {
+    let allowed = if size_of::<R>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 };
+    let gpu = Cuda::<R>::new(ordinal, Settings::default())?;
+    let name = gpu.describe();
+    if world.leads() {
+        println!("{name}: operations against the CPU engine, |difference| / |value|, at most {allowed:.0e}");
+    }
+    for shape in trial::shapes() {
+        let (expected, got) = (trial::run(&Cpu::new(), &shape)?, trial::run(&gpu, &shape)?);
+        for (expected, got) in expected.iter().zip(&got) {
+            let error = difference(expected, got);
+            let good = error <= allowed;
+            if world.leads() {
+                let mark = if good { "" } else { "  <- wrong" };
+                println!("  {:<44} {error:9.1e}{mark}", format!("{}, D = {}", got.name, shape.head_size()));
+            }
+            if !good {
+                faults.push(format!("{} ({})", got.name, R::SUFFIX));
+            }
+        }
+    }
+    step(&name, gpu, world, faults)
+}
+
+/// |got - expected| / |expected|; infinite where lengths differ or a value is no number.
+pub fn difference(expected: &Outcome, got: &Outcome) -> f64 {
+    if expected.values.len() != got.values.len() {
+        return f64::INFINITY;
+    }
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let pairs = || expected.values.iter().zip(&got.values).map(|(e, g)| f64::from(*e) - f64::from(*g));
+    let (off, size) = (norm(&mut pairs()), norm(&mut expected.values.iter().map(|v| f64::from(*v))));
+    match (off.is_finite(), off == 0.0) {
+        (false, _) => f64::INFINITY,
+        (true, true) => 0.0,
+        (true, false) => off / size.max(f64::from(f32::MIN_POSITIVE)),
+    }
+}
+
+/// One pack forward and backward, against the reference model with its autograd.
+fn step<B: Backend>(name: &str, backend: B, world: &World, faults: &mut Vec<String>) -> Result<()> {
+    for shape in trial::shapes() {
+        let found = step_of(backend.clone(), &shape)?;
+        let Some((loss, expected, worst, error, good)) = found else { continue };
+        if world.leads() {
+            println!(
+                "{name}: a whole step, D = {}: loss {loss:.6}, reference {expected:.6}; largest error of a gradient \
+                 {error:.1e} ({worst})",
+                shape.head_size()
+            );
+        }
+        if !good {
+            faults.push(format!("a whole step on {name}"));
+        }
+    }
+    Ok(())
+}
+
+type Step = Option<(f64, f64, String, f64, bool)>;
+
+fn step_of<B: Backend>(backend: B, shape: &Shape) -> Result<Step> {
+    let pack = trial::pack(shape.vocab);
+    let options = Options {
+        objective: Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
+        heads: HeadSet::PRETRAINING,
+        capacity: Capacity {
+            tokens: pack.tokens() + 20,
+            sequences: pack.sequences() + 3,
+            masked: pack.masked + 9,
+        },
+        train: true,
+        dropout: 0.1,
+        seed: 11,
+        rule: Some(trial::rule(shape.vocab)),
+        continues: vec![0; shape.vocab],
+    };
+    let mut model = Bert::new(backend, &Shape { layers: 2, ..shape.clone() }, options)?;
+    checkpoint::fill_fresh(&mut model, 3)?;
+    let Some(found) = against_reference(&mut model, &pack)? else { return Ok(None) };
+    let (worst, error) = found.worst();
+    Ok(Some((found.loss, found.reference_loss, worst.to_owned(), error, found.verdict().is_ok())))
+}

@@ -1,0 +1,48 @@
+//! f32 to bf16 and back, on a stream of choice: gradients that are summed over ranks in bf16.
+
+use std::ops::Range;
+
+use super::device::Stream;
+use super::launch::Arg;
+use super::{Cuda, CudaBuf, Real};
+use crate::Result;
+
+/// Threads of a block; each takes 8 values.
+const THREADS: usize = 256;
+const VALUES: usize = 8;
+
+impl<R: Real> Cuda<R> {
+    /// to[..range.len()] = from[range], rounded to nearest.
+    pub(crate) fn narrow(
+        &self,
+        stream: &Stream,
+        from: &CudaBuf<f32>,
+        range: Range<usize>,
+        to: &mut CudaBuf<half::bf16>,
+    ) -> Result<()> {
+        let len = range.len();
+        from.span("gradients in bf16", range.clone())?;
+        to.span("gradients in bf16", 0..len)?;
+        let args = [from.at(range.start), to.at(0), Arg::U64(len as u64)];
+        self.launch_on(stream, "narrow", grid(len), THREADS as u32, 0, &args)
+    }
+
+    /// to[range] = from[..range.len()].
+    pub(crate) fn widen(
+        &self,
+        stream: &Stream,
+        from: &CudaBuf<half::bf16>,
+        to: &mut CudaBuf<f32>,
+        range: Range<usize>,
+    ) -> Result<()> {
+        let len = range.len();
+        to.span("gradients in f32", range.clone())?;
+        from.span("gradients in f32", 0..len)?;
+        let args = [from.at(0), to.at(range.start), Arg::U64(len as u64)];
+        self.launch_on(stream, "widen", grid(len), THREADS as u32, 0, &args)
+    }
+}
+
+fn grid(len: usize) -> (u32, u32, u32) {
+    (len.div_ceil(THREADS * VALUES) as u32, 1, 1)
+}

@@ -1,0 +1,182 @@
+//! The GPU engine: `Backend` on one NVIDIA card in f32 or bf16, through the driver, NVRTC and
+//! cuBLASLt, all found at run time, so that the one binary starts where none of them is.
+//!
+//! This file holds what an engine is made of; the work is next to it: `device` (context, streams,
+//! events), `buffer` (memory), `upload` (packs to the device, results back), `module` (kernels
+//! compiled and cached), `launch` (starting them), `gemm` (products), `graph` (recorded segments of a
+//! step), `ops` (one launcher for each operation), `backend` (the trait).
+//!
+//! Order: every operation goes to the compute stream; packs arrive on the copy stream and sums over
+//! ranks run on the communication stream, joined by events. The host waits for the device where it
+//! asks for values, nowhere else.
+
+mod backend;
+mod buffer;
+mod convert;
+mod device;
+mod gemm;
+mod graph;
+mod launch;
+mod module;
+mod ops;
+mod trap;
+mod upload;
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::rc::Rc;
+use std::sync::Arc;
+
+pub use buffer::CudaBuf;
+pub use device::{Card, Device, Event, Installed, Stream, dotted, probe};
+pub use gemm::version as cublaslt_version;
+pub use module::version as nvrtc_version;
+
+use gemm::Gemm;
+use graph::Graphs;
+use module::Module;
+use upload::{Fetches, Uploader};
+
+use crate::Result;
+use crate::engine::{Elem, PackCounts, Segment};
+
+/// What weights and activations are on a GPU.
+pub trait Real: Elem {
+    /// Ending of the names of kernels that work on it.
+    const SUFFIX: &'static str;
+    /// Rounds to nearest, ties to even.
+    fn from_f32(value: f32) -> Self;
+    fn to_f32(self) -> f32;
+}
+
+impl Real for f32 {
+    const SUFFIX: &'static str = "f32";
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Real for half::bf16 {
+    const SUFFIX: &'static str = "bf16";
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+/// One GPU as an engine. Clones share the device and its kernels; `session` gives a model what is
+/// its own (room for packs, recorded segments).
+pub struct Cuda<R: Real> {
+    inner: Rc<Inner>,
+    kind: PhantomData<R>,
+}
+
+/// How an engine works, the same for all models on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Record the segments of a training step and replay them.
+    pub graph: bool,
+    /// Sum gradients over ranks in bf16.
+    pub narrow_sums: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { graph: true, narrow_sums: false }
+    }
+}
+
+/// What all models on a device share. Fields are dropped in this order: the device last, as
+/// everything lives on it.
+struct Shared {
+    gemm: RefCell<Gemm>,
+    module: Module,
+    settings: Settings,
+    device: Arc<Device>,
+}
+
+/// What one model has to itself.
+struct Inner {
+    /// Recorded segments.
+    graphs: RefCell<Graphs>,
+    /// Packs on their way to the device.
+    uploads: RefCell<Uploader>,
+    /// Values on their way to the host.
+    fetches: Rc<Fetches>,
+    /// This pack's counts on the device, `PackCounts` as u32 [8].
+    counts: CudaBuf<u32>,
+    /// The same on the host.
+    pack: Cell<PackCounts>,
+    /// The segment that runs, for messages.
+    segment: Cell<Option<Segment>>,
+    /// Looks at every operation's result, while `run.check` is due.
+    trap: trap::Trap,
+    /// The largest pack to come; zeros where nothing was said.
+    most: PackCounts,
+    shared: Rc<Shared>,
+}
+
+impl<R: Real> Clone for Cuda<R> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), kind: PhantomData }
+    }
+}
+
+impl<R: Real> Cuda<R> {
+    /// The engine on GPU `ordinal` of this process.
+    ///
+    /// # Errors
+    /// `Error::Device` when there is no usable GPU or its kernels do not compile.
+    pub fn new(ordinal: usize, settings: Settings) -> Result<Self> {
+        let device = Device::open(ordinal)?;
+        let module = Module::load(&device)?;
+        let gemm = RefCell::new(Gemm::new(&device)?);
+        Self::with(Rc::new(Shared { gemm, module, settings, device }), PackCounts::default())
+    }
+
+    /// The same device for one model whose packs have at most `most` of everything.
+    fn with_room(&self, most: PackCounts) -> Result<Self> {
+        Self::with(self.inner.shared.clone(), most)
+    }
+
+    fn with(shared: Rc<Shared>, most: PackCounts) -> Result<Self> {
+        let device = &shared.device;
+        let inner = Inner {
+            graphs: RefCell::new(Graphs::new(shared.settings.graph)),
+            uploads: RefCell::new(Uploader::new(device, &most)?),
+            fetches: Rc::new(Fetches::new(device)),
+            counts: CudaBuf::zeros(device, size_of::<PackCounts>() / size_of::<u32>())?,
+            pack: Cell::default(),
+            segment: Cell::new(None),
+            trap: trap::Trap::new(device)?,
+            most,
+            shared,
+        };
+        Ok(Self { inner: Rc::new(inner), kind: PhantomData })
+    }
+
+    /// The GPU under this engine.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.inner.shared.device
+    }
+
+    /// Segments that were recorded so far.
+    pub fn recorded_segments(&self) -> usize {
+        self.inner.graphs.borrow().recorded()
+    }
+
+    /// Whether gradients are summed over ranks in bf16.
+    pub fn sums_narrow(&self) -> bool {
+        self.inner.shared.settings.narrow_sums
+    }
+
+    /// Puts what was uploaded for this pack in front of the next operation.
+    fn flush(&self) -> Result<()> {
+        self.inner.uploads.borrow_mut().flush(self.device())
+    }
+}

@@ -1,0 +1,252 @@
+//! Low-rank adapters (LoRA, Hu et al. 2022): y = x W' + b + (alpha / rank) x A' B' with A [rank, K]
+//! and B [N, rank], beside frozen linear layers of the encoder.
+//!
+//! Two choices keep them on the operations that every engine has. B is stored transposed, [rank, N],
+//! so that adding its product to y is the operation that adds an input gradient. And alpha / rank is
+//! part of the stored B: the same function, and the same training under Adam, whose step does not
+//! depend on the gradient's scale, once B's learning rate is multiplied by alpha / rank too.
+//!
+//! Adapters of one layer's query, key and value work on one fused product: their A lie behind each
+//! other, [r, H] with r = rank x targets, and their B side by side in one [r, 3H] whose other blocks
+//! are zero and stay so (they belong to a frozen group).
+
+use std::ops::Range;
+
+use super::layout::{LayerAt, Layout, Param, Table};
+use crate::engine::random::{philox, purpose};
+use crate::engine::{Backend, Epilogue, LinearAt, Rows};
+use crate::{Error, Result};
+
+/// `fine.lora`
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    pub rank: usize,
+    /// The product is multiplied by alpha / rank.
+    pub alpha: f32,
+    pub targets: Vec<Target>,
+}
+
+/// A linear layer of the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    Query,
+    Key,
+    Value,
+    /// attention.output.dense
+    AttentionOutput,
+    /// intermediate.dense
+    Intermediate,
+    /// output.dense
+    Output,
+}
+
+/// A product of the engine that adapters may stand beside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Query, key and value in one.
+    Qkv,
+    Output,
+    Up,
+    Down,
+}
+
+impl Target {
+    /// The product, and which block of its output.
+    fn place(self) -> (Place, usize) {
+        match self {
+            Self::Query => (Place::Qkv, 0),
+            Self::Key => (Place::Qkv, 1),
+            Self::Value => (Place::Qkv, 2),
+            Self::AttentionOutput => (Place::Output, 0),
+            Self::Intermediate => (Place::Up, 0),
+            Self::Output => (Place::Down, 0),
+        }
+    }
+}
+
+/// The adapters beside one product.
+#[derive(Clone, Debug)]
+pub struct AdapterAt {
+    pub place: Place,
+    /// A: [r, K]; has no bias.
+    pub a: LinearAt,
+    /// B transposed, with its factor: [r, N]; has no bias.
+    pub b: LinearAt,
+}
+
+/// Which part of an adapter's tensor is in use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// Multiplies the learning rate.
+    pub lr_scale: f32,
+    /// Of a B: the columns of each row that are in use, by blocks of `rank` rows. Empty for an A.
+    columns: Vec<Range<usize>>,
+    rank: usize,
+}
+
+impl Block {
+    /// The tensor's ranges in the arena, each with whether it is in use.
+    pub fn parts(&self, offset: usize, shape: &[usize]) -> Vec<(Range<usize>, bool)> {
+        let width = shape[1];
+        if self.columns.is_empty() {
+            return vec![(offset..offset + shape[0] * width, true)];
+        }
+        let row = |j: usize| {
+            let (start, used) = (offset + j * width, &self.columns[j / self.rank]);
+            let cuts = [start, start + used.start, start + used.end, start + width];
+            [(cuts[0]..cuts[1], false), (cuts[1]..cuts[2], true), (cuts[2]..cuts[3], false)]
+        };
+        (0..shape[0]).flat_map(row).filter(|(range, _)| !range.is_empty()).collect()
+    }
+
+    /// A uniform in +-1 / sqrt(K), as `nn.Linear`; B zero, so that training starts at the base model.
+    pub fn initial(&self, param: &Param, seed: u32) -> Vec<f32> {
+        if !self.columns.is_empty() {
+            return vec![0.0; param.len()];
+        }
+        let tensor = crc32fast::hash(param.name.as_bytes());
+        let bound = 1.0 / (param.shape[1] as f64).sqrt();
+        let draw = |i: usize| philox([seed, purpose::INIT], [i as u32, 0, 0, tensor])[0];
+        let value = |i| ((f64::from(draw(i)) / f64::from(u32::MAX) * 2.0 - 1.0) * bound) as f32;
+        (0..param.len()).map(value).collect()
+    }
+}
+
+impl Lora {
+    /// Refuses what no adapter can be.
+    ///
+    /// # Errors
+    /// `Error::Config` that names the key.
+    pub fn check(&self) -> Result<()> {
+        let bad = |text: String| Err(Error::config(format!("fine.lora: {text}")));
+        if self.rank == 0 || !self.rank.is_multiple_of(8) {
+            return bad(format!("rank = {}: must be a positive multiple of 8", self.rank));
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return bad(format!("alpha = {}: must be a positive number", self.alpha));
+        }
+        if self.targets.is_empty() {
+            return bad("targets is empty: name linear layers, as in [\"query\", \"value\"]".into());
+        }
+        match self.targets.iter().enumerate().find(|(i, t)| self.targets[..*i].contains(t)) {
+            Some((_, twice)) => bad(format!("targets names {twice:?} twice")),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds the adapters of one layer to the table.
+    pub(super) fn place(
+        &self,
+        table: &mut Table,
+        layer: &str,
+        places: [(Place, LinearAt); 4],
+    ) -> Vec<AdapterAt> {
+        let mut adapters = Vec::new();
+        for (place, linear) in places {
+            let mut blocks: Vec<usize> =
+                self.targets.iter().map(|t| t.place()).filter(|(p, _)| *p == place).map(|(_, b)| b).collect();
+            blocks.sort_unstable();
+            if blocks.is_empty() {
+                continue;
+            }
+            let width = if place == Place::Qkv { linear.n / 3 } else { linear.n };
+            let columns: Vec<_> = blocks.iter().map(|b| b * width..(b + 1) * width).collect();
+            let r = self.rank * blocks.len();
+            let name = format!("{layer}.{place:?}").to_lowercase();
+            let a = Block { lr_scale: 1.0, columns: Vec::new(), rank: self.rank };
+            let b = Block { lr_scale: self.alpha / self.rank as f32, columns, rank: self.rank };
+            let a = table.adapter(&format!("{name}.lora_A"), &[r, linear.k], a);
+            let b = table.adapter(&format!("{name}.lora_B"), &[r, linear.n], b);
+            adapters.push(AdapterAt {
+                place,
+                a: LinearAt { w: a, b: a, n: r, k: linear.k },
+                b: LinearAt { w: b, b, n: r, k: linear.n },
+            });
+        }
+        adapters
+    }
+}
+
+impl AdapterAt {
+    /// y [T, N] += x A' B; keeps down = x A', [T, r].
+    pub fn forward<B: Backend>(
+        &self,
+        b: &B,
+        weights: &B::Buf<B::Real>,
+        t: Rows,
+        x: &B::Buf<B::Real>,
+        down: &mut B::Buf<B::Real>,
+        y: &mut B::Buf<B::Real>,
+    ) -> Result<()> {
+        b.linear(x, weights, self.a, t, Epilogue::None, down)?;
+        b.linear_backward_input(down, weights, self.b, t, true, y)
+    }
+
+    /// From dy [T, N] and what forward had: adds the gradients of A and B, and the adapter's part to
+    /// dx [T, K]. `ddown` [T, r] is overwritten.
+    #[allow(clippy::too_many_arguments)] // one buffer each, as the engine's operations
+    pub fn backward<B: Backend>(
+        &self,
+        b: &B,
+        weights: &B::Buf<B::Real>,
+        t: Rows,
+        (x, down, dy): (&B::Buf<B::Real>, &B::Buf<B::Real>, &B::Buf<B::Real>),
+        ddown: &mut B::Buf<B::Real>,
+        dx: &mut B::Buf<B::Real>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        b.linear(dy, weights, self.b, t, Epilogue::None, ddown)?;
+        b.linear_backward_weight(down, dy, self.b, t, false, grads)?;
+        b.linear_backward_weight(ddown, x, self.a, t, false, grads)?;
+        b.linear_backward_input(ddown, weights, self.a, t, true, dx)
+    }
+}
+
+impl LayerAt {
+    /// The adapter beside the product at `place`, and its number in the layer.
+    pub fn adapter(&self, place: Place) -> Option<(usize, &AdapterAt)> {
+        self.adapters.iter().enumerate().find(|(_, adapter)| adapter.place == place)
+    }
+}
+
+impl Layout {
+    /// Adapters and the linear layer that each stands beside.
+    fn adapters(&self) -> impl Iterator<Item = (&AdapterAt, LinearAt)> {
+        self.layers.iter().flat_map(|layer| {
+            layer.adapters.iter().map(|adapter| {
+                let linear = match adapter.place {
+                    Place::Qkv => layer.qkv,
+                    Place::Output => layer.output,
+                    Place::Up => layer.up,
+                    Place::Down => layer.down,
+                };
+                (adapter, linear)
+            })
+        })
+    }
+
+    /// Elements a token that the widest adapter keeps; 0 without adapters.
+    pub fn adapter_width(&self) -> usize {
+        self.adapters().map(|(adapter, _)| adapter.a.n).max().unwrap_or(0)
+    }
+
+    /// Adds each adapter's product to the matrix that it stands beside: `arena` [len] then holds a
+    /// plain model with the same scores.
+    pub fn merge_adapters(&self, arena: &mut [f32]) {
+        for (adapter, linear) in self.adapters() {
+            let (a, b) = (adapter.a, adapter.b);
+            for n in 0..linear.n {
+                let mut row = vec![0.0f64; linear.k];
+                for j in 0..a.n {
+                    let factor = f64::from(arena[b.w + j * b.k + n]);
+                    let low = &arena[a.w + j * a.k..][..a.k];
+                    row.iter_mut().zip(low).for_each(|(sum, &x)| *sum += factor * f64::from(x));
+                }
+                let weights = &mut arena[linear.w + n * linear.k..][..linear.k];
+                weights.iter_mut().zip(row).for_each(|(w, x)| *w = (f64::from(*w) + x) as f32);
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The query prediction task: does a model know what people ask? For each (query, document) pair
+//! every query word is masked in turn, all its pieces at once, and predicted from the rest of the
+//! query alone and with the document beside it. Several models stand side by side.
+
+mod pairs;
+mod predict;
+pub mod tally;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::config::Config;
+use crate::corpus::tokenise::Tokenizer;
+use crate::dist::World;
+use crate::engine::Backend;
+use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
+use crate::model::{Bert, HeadSet};
+use crate::report::probe as report;
+use crate::train::checkpoints::Identity;
+use crate::train::resume;
+use crate::train::run_dir::{self, on_engine};
+use crate::{Error, Result};
+use pairs::Pairs;
+use predict::{Prediction, predict};
+use tally::{ModelTally, Probe};
+
+/// What `probe` looks at.
+#[derive(Clone, Debug)]
+pub struct ProbeOptions {
+    /// Name and folder of each model.
+    pub models: Vec<(String, PathBuf)>,
+    /// Gives the MLM head of models without one (fine-tuned ones).
+    pub heads_from: Option<PathBuf>,
+    /// Pairs to draw.
+    pub pairs: usize,
+}
+
+/// Runs the task on every rank of `world`; writes probe.json and probe.html in the run directory and
+/// prints the table.
+///
+/// # Errors
+/// `Error::Config` for no model, a name twice, models of different vocabularies, or a model without
+/// MLM head where `heads_from` names none.
+pub fn run(config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
+    on_engine!(config, world, backend => run_on(&backend, config, options, world))
+}
+
+fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
+    let Some((_, first)) = options.models.first() else {
+        return Err(Error::config("probe: name at least one --model NAME=FOLDER"));
+    };
+    let tokenizer = Tokenizer::load(first)?;
+    check(&options.models, &tokenizer)?;
+    let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
+    run_dir::announce(backend, world);
+    let data = pairs.source.to_string();
+    let identity = Identity { command: "probe".into(), data, config: resume::plan_of(config, &[])? };
+    world.agree(world.leads().then(|| resume::check_command(&config.run.out, "probe")))?;
+    let dir = run_dir::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
+    let mut models = Vec::new();
+    for (name, path) in &options.models {
+        let (mut model, borrowed) = load(backend.clone(), config, path, options.heads_from.as_deref())?;
+        let predictions: Vec<Prediction> = predict(&mut model, &pairs, world)?;
+        let head = borrowed.then(|| options.heads_from.clone()).flatten();
+        models.push(ModelTally::new(name, path, head, &pairs, &predictions));
+    }
+    let probe = Probe { source: pairs.source.clone(), pairs: pairs.list.len(), words: pairs.words(), models };
+    world.agree(world.leads().then(|| conclude(&probe, &dir)))?;
+    Ok(())
+}
+
+fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
+    for (i, (name, path)) in models.iter().enumerate() {
+        if models[..i].iter().any(|(other, _)| other == name) {
+            return Err(Error::config(format!("probe: two models are named {name:?}")));
+        }
+        if !Tokenizer::load(path)?.same_pieces(tokenizer) {
+            return Err(Error::config(format!(
+                "probe: {} has another tokenizer than {}: compare models of one vocabulary",
+                path.display(),
+                models[0].1.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The model with an MLM head: its own, or that of `heads_from` (then true).
+fn load<B: Backend>(
+    backend: B,
+    config: &Config,
+    path: &Path,
+    heads_from: Option<&Path>,
+) -> Result<(Bert<B>, bool)> {
+    const HEAD: &str = "cls.predictions";
+    let mut found = Checkpoint::read(path)?;
+    found.check_fits(found.shape.vocab, config.data.max_tokens)?;
+    let borrowed = !found.tensors.keys().any(|name| name.starts_with(HEAD));
+    if borrowed {
+        let Some(other) = heads_from else {
+            return Err(Error::config(format!(
+                "{}: has no MLM head: name with --heads-from the model that it was fine-tuned from",
+                path.display()
+            )));
+        };
+        let lender = Checkpoint::read(other)?;
+        found.tensors.extend(lender.tensors.into_iter().filter(|(name, _)| name.starts_with(HEAD)));
+    }
+    let options = predict::options(config);
+    debug_assert_eq!(options.heads, HeadSet::PRETRAINING);
+    let mut model = Bert::new(backend, &found.shape, options)?;
+    let report = found.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
+    match report.missing.iter().find(|name| name.starts_with(HEAD)) {
+        Some(name) => Err(Error::data(format!("{}: the MLM head lacks {name}", path.display()))),
+        None => Ok((model, borrowed)),
+    }
+}
+
+fn conclude(probe: &Probe, dir: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(probe)
+        .map_err(|e| Error::data(format!("probe.json cannot be written: {e}")))?;
+    run_dir::write_whole(&dir.join("probe.json"), text.as_bytes())?;
+    let page = dir.join("probe.html");
+    run_dir::write_whole(&page, report::page(probe)?.as_bytes())?;
+    print!("{}", report::table_text(probe));
+    println!("report: {}", page.display());
+    Ok(())
+}
+
+/// CRC-32 of each model's weights, for the file: a table is only as good as the names of its models.
+fn fingerprint(path: &Path) -> Option<u32> {
+    checkpoint::fingerprint(path).ok()
+}

@@ -1,0 +1,217 @@
+//! What turns a step's gradients into new weights: the sum over ranks, the global norm, clipping,
+//! AdamW or LAMB, and (ZeRO stage 1, Rajbhandari et al. 2020) the division of the optimiser's state
+//! over ranks.
+//!
+//! A bucket of the arena (heads, a layer, the embeddings) is cut into a share a rank. With sharding,
+//! rank r gets the sum of its shares alone (reduce-scatter), keeps moments and master weights for
+//! them alone, updates them and hands out the new weights (all-gather): the bytes on the wire are an
+//! all-reduce's, the state's memory is divided by the ranks. Without sharding every rank has all of
+//! it. In both cases a rank measures only its own shares for the global norm, so that both add the
+//! same numbers in the same order: AdamW gives the same bits either way. LAMB's norms of single
+//! tensors are summed over the shares with sharding and in one go without, which differs in the last
+//! digit.
+
+use std::ops::Range;
+
+use crate::Result;
+use crate::config::{Optimizer, Sharding, Train};
+use crate::dist::{Collective, pieces};
+use crate::engine::{AdamW, Backend, ParamGroup, slices};
+use crate::model::Bert;
+use crate::model::trained::Rates;
+
+/// What an optimiser remembers from update to update. A checkpoint of it and of the weights is enough
+/// to go on.
+pub struct OptimiserState<B: Backend> {
+    /// Ranges of the arena that this rank updates, ascending: what learns, or this rank's share of it.
+    pub owned: Vec<Range<usize>>,
+    /// Weights in f32 where `Real` is narrower, the owned ranges end to end; else empty.
+    pub master: B::Buf<f32>,
+    /// Mean of the gradients, the owned ranges end to end.
+    pub moment1: B::Buf<f32>,
+    /// Mean of their squares, likewise.
+    pub moment2: B::Buf<f32>,
+    /// Updates made, skipped ones included.
+    pub updates: u64,
+}
+
+impl<B: Backend> OptimiserState<B> {
+    /// Elements of each moment.
+    pub fn len(&self) -> usize {
+        self.owned.iter().map(ExactSizeIterator::len).sum()
+    }
+
+    /// Whether this rank updates nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A range of gradients that becomes complete at once, and each rank's share of it.
+struct Bucket {
+    /// As `Bert::backward` names it.
+    range: Range<usize>,
+    /// Of what learns in it.
+    shares: Vec<Range<usize>>,
+}
+
+/// The optimiser of one rank.
+pub struct Optimiser<B: Backend> {
+    pub state: OptimiserState<B>,
+    settings: Train,
+    groups: Vec<ParamGroup>,
+    /// In the order of backward; buckets without anything that learns are left out.
+    buckets: Vec<Bucket>,
+    /// What this rank measures for the global norm.
+    measured: Vec<Range<usize>>,
+    /// Squared global norm, [1]
+    norm_sq: B::Buf<f32>,
+    /// LAMB: squared norms of tensor and direction, [groups, 2]; else empty
+    norms: B::Buf<f32>,
+}
+
+impl<B: Backend> Optimiser<B> {
+    /// The optimiser of rank `rank` of `ranks`, with zeroed moments, for what learns in `model`.
+    pub fn new(model: &Bert<B>, rank: usize, ranks: usize, settings: &Train) -> Result<Self> {
+        let (backend, layout) = (&model.backend, &model.layout);
+        let head = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
+        let rates = Rates { head, layer_decay: settings.layer_decay };
+        let lamb = settings.optimizer == Optimizer::Lamb;
+        let groups = layout.groups(rates, lamb);
+        let bucket = |range: Range<usize>| {
+            let shares = pieces(&layout.span(&range)?, ranks);
+            Some(Bucket { range, shares })
+        };
+        let buckets: Vec<Bucket> = layout.buckets().into_iter().filter_map(bucket).collect();
+        let share = ascending(buckets.iter().map(|b| b.shares[rank].clone()));
+        let measured = ascending(slices(&groups, &share).into_iter().map(|slice| slice.range));
+        let whole = |b: &Bucket| b.shares[0].start..b.shares[ranks - 1].end;
+        let owned = match settings.sharding {
+            Sharding::Optimizer => share,
+            Sharding::None => ascending(buckets.iter().map(whole)),
+        };
+        let len = owned.iter().map(ExactSizeIterator::len).sum();
+        let state = OptimiserState {
+            master: master(model, &owned)?,
+            moment1: backend.zeros(len)?,
+            moment2: backend.zeros(len)?,
+            updates: 0,
+            owned,
+        };
+        let norms = backend.zeros(if lamb { 2 * groups.len() } else { 0 })?;
+        let norm_sq = backend.zeros(1)?;
+        Ok(Self { state, settings: settings.clone(), groups, buckets, measured, norm_sq, norms })
+    }
+
+    /// Whether each rank keeps its share of the state alone.
+    pub fn sharded(&self) -> bool {
+        self.settings.sharding == Sharding::Optimizer
+    }
+
+    /// Starts the sum over ranks of a bucket that backward has completed.
+    pub fn reduce(
+        &self,
+        reducer: &mut dyn Collective<B>,
+        backend: &B,
+        grads: &mut B::Buf<f32>,
+        range: &Range<usize>,
+    ) -> Result<()> {
+        let Some(bucket) = self.buckets.iter().find(|b| b.range == *range) else { return Ok(()) };
+        if self.sharded() {
+            return reducer.reduce_scatter(backend, grads, &bucket.shares);
+        }
+        let whole = bucket.shares[0].start..bucket.shares[bucket.shares.len() - 1].end;
+        reducer.all_reduce(backend, grads, whole)
+    }
+
+    /// Takes part in the sums with this rank's gradients as they are (zero): for a rank without packs.
+    pub fn join(&self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>) -> Result<()> {
+        self.buckets.iter().try_for_each(|b| self.reduce(reducer, &model.backend, &mut model.grads, &b.range))
+    }
+
+    /// Applies the summed gradients at learning rate `lr`, and sets them to zero. Returns the squared
+    /// norm before clipping; where it is not finite (on all ranks alike), nothing has changed.
+    pub fn step(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<f64> {
+        let backend = &model.backend;
+        reducer.finish(backend)?; // the device waits, not the host
+        backend.sum_squares(&model.grads, &self.measured, &mut self.norm_sq, 0)?;
+        reducer.all_reduce(backend, &mut self.norm_sq, 0..1)?;
+        reducer.finish(backend)?;
+        self.update(reducer, model, lr)?;
+        if self.sharded() {
+            for bucket in &self.buckets {
+                reducer.all_gather(&model.backend, &mut model.weights, &bucket.shares)?;
+            }
+            reducer.finish(&model.backend)?;
+        }
+        self.state.updates += 1;
+        Ok(f64::from(model.backend.download(&self.norm_sq, 0..1)?[0]))
+    }
+
+    fn update(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<()> {
+        let s = &self.settings;
+        let update = AdamW {
+            lr: lr as f32,
+            beta1: s.beta1,
+            beta2: s.beta2,
+            eps: s.eps,
+            weight_decay: s.weight_decay,
+            step: self.state.updates as u32 + 1,
+            clip_norm: s.clip_norm,
+        };
+        let (b, groups) = (&model.backend, &self.groups);
+        let (weights, grads) = (&mut model.weights, &mut model.grads);
+        let OptimiserState { owned, master, moment1, moment2, .. } = &mut self.state;
+        if s.optimizer == Optimizer::Adamw {
+            return b.adamw(update, groups, owned, &self.norm_sq, weights, master, grads, moment1, moment2);
+        }
+        let norms = &mut self.norms;
+        b.lamb_direction(
+            update,
+            groups,
+            owned,
+            &self.norm_sq,
+            weights,
+            master,
+            grads,
+            moment1,
+            moment2,
+            norms,
+        )?;
+        if s.sharding == Sharding::Optimizer {
+            reducer.all_reduce(b, norms, 0..2 * groups.len())?;
+            reducer.finish(b)?;
+        }
+        b.lamb_apply(update, groups, owned, norms, weights, master, grads)
+    }
+}
+
+/// The ranges in ascending order, empty ones left out and neighbours joined.
+fn ascending(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
+    let mut sorted: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+    sorted.sort_by_key(|range| range.start);
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in sorted {
+        match joined.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// The f32 copy of weights that are kept narrower, the owned ranges end to end; empty where they are
+/// f32.
+fn master<B: Backend>(model: &Bert<B>, owned: &[Range<usize>]) -> Result<B::Buf<f32>> {
+    if size_of::<B::Real>() == size_of::<f32>() {
+        return model.backend.zeros(0);
+    }
+    let mut master = model.backend.zeros(owned.iter().map(ExactSizeIterator::len).sum())?;
+    let mut at = 0;
+    for range in owned {
+        let weights = model.backend.download_weights(&model.weights, range.clone())?;
+        model.backend.upload(&weights, &mut master, at)?;
+        at += range.len();
+    }
+    Ok(master)
+}

@@ -1,0 +1,98 @@
+//! Long documents: cut into passages of words, scored one by one, put together again. The names are
+//! those of Dai and Callan (SIGIR 2019): FirstP, MaxP, SumP; AvgP is their mean.
+
+use serde::{Deserialize, Serialize};
+
+/// How a document's score follows from its passages'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregate {
+    /// The first passage's; the others are not scored.
+    #[default]
+    FirstP,
+    /// The best passage's.
+    MaxP,
+    /// The sum over passages.
+    SumP,
+    /// The mean over passages.
+    AvgP,
+}
+
+impl Aggregate {
+    /// The document's score from its passages' scores, in their order; 0 without any.
+    pub fn score(self, passages: &[f64]) -> f64 {
+        let sum = || passages.iter().sum::<f64>();
+        match self {
+            Self::FirstP => passages.first().copied().unwrap_or(0.0),
+            Self::MaxP => passages.iter().copied().reduce(f64::max).unwrap_or(0.0),
+            Self::SumP => sum(),
+            Self::AvgP => sum() / passages.len().max(1) as f64,
+        }
+    }
+}
+
+/// How text is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Words of a passage; 0 leaves the document whole.
+    pub words: usize,
+    /// Words from one passage's start to the next's.
+    pub stride: usize,
+    /// Passages of a document that are used.
+    pub most: usize,
+}
+
+/// The passages of `text`: windows of `cut.words` words, a window every `cut.stride` words, until a
+/// window reaches the end or `cut.most` are there. At least one, which may be empty.
+pub fn passages(text: &str, cut: Cut) -> Vec<&str> {
+    if cut.words == 0 {
+        return vec![text];
+    }
+    let words: Vec<(usize, usize)> = text
+        .split_whitespace()
+        .map(|word| {
+            let start = word.as_ptr() as usize - text.as_ptr() as usize;
+            (start, start + word.len())
+        })
+        .collect();
+    let mut parts = Vec::new();
+    let mut first = 0;
+    while parts.len() < cut.most.max(1) {
+        let last = (first + cut.words).min(words.len());
+        match words.get(first..last) {
+            Some([from, .., to]) => parts.push(&text[from.0..to.1]),
+            Some([only]) => parts.push(&text[only.0..only.1]),
+            _ => parts.push(""),
+        }
+        if last == words.len() {
+            break;
+        }
+        first += cut.stride.max(1);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_of_words() {
+        let cut = Cut { words: 3, stride: 2, most: 16 };
+        assert_eq!(passages("a b  c d\te f", cut), ["a b  c", "c d\te", "e f"]);
+        assert_eq!(passages("a b c d e", cut), ["a b c", "c d e"], "the end is reached: no third window");
+        assert_eq!(passages("a b", cut), ["a b"]);
+        assert_eq!(passages(" \n", cut), [""]);
+        assert_eq!(passages("a b c d e f g", Cut { most: 2, ..cut }), ["a b c", "c d e"]);
+        assert_eq!(passages(" a b", Cut { words: 0, ..cut }), [" a b"], "whole");
+        assert_eq!(passages("é ü ß", Cut { words: 1, stride: 1, most: 9 }), ["é", "ü", "ß"]);
+    }
+
+    #[test]
+    fn scores_are_put_together() {
+        let scores = [1.0, 4.0, -2.0];
+        let all = [Aggregate::FirstP, Aggregate::MaxP, Aggregate::SumP, Aggregate::AvgP];
+        assert_eq!(all.map(|how| how.score(&scores)), [1.0, 4.0, 3.0, 1.0]);
+        assert_eq!(all.map(|how| how.score(&[])), [0.0; 4]);
+    }
+}

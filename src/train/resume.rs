@@ -1,0 +1,344 @@
+//! What a run finds in its directory: nothing, itself unfinished, itself finished, or something else;
+//! and whether it may go on. Nothing that is there is ever overwritten.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::checkpoints::{Identity, State, find, folder, steps_in, sweep};
+use super::coarse::{Progress, Trainer};
+use super::run_dir;
+use super::state::has_master;
+use crate::config::{Config, Resume, ResumeFrom};
+use crate::dist::{Distributed, World};
+use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
+use crate::{Error, Result};
+
+/// Written into the run directory when the run has ended well.
+pub const FINISHED: &str = "DONE";
+
+/// Keys whose change leaves what was learnt so far as it is; `--resume-with-changes` allows them.
+const SAFE: [&str; 10] = [
+    "train.steps",
+    "train.epochs",
+    "train.recompute",
+    "train.sharding",
+    "train.validate_every",
+    "checkpoint.",
+    "run.log_every",
+    "run.hang_limit_s",
+    "run.device",
+    "model.path",
+];
+
+/// Keys that say where things are and not what they are; the data has a fingerprint of its own.
+const PLACES: [&str; 2] = ["run.out", "data.shards"];
+
+/// How a run starts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Start {
+    Fresh,
+    /// The directory holds this run, unfinished.
+    Again,
+    /// From this checkpoint.
+    From(PathBuf),
+    /// Nothing is left to do; the text says so.
+    Finished(String),
+}
+
+/// Decides on rank 0 how the run in `dir` starts and tells every rank.
+///
+/// # Errors
+/// `Error::Config` when the directory holds another run or other files, with every difference;
+/// `Error::Data` when it cannot be read.
+pub fn decide(dir: &Path, resume: &Resume, identity: &Identity, world: &World) -> Result<Start> {
+    let decided = world.agree(world.leads().then(|| decide_alone(dir, resume, identity)))?;
+    let mut text = match &decided {
+        Some(Start::From(path)) => format!("F{}", path.display()),
+        Some(Start::Finished(text)) => format!("D{text}"),
+        Some(Start::Again) => "A".into(),
+        _ => "-".into(),
+    };
+    world.broadcast_text(&mut text);
+    Ok(match text.split_at(1) {
+        ("F", path) => Start::From(path.into()),
+        ("D", text) => Start::Finished(text.to_owned()),
+        ("A", _) => Start::Again,
+        _ => Start::Fresh,
+    })
+}
+
+fn decide_alone(dir: &Path, resume: &Resume, identity: &Identity) -> Result<Start> {
+    let root = dir.join("checkpoints");
+    let named = |own| match &resume.from {
+        ResumeFrom::Path(path) => from_path(path, own, resume, identity).map(Some),
+        _ => Ok(None),
+    };
+    match holds(dir)? {
+        Held::Nothing => return Ok(named(None)?.unwrap_or(Start::Fresh)),
+        Held::Other => return Err(refused(dir, "holds files and no run")),
+        Held::Run if resume.from == ResumeFrom::Never => {
+            return Err(refused(dir, "holds a run, and --resume never starts a new one"));
+        }
+        Held::Run => {}
+    }
+    let was = run_dir::read_identity(dir)?;
+    check_same(dir, &was, identity, resume.with_changes)?;
+    sweep(&root)?;
+    if let Some(start) = named(Some(&root))? {
+        return Ok(start);
+    }
+    if dir.join(FINISHED).exists() && flat(&was.config) == flat(&identity.config) {
+        return Ok(Start::Finished(format!("{}: this run is finished; nothing to do", dir.display())));
+    }
+    let (found, skipped) = find::latest(&root, u64::MAX)?;
+    skipped.iter().for_each(|line| println!("{line}"));
+    let Some(found) = found else { return Ok(Start::Again) };
+    check_same(&found, &find::read_state(&found)?.identity, identity, resume.with_changes)?;
+    Ok(Start::From(found))
+}
+
+fn refused(dir: &Path, why: &str) -> Error {
+    Error::config(format!(
+        "{}: {why}; nothing there is overwritten: choose another --out or remove it",
+        dir.display()
+    ))
+}
+
+/// For commands that sort out themselves what they find: `dir` must be theirs, or empty.
+///
+/// # Errors
+/// `Error::Config` when it holds another command's run or other files.
+pub fn check_command(dir: &Path, command: &str) -> Result<()> {
+    match holds(dir)? {
+        Held::Nothing => Ok(()),
+        Held::Other => Err(refused(dir, "holds files and no run")),
+        Held::Run => {
+            let was = run_dir::read_identity(dir)?.command;
+            if was == command { Ok(()) } else { Err(refused(dir, &format!("holds a run of {was}"))) }
+        }
+    }
+}
+
+/// What a run directory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    Run,
+    Other,
+}
+
+fn holds(dir: &Path) -> Result<Held> {
+    if dir.join("run.json").exists() {
+        let begun = ["metrics.jsonl", "checkpoints", "model", FINISHED, "fold-1", "tasks"];
+        let begun = begun.iter().any(|name| dir.join(name).exists());
+        return Ok(if begun { Held::Run } else { Held::Nothing });
+    }
+    if !dir.exists() {
+        return Ok(Held::Nothing);
+    }
+    let bad = |e| Error::io("read", dir, e);
+    for entry in fs::read_dir(dir).map_err(bad)? {
+        let name = entry.map_err(bad)?.file_name();
+        // config.toml is written before run.json: a run that was killed between the two
+        if !["logs", "config.toml", run_dir::LOCK].iter().any(|own| name == *own) {
+            return Ok(Held::Other);
+        }
+    }
+    Ok(Held::Nothing)
+}
+
+/// A checkpoint that the user named: its folder, or a run directory whose last one is meant.
+fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identity) -> Result<Start> {
+    let nested = path.join("checkpoints");
+    let found = if nested.exists() {
+        let (found, skipped) = find::latest(&nested, u64::MAX)?;
+        skipped.iter().for_each(|line| println!("{line}"));
+        found.ok_or_else(|| Error::data(format!("{}: holds no whole checkpoint", nested.display())))?
+    } else {
+        find::verify(path)?;
+        path.to_owned()
+    };
+    let state = find::read_state(&found)?;
+    check_same(&found, &state.identity, identity, resume.with_changes)?;
+    if let Some(root) = own {
+        set_aside(root, state.progress.updates)?;
+    }
+    Ok(Start::From(found))
+}
+
+/// Checkpoints after the one that the user wants to go on from would be taken for the last ones later.
+fn set_aside(root: &Path, step: u64) -> Result<()> {
+    for later in steps_in(root)?.into_iter().filter(|later| *later > step) {
+        let (from, to) = (folder(root, later), root.join(format!("superseded-{later:07}")));
+        println!("{} is after step {step}: set aside as {}", from.display(), to.display());
+        if to.exists() {
+            fs::remove_dir_all(&to).map_err(|e| Error::io("replaced", &to, e))?;
+        }
+        fs::rename(&from, &to).map_err(|e| Error::io("renamed", &from, e))?;
+    }
+    Ok(())
+}
+
+/// # Errors
+/// `Error::Config` with every difference that matters, as `key: was, is`.
+fn check_same(what: &Path, was: &Identity, is: &Identity, with_changes: bool) -> Result<()> {
+    let mut differences = Vec::new();
+    if was.command != is.command {
+        differences.push(format!("command: was {}, is {}", was.command, is.command));
+    }
+    if was.data != is.data {
+        differences.push(format!("fingerprint of data.shards: was {}, is {}", was.data, is.data));
+    }
+    let mut only_safe = differences.is_empty();
+    let (old, new) = (flat(&was.config), flat(&is.config));
+    let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys.into_iter().filter(|key| old.get(*key) != new.get(*key)) {
+        let show = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
+        let safe = SAFE.iter().any(|prefix| key.starts_with(prefix));
+        if !(safe && with_changes) {
+            differences.push(format!("{key}: was {}, is {}", show(old.get(key)), show(new.get(key))));
+            only_safe &= safe;
+        }
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    let advice = if only_safe {
+        "add --resume-with-changes, or choose another --out"
+    } else {
+        "undo the changes, or choose another --out"
+    };
+    Err(Error::config(format!(
+        "{}: was made with another plan: {}: {advice}",
+        what.display(),
+        differences.join("; ")
+    )))
+}
+
+/// The keys of a plan that matter to pre-training, `a.b` by `a.b`. Keys that an older program did not
+/// know count as their defaults.
+fn flat(config: &Value) -> BTreeMap<String, Value> {
+    let mut keys = BTreeMap::new();
+    if let Ok(defaults) = serde_json::to_value(Config::default()) {
+        flatten("", &defaults, &mut keys);
+    }
+    flatten("", config, &mut keys);
+    keys.retain(|key, value| {
+        let place = PLACES.contains(&key.as_str());
+        !value.is_null() && !place
+    });
+    keys
+}
+
+fn flatten(prefix: &str, value: &Value, keys: &mut BTreeMap<String, Value>) {
+    match value {
+        Value::Object(table) => {
+            for (key, value) in table {
+                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&name, value, keys);
+            }
+        }
+        _ => {
+            keys.insert(prefix.to_owned(), value.clone());
+        }
+    }
+}
+
+/// The plan as a checkpoint keeps it: without what the command does not read.
+///
+/// # Errors
+/// `Error::Config` when the plan cannot be written as JSON.
+pub fn plan_of(config: &Config, unused: &[&str]) -> Result<Value> {
+    let mut plan = serde_json::to_value(config)
+        .map_err(|e| Error::config(format!("the plan cannot be written as JSON: {e}")))?;
+    for path in unused {
+        let (table, key) = path.split_once('.').unwrap_or((path, ""));
+        let entry = plan.get_mut(table).and_then(Value::as_object_mut);
+        match (key, entry) {
+            ("", _) => drop(plan.as_object_mut().and_then(|plan| plan.remove(table))),
+            (key, Some(entry)) => drop(entry.remove(key)),
+            _ => {}
+        }
+    }
+    Ok(plan)
+}
+
+/// Puts a checkpoint's weights, optimiser and place into `trainer`.
+///
+/// # Errors
+/// `Error::Data` with every tensor that is missing or unexpected, or what else does not fit.
+pub fn load<B: Distributed>(dir: &Path, trainer: &mut Trainer<B>) -> Result<State> {
+    let state = find::read_state(dir)?;
+    let arena = trainer.model.layout.len;
+    if state.arena != arena {
+        return Err(Error::data(format!(
+            "{}: made for an arena of {} values, this model has {arena}: another model",
+            dir.display(),
+            state.arena
+        )));
+    }
+    let folder = dir.join("model");
+    let seed = trainer.model.options.seed;
+    let report = Checkpoint::read(&folder)?.fill(&mut trainer.model, Fill::Head(HeadStart::NewHead), seed)?;
+    if !(report.missing.is_empty() && report.unexpected.is_empty()) {
+        return Err(Error::data(format!(
+            "{}: not this model's weights: missing: {}; unexpected: {}",
+            folder.display(),
+            list(&report.missing),
+            list(&report.unexpected)
+        )));
+    }
+    let owned = trainer.optimiser.state.owned.clone();
+    let mut optimiser = find::read_optimiser(dir, &state, &owned)?;
+    if !has_master::<B>() && !optimiser.master.is_empty() {
+        // From a device with 16-bit weights to one with f32: the optimiser's f32 weights are the exact ones.
+        let all = find::read_optimiser(dir, &state, &find::held(dir, &state)?)?;
+        let model = &mut trainer.model;
+        let mut at = 0;
+        for range in &all.owned {
+            let values = &all.master[at..at + range.len()];
+            model.backend.upload_weights(values, &mut model.weights, range.start)?;
+            at += range.len();
+        }
+        optimiser.master.clear();
+    } else if has_master::<B>() && optimiser.master.is_empty() {
+        let model = &trainer.model;
+        for range in &owned {
+            optimiser.master.extend(model.backend.download_weights(&model.weights, range.clone())?);
+        }
+    }
+    trainer.restore(state.progress, &optimiser)?;
+    Ok(state)
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// Cuts the metrics back to the steps that the weights have seen, so that no step appears twice. A
+/// line that a kill left half written goes too.
+///
+/// # Errors
+/// `Error::Data` when the file cannot be read or written.
+pub fn cut_metrics(path: &Path, progress: Progress) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let kept = |line: &&[u8]| {
+        let object: Option<Value> = serde_json::from_slice(line).ok();
+        let step = object.as_ref().map(|object| object["step"].as_u64().unwrap_or(0));
+        step.is_some_and(|step| step <= progress.updates)
+    };
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(kept).collect();
+    let mut cut = lines.join(&b'\n');
+    if !cut.is_empty() {
+        cut.push(b'\n');
+    }
+    run_dir::write_whole(path, &cut)
+}

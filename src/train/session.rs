@@ -1,0 +1,182 @@
+//! A run between its start and its end: trains, logs and saves every step, goes back to the last
+//! checkpoint when gradients stay non-finite, and stops when a signal asks for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::checkpoints::find;
+use super::checkpoints::saver::Saver;
+use super::coarse::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
+use super::metrics::{Meter, duration};
+use super::pretraining::Stage;
+use super::{resume, run_dir, signals};
+use crate::config::Config;
+use crate::data::loader::{Loader, LoaderOptions};
+use crate::data::source::SampleSource;
+use crate::dist::{Distributed, World};
+use crate::model::checkpoint;
+use crate::{Error, Result};
+
+/// Watches a run of `pretrain` or `coarse`.
+pub struct Session<'w> {
+    world: &'w World,
+    dir: PathBuf,
+    saver: Saver,
+    meter: Option<Meter>,
+    every: u64,
+    steps: u64,
+    start: Instant,
+    /// The step that training went back to after non-finite gradients.
+    went_back: Option<u64>,
+}
+
+impl<'w> Session<'w> {
+    pub fn new(config: &Config, saver: Saver, steps: u64, world: &'w World) -> Result<Self> {
+        Ok(Self {
+            world,
+            dir: config.run.out.clone(),
+            saver,
+            meter: None,
+            every: if world.leads() { config.run.log_every } else { 0 },
+            steps,
+            start: Instant::now(),
+            went_back: None,
+        })
+    }
+
+    /// Trains to the planned step.
+    ///
+    /// # Errors
+    /// `Error::Preempted` after a signal, when everything is saved; `Error::Data` when gradients stay
+    /// non-finite at a place that training went back from already.
+    pub fn train<B: Distributed>(
+        &mut self,
+        trainer: &mut Trainer<B>,
+        source: Arc<dyn SampleSource>,
+        mut options: LoaderOptions,
+    ) -> Result<()> {
+        loop {
+            let mut loader = Loader::new(source.clone(), options.clone())?;
+            let flow = trainer.train(&mut loader, self)?;
+            match flow {
+                Flow::Continue | Flow::Stop => return Ok(()),
+                Flow::Preempted => return Err(self.preempted(trainer)?),
+                Flow::Diverged => {}
+            }
+            let found = self.last_checkpoint(trainer.progress().updates)?;
+            self.go_back(&found, trainer)?;
+            options.start = trainer.progress().cursor;
+        }
+    }
+
+    /// Takes up the weights, the optimiser and the place of a checkpoint, and cuts the metrics.
+    ///
+    /// # Errors
+    /// As `resume::load`.
+    pub fn go_back<B: Distributed>(&mut self, from: &Path, trainer: &mut Trainer<B>) -> Result<()> {
+        let state = self.world.agree_all(resume::load(from, trainer))?;
+        self.saver.resumed_at(state.progress.updates);
+        if self.world.leads() {
+            let step = state.progress.updates;
+            println!(
+                "resumed from {}, made by {} rank(s); {} steps are left",
+                from.display(),
+                state.ranks,
+                self.steps.saturating_sub(step)
+            );
+        }
+        self.cut_metrics(trainer)
+    }
+
+    /// Leaves in metrics.jsonl the steps that the weights have seen and goes on behind them.
+    pub fn cut_metrics<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<()> {
+        let path = self.dir.join("metrics.jsonl");
+        self.meter = None;
+        let cut = || resume::cut_metrics(&path, trainer.progress());
+        self.world.agree(self.world.leads().then(cut))?;
+        self.meter = Some(Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?);
+        Ok(())
+    }
+
+    /// Where to go back to, said to the user; an error where that cannot help.
+    fn last_checkpoint(&mut self, step: u64) -> Result<PathBuf> {
+        self.saver.complete(self.world)?;
+        let advice = format!(
+            "step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: lower train.lr, set \
+             train.clip_norm, or check the weights of model.path"
+        );
+        let root = self.dir.join("checkpoints");
+        let found = self.world.agree(self.world.leads().then(|| find::latest(&root, step)))?;
+        let mut text = String::new();
+        if let Some((found, skipped)) = found {
+            skipped.iter().for_each(|line| println!("{line}"));
+            text = found.map(|path| path.display().to_string()).unwrap_or_default();
+        }
+        self.world.broadcast_text(&mut text);
+        if text.is_empty() {
+            return Err(Error::data(format!("{advice}; there is no checkpoint to go back to")));
+        }
+        if self.went_back.is_some_and(|before| before == step) {
+            return Err(Error::data(format!("{advice}; going back to {text} did not help")));
+        }
+        self.went_back = Some(step);
+        if self.world.leads() {
+            println!("step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: back to {text}");
+        }
+        Ok(text.into())
+    }
+
+    /// All ranks stop after the same step: everything is saved before any of them ends.
+    fn preempted<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<Error> {
+        let saved = self.saver.save_now(trainer)?;
+        let signal = signals::asked().unwrap_or("a signal to another rank");
+        Ok(Error::Preempted(format!(
+            "{signal}: stopped after step {} of {}; saved {}; the same command goes on from there",
+            trainer.progress().updates,
+            self.steps,
+            saved.display()
+        )))
+    }
+
+    /// Writes the trained model and marks the run as finished.
+    ///
+    /// # Errors
+    /// `Error::Data` with the file that cannot be written.
+    pub fn finish<B: Distributed>(&mut self, trainer: &mut Trainer<B>, stage: Stage) -> Result<()> {
+        if self.saver.is_on() {
+            self.saver.save_now(trainer)?;
+        }
+        let model = self.dir.join("model");
+        let conclude = || {
+            checkpoint::save(&trainer.model, &model, Some(self.saver.tokenizer()))?;
+            let text = format!("{} steps\n", trainer.progress().updates);
+            run_dir::write_whole(&self.dir.join(resume::FINISHED), text.as_bytes())
+        };
+        self.world.agree(self.world.leads().then(conclude))?;
+        if self.world.leads() {
+            let took = duration(self.start.elapsed().as_secs_f64());
+            let speed = self.meter.as_ref().map_or(0.0, Meter::tokens_per_s);
+            println!("{} done in {took}, {speed:.0} tokens/s; model: {}", stage.name(), model.display());
+        }
+        Ok(())
+    }
+}
+
+impl<B: Distributed> Watcher<B> for Session<'_> {
+    fn word(&mut self) -> Result<Word> {
+        self.saver.word()
+    }
+
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
+        if let Some(meter) = &mut self.meter {
+            meter.record(update)?;
+        }
+        if update.skipped_in_row >= NON_FINITE_LIMIT {
+            return Ok(Flow::Diverged);
+        }
+        self.saver.after(update, trainer)?;
+        let stop = update.agreed.stop && update.step < self.steps;
+        Ok(if stop { Flow::Preempted } else { Flow::Continue })
+    }
+}

@@ -1,0 +1,63 @@
+//! What the optimiser remembers, on the host, with the ranges of the arena that it belongs to: what a
+//! checkpoint keeps of a rank, and what any other number of ranks takes up again.
+
+use std::ops::Range;
+
+use super::optimiser::OptimiserState;
+use crate::Result;
+use crate::engine::Backend;
+
+/// The optimiser's arrays of one rank.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SavedOptimiser {
+    /// Ranges of the arena that the arrays hold end to end, ascending: what learns, or the rank's share.
+    pub owned: Vec<Range<usize>>,
+    /// f32 weights where the device keeps narrower ones, else empty.
+    pub master: Vec<f32>,
+    /// [sum of `owned`]
+    pub moment1: Vec<f32>,
+    /// [sum of `owned`]
+    pub moment2: Vec<f32>,
+}
+
+impl SavedOptimiser {
+    /// Moments of zeros over `owned`, without f32 weights.
+    pub fn zeros(owned: Vec<Range<usize>>) -> Self {
+        let len = owned.iter().map(ExactSizeIterator::len).sum();
+        Self { owned, master: Vec::new(), moment1: vec![0.0; len], moment2: vec![0.0; len] }
+    }
+
+    /// A copy of a rank's arrays; waits for the device.
+    pub fn of<B: Backend>(backend: &B, state: &OptimiserState<B>) -> Result<Self> {
+        let len = state.len();
+        let master = if has_master::<B>() { len } else { 0 };
+        Ok(Self {
+            owned: state.owned.clone(),
+            master: backend.download(&state.master, 0..master)?,
+            moment1: backend.download(&state.moment1, 0..len)?,
+            moment2: backend.download(&state.moment2, 0..len)?,
+        })
+    }
+
+    /// Puts the arrays back into the state of the same `owned` ranges.
+    pub fn restore<B: Backend>(&self, backend: &B, state: &mut OptimiserState<B>) -> Result<()> {
+        backend.upload(&self.master, &mut state.master, 0)?;
+        backend.upload(&self.moment1, &mut state.moment1, 0)?;
+        backend.upload(&self.moment2, &mut state.moment2, 0)
+    }
+
+    /// Elements of each array.
+    pub fn len(&self) -> usize {
+        self.moment1.len()
+    }
+
+    /// Whether the rank owns nothing.
+    pub fn is_empty(&self) -> bool {
+        self.moment1.is_empty()
+    }
+}
+
+/// Whether the optimiser keeps f32 weights beside a device's narrower ones.
+pub fn has_master<B: Backend>() -> bool {
+    size_of::<B::Real>() < size_of::<f32>()
+}

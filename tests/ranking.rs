@@ -1,0 +1,258 @@
+//! Fine-tuning's losses, negatives and passages, and re-ranking, through the program and its library.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::sync::Arc;
+
+use ctune_dist::config::{Config, NegativesFrom};
+use ctune_dist::corpus::tokenise::Tokenizer;
+use ctune_dist::data::batch::Batch;
+use ctune_dist::data::source::SampleSource;
+use ctune_dist::ir::qrels::Qrels;
+use ctune_dist::ir::run::{Hit, Run};
+use ctune_dist::probe::tally::Probe;
+use ctune_dist::train::collection::Collection;
+use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
+use ctune_dist::train::passages::Aggregate;
+
+use super::program::{Place, assert_done, assert_refused};
+
+/// Shards, a first stage and a model with a ranking head in `fine/fold-1/model`.
+fn ready() -> Place {
+    let place = Place::with_shards();
+    let retrieve = [
+        "retrieve",
+        "--documents",
+        "documents.tsv",
+        "--topics",
+        "topics.tsv",
+        "--out",
+        "bm25.run",
+        "--depth",
+        "30",
+    ];
+    assert_done(&place.run(&retrieve));
+    assert_done(&place.run(&[
+        "pretrain",
+        "--config",
+        "plan.toml",
+        "--set",
+        "train.steps=2",
+        "--out",
+        "model",
+    ]));
+    place
+}
+
+fn fine(place: &Place, out: &str, more: &[&str]) -> std::process::Output {
+    let mut args = vec!["fine", "--config", "plan.toml", "--out", out, "--set", "model.path=model/model"];
+    args.extend(["--set", "train.steps=3", "--set", "train.pack_tokens=1024"]);
+    for set in more {
+        args.extend(["--set", set]);
+    }
+    place.run(&args)
+}
+
+#[test]
+fn every_loss_trains_and_passages_too() {
+    let place = ready();
+    for loss in ["lce", "pairwise-softmax", "hinge", "pointwise", "listnet", "margin-mse"] {
+        let set = format!("fine.loss={loss}");
+        assert_done(&fine(&place, loss, &[&set, "fine.teacher=bm25.run"]));
+        let losses: Vec<f64> = place
+            .metrics(&format!("{loss}/fold-1"))
+            .iter()
+            .map(|m| m["rank_loss"].as_f64().unwrap())
+            .collect();
+        assert_eq!(losses.len(), 3, "{loss}");
+        assert!(losses.iter().all(|l| l.is_finite() && *l > 0.0), "{loss}: {losses:?}");
+    }
+    let passages =
+        ["fine.aggregate=max-p", "fine.passage_words=4", "fine.passage_stride=2", "fine.passages=3"];
+    assert_done(&fine(&place, "maxp", &passages));
+    assert_refused(&fine(&place, "x", &["fine.loss=margin-mse"]), 2, &["fine.teacher"]);
+    assert_refused(&fine(&place, "x", &["fine.aggregate=sum-p"]), 2, &["fine.passage_words"]);
+    assert_refused(
+        &fine(&place, "x", &["fine.passage_words=10", "fine.passage_stride=11"]),
+        2,
+        &["fine.passage_stride"],
+    );
+}
+
+/// MaxP of a document is the best score that its passages get as documents of their own.
+#[test]
+fn passages_score_as_documents_of_their_own() {
+    let place = ready();
+    assert_done(&fine(&place, "fine", &[]));
+    let (words, stride) = (4, 3);
+    let (mut apart, mut parts) = (String::new(), BTreeMap::<String, Vec<String>>::new());
+    for line in fs::read_to_string(place.path("documents.tsv")).unwrap().lines() {
+        let columns: Vec<&str> = line.split('\t').collect();
+        let text = format!("{} {}", columns[2], columns[3]);
+        let all: Vec<&str> = text.split_whitespace().collect();
+        let starts = (0..).map(|i| i * stride).take_while(|s| *s == 0 || s + words < all.len() + stride);
+        for (i, start) in starts.enumerate() {
+            let passage = all[start..(start + words).min(all.len())].join(" ");
+            let id = format!("{}_{i}", columns[0]);
+            apart.push_str(&format!("{id}\t\t\t{passage}\n"));
+            parts.entry(columns[0].into()).or_default().push(id);
+        }
+    }
+    place.write("apart.tsv", &apart);
+    let run = Run::read(&place.path("bm25.run")).unwrap();
+    let mut lines = String::new();
+    for topic in run.topics() {
+        let ids = run.get(topic).unwrap().iter().take(30).flat_map(|hit| &parts[&hit.doc]);
+        ids.enumerate()
+            .for_each(|(i, id)| lines.push_str(&format!("{topic} Q0 {id} {} {} x\n", i + 1, 999 - i)));
+    }
+    place.write("apart.run", &lines);
+    let rerank = |out: &str, more: &[&str]| {
+        let mut args =
+            vec!["rerank", "--config", "plan.toml", "--model", "fine/fold-1/model", "--run-out", out];
+        more.iter().for_each(|set| args.extend(["--set", set]));
+        assert_done(&place.run(&args));
+        Run::read(&place.path(out)).unwrap()
+    };
+    let whole = rerank(
+        "maxp.run",
+        &["fine.aggregate=max-p", "fine.passage_words=4", "fine.passage_stride=3", "fine.passages=99"],
+    );
+    let single = rerank("single.run", &["data.documents=apart.tsv", "data.run=apart.run", "fine.depth=1000"]);
+    for topic in whole.topics() {
+        let scores: HashMap<&str, f64> =
+            single.get(topic).unwrap().iter().map(|hit| (hit.doc.as_str(), hit.score)).collect();
+        for hit in whole.get(topic).unwrap() {
+            let best = parts[&hit.doc].iter().map(|id| scores[id.as_str()]).fold(f64::MIN, f64::max);
+            assert!((hit.score - best).abs() < 1e-5, "{topic} {}: {} not {best}", hit.doc, hit.score);
+        }
+    }
+}
+
+#[test]
+fn a_query_is_never_cut() {
+    let place = ready();
+    let long = "editor ".repeat(40);
+    place.write("topics.tsv", &format!("T0\t{long}\nT1\tnetwork packet tool\n"));
+    let out = fine(&place, "x", &[]);
+    assert_refused(&out, 3, &["topic T0", "data.max_tokens = 32"]);
+}
+
+#[test]
+fn negatives_come_from_where_they_are_asked_for() {
+    let place = ready();
+    let mut config = Config::load(Some(&place.path("plan.toml")), "fine", &[]).unwrap();
+    for path in [&mut config.data.documents, &mut config.data.topics, &mut config.data.run] {
+        *path = path.take().map(|name| place.path(name.to_str().unwrap()));
+    }
+    let tokenizer = Tokenizer::load(&place.path("shards")).unwrap();
+    // Topic T0's relevant documents are D0, D6, ..; judge D1 and D2 as not relevant.
+    place.write(
+        "some.txt",
+        &(fs::read_to_string(place.path("qrels.txt")).unwrap() + "T0 0 D1 0\nT0 0 D2 0\n"),
+    );
+    let qrels = Qrels::read(&place.path("some.txt")).unwrap();
+    let hard = HashMap::from([("T0".to_owned(), vec!["D70".to_owned(), "D0".to_owned()])]);
+    let collection = Arc::new(Collection::read(&config, &tokenizer, 72, &hard).unwrap());
+    let candidates = &collection.topics["T0"].documents;
+    let judged = candidates.iter().filter(|d| ["D1", "D2"].contains(&d.as_str())).count();
+    let source = |from, hard: Option<&HashMap<_, _>>, teacher: Option<&Run>| {
+        let options = GroupOptions {
+            seed: 1,
+            negatives: 99,
+            positives_per_topic: 1,
+            from,
+            aggregate: Aggregate::FirstP,
+        };
+        let sources = Sources { qrels: &qrels, hard, teacher };
+        GroupSource::new(collection.clone(), sources, &["T0".into(), "T1".into()], options)
+    };
+    let first_group = |source: &GroupSource| {
+        let mut batch = Batch::default();
+        source.push(0, 0, &mut batch).unwrap();
+        batch
+    };
+    let relevant = candidates.iter().filter(|d| qrels.label("T0", d) == Some(1)).count();
+    let all = first_group(&source(NegativesFrom::All, None, None).unwrap());
+    assert_eq!(all.sequences(), 1 + candidates.len() - relevant);
+    assert_eq!(all.targets[0], 1.0);
+    assert!(all.targets[1..].iter().all(|&t| t == 0.0));
+    let unjudged = first_group(&source(NegativesFrom::Unjudged, None, None).unwrap());
+    assert_eq!(unjudged.sequences(), 1 + candidates.len() - relevant - judged);
+    // T1 has no judged negative, so it is named; T0 has one if the run holds D1 or D2.
+    match source(NegativesFrom::Judged, None, None) {
+        Ok(source) => {
+            assert_eq!(first_group(&source).sequences(), 1 + judged);
+            assert_eq!(source.left_out, ["T1"]);
+        }
+        Err(error) => assert!(judged == 0 && error.to_string().contains("negatives_from"), "{error}"),
+    }
+    // Hard negatives: D70 alone, since D0 is relevant; T1 is not in that run.
+    let source_of_hard = source(NegativesFrom::All, Some(&hard), None).unwrap();
+    assert_eq!(first_group(&source_of_hard).sequences(), 2);
+    assert_eq!(source_of_hard.left_out, ["T1"]);
+    // A teacher's scores are the targets, and a missing one is named.
+    let mut teacher = Run::default();
+    let hits = candidates.iter().enumerate().map(|(i, d)| Hit { doc: d.clone(), score: 50.0 - i as f64 });
+    teacher.insert("T0", hits.collect()).unwrap();
+    let error = source(NegativesFrom::All, None, Some(&teacher)).err().unwrap().to_string();
+    assert!(error.contains("fine.teacher: topic T1"), "{error}");
+}
+
+#[test]
+fn query_words_are_predicted_with_and_without_the_document() {
+    let place = ready();
+    assert_done(&place.run(&[
+        "coarse",
+        "--config",
+        "plan.toml",
+        "--set",
+        "model.path=model/model",
+        "--out",
+        "coarse",
+    ]));
+    assert_done(&fine(&place, "fine", &[]));
+    let probe = |out: &'static str, pairs: &'static str| {
+        let mut args = vec!["probe", "--config", "plan.toml", "--out", out, "--pairs", pairs];
+        args.extend(["--model", "pre=model/model", "--model", "coarse=coarse/model"]);
+        args
+    };
+    let with_fine = [&probe("probe", "30")[..], &["--model", "fine=fine/fold-1/model"]].concat();
+    assert_refused(&place.run(&with_fine), 2, &["no MLM head", "--heads-from"]);
+    let whole = [&with_fine[..], &["--heads-from", "coarse/model"]].concat();
+    let out = place.run(&whole);
+    assert_done(&out);
+    let table = String::from_utf8_lossy(&out.stdout).into_owned();
+    for word in ["acc@1 rare words", "with document", "that of coarse/model was used"] {
+        assert!(table.contains(word), "{table}");
+    }
+    let found = |out: &str| -> Probe {
+        serde_json::from_str(&fs::read_to_string(place.path(out).join("probe.json")).unwrap()).unwrap()
+    };
+    let one = found("probe");
+    assert_eq!((one.pairs, one.models.len()), (30, 3));
+    for model in &one.models {
+        let all = &model.groups[0];
+        // three query words each, of at least a piece
+        assert!(all.with_document.pieces >= 90 && all.group == "all");
+        let parts = |names: [&str; 2]| -> usize {
+            let group = |name: &str| model.groups.iter().find(|g| g.group == name);
+            names.iter().filter_map(|name| group(name)).map(|g| g.query_alone.pieces).sum()
+        };
+        assert_eq!(parts(["rare words", "common words"]), all.query_alone.pieces);
+        for scores in [all.query_alone, all.with_document] {
+            assert!(scores.accuracy_1 <= scores.accuracy_5 && scores.mrr >= scores.accuracy_1);
+            assert!(scores.perplexity > 1.0 && scores.perplexity < 1e4);
+        }
+    }
+    // QDPP and MLM on pairs teach more about queries than two steps of MLM on documents.
+    let perplexity = |i: usize| one.models[i].groups[0].with_document.perplexity;
+    assert!(perplexity(1) < perplexity(0), "{} {}", perplexity(1), perplexity(0));
+    assert_done(&place.mpirun(2, &[&["probe", "--out", "two"], &whole[1..3], &whole[5..]].concat()));
+    assert_eq!(found("two"), one, "two ranks find otherwise than one");
+    // topics, judgements and candidates instead of shards
+    let topics = fs::read_to_string(place.path("plan.toml")).unwrap().replace("shards = \"shards\"", "");
+    place.write("plan.toml", &topics);
+    assert_done(&place.run(&probe("topics", "12")));
+    assert_eq!(found("topics").pairs, 12);
+}

@@ -1,0 +1,138 @@
+// Runs a grid: blocks are dealt to a few worker threads, one at a time in sanitizer builds.
+#include "block.h"
+#include "report.h"
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+namespace softgpu {
+static uint64_t scramble(uint64_t x) {
+    x ^= x >> 30;
+    x *= 0xbf58476d1ce4e5b9u;
+    x ^= x >> 27;
+    x *= 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+struct Order {
+    enum Kind { Forward, Reverse, Random } kind = Forward;
+    uint64_t seed = 0;
+    Order() {
+        std::string text = setting("SOFTGPU_ORDER", "forward");
+        if (text == "reverse") kind = Reverse;
+        if (text.rfind("random", 0) == 0) {
+            kind = Random;
+            seed = text.size() > 7 ? strtoull(text.c_str() + 7, nullptr, 10) : 1;
+        }
+    }
+};
+static const Order& order() {
+    static const Order chosen;
+    return chosen;
+}
+
+void order_threads(std::vector<unsigned>& threads, unsigned seed) {
+    unsigned n = static_cast<unsigned>(threads.size());
+    for (unsigned i = 0; i < n; i++) threads[i] = order().kind == Order::Reverse ? n - 1 - i : i;
+    if (order().kind != Order::Random) return;
+    uint64_t state = scramble(order().seed * 1000003 + seed);
+    for (unsigned i = n - 1; i > 0; i--) std::swap(threads[i], threads[(state = scramble(state + i)) % (i + 1)]);
+}
+
+// The workers beside the calling thread. One grid at a time has them; a grid that finds them busy runs alone.
+class Workers {
+public:
+    static Workers& get() {
+        static Workers* workers = new Workers;  // never destroyed: threads may still hold blocks at exit
+        return *workers;
+    }
+    void run(const std::function<void()>& work, uint64_t blocks) {
+        std::unique_lock<std::mutex> mine(turn_, std::try_to_lock);
+        if (!mine || !count_ || blocks < 2) return work();
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            work_ = &work;
+            pending_ = count_;
+            generation_++;
+        }
+        wake_.notify_all();
+        work();
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [&] { return pending_ == 0; });
+        work_ = nullptr;
+    }
+
+private:
+    Workers() {
+        long ranks = setting("OMPI_COMM_WORLD_LOCAL_SIZE", 1);
+        long cores = static_cast<long>(std::thread::hardware_concurrency());
+        long threads = setting("SOFTGPU_THREADS", std::max(1L, std::min(8L, cores / std::max(1L, ranks))));
+        if (has_asan() || has_tsan()) threads = 1;
+        count_ = static_cast<unsigned>(std::max(1L, threads)) - 1;
+        for (unsigned i = 0; i < count_; i++) std::thread([this] { loop(); }).detach();
+    }
+    void loop() {
+        uint64_t seen = 0;
+        for (;;) {
+            const std::function<void()>* work;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return generation_ != seen; });
+                seen = generation_;
+                work = work_;
+            }
+            (*work)();
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (--pending_ == 0) done_.notify_one();
+        }
+    }
+    std::mutex turn_, mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void()>* work_ = nullptr;
+    uint64_t generation_ = 0;
+    unsigned count_ = 0, pending_ = 0;
+};
+
+static Block& block_of_thread() {
+    static thread_local std::unique_ptr<Block> block;
+    if (!block) block.reset(new Block);
+    return *block;
+}
+
+void parallel(size_t count, const std::function<void(size_t)>& body) {
+    std::atomic<size_t> taken{0};
+    Workers::get().run([&] { for (size_t i; (i = taken.fetch_add(1)) < count;) body(i); }, count);
+}
+
+bool run_grid(const Launch& launch) {
+    dim3 g = launch.grid;
+    uint64_t blocks = static_cast<uint64_t>(g.x) * g.y * g.z;
+    std::vector<uint64_t> shuffled;
+    if (order().kind == Order::Random) {
+        shuffled.resize(blocks);
+        for (uint64_t i = 0; i < blocks; i++) shuffled[i] = i;
+        uint64_t state = scramble(order().seed + 77);
+        for (uint64_t i = blocks - 1; i > 0; i--) std::swap(shuffled[i], shuffled[(state = scramble(state + i)) % (i + 1)]);
+    }
+    std::atomic<uint64_t> taken{0};
+    std::atomic<bool> good{true};
+    std::function<void()> work = [&] {
+        Block& block = block_of_thread();
+        for (;;) {
+            uint64_t k = taken.fetch_add(1);
+            if (k >= blocks || !good.load(std::memory_order_relaxed)) return;
+            if (!shuffled.empty()) k = shuffled[k];
+            else if (order().kind == Order::Reverse) k = blocks - 1 - k;
+            dim3 index(static_cast<unsigned>(k % g.x), static_cast<unsigned>(k / g.x % g.y), static_cast<unsigned>(k / g.x / g.y));
+            if (!block.run(launch, index)) good = false;
+        }
+    };
+    Workers::get().run(work, blocks);
+    return good;
+}
+}  // namespace softgpu

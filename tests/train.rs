@@ -1,0 +1,6 @@
+//! Training beyond one forward and backward: optimisers and schedules against PyTorch and
+//! transformers, what is frozen, adapted, shared between ranks or computed twice.
+
+mod adapters;
+mod optimisers;
+mod recompute;
