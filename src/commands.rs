@@ -115,6 +115,7 @@ fn prepare_options(args: Prepare) -> Result<prepare::PrepareOptions> {
         exclude_qrels: or(args.exclude_qrels, table.exclude_qrels),
         strict: args.strict || table.strict,
         repair: args.repair || table.repair,
+        part_tokens: table.part_tokens,
         filter: table.filter,
     })
 }

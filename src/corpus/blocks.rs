@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memchr::memmem;
 use memmap2::Mmap;
 
-use super::input::{BOM, Opened, Packing};
+use super::input::{BOM, Opened, Packing, broken};
+use super::lookup::Picks;
 use super::mapped;
 use crate::{Error, Result};
 
@@ -102,6 +103,7 @@ pub(super) struct Blocks {
 
 enum From {
     Mapped { file: std::fs::File, bytes: u64 },
+    Picked { file: std::fs::File, picks: Picks },
     Stream { reader: Box<dyn Read + Send>, carry: Vec<u8> },
 }
 
@@ -129,15 +131,38 @@ impl Blocks {
         Ok(Self { path: path.to_owned(), cut, at: start, done, from })
     }
 
+    /// The lines of a plain file that `picks` names, from the first that begins at `start` or later.
+    ///
+    /// # Errors
+    /// `Error::Data` where the file cannot be opened, `Error::Config` where it is packed.
+    pub(super) fn picked(path: &Path, picks: Picks, start: u64, done: Arc<AtomicU64>) -> Result<Self> {
+        let opened = Opened::new(path)?;
+        if opened.packing != Packing::Plain || opened.bytes.is_none() {
+            return Err(Error::config(format!(
+                "{}: a lookup file gives places in the unpacked file; unpack it, or leave the lookup out",
+                path.display()
+            )));
+        }
+        let from = From::Picked { file: opened.file, picks };
+        Ok(Self { path: path.to_owned(), cut: Cut::Line, at: start, done, from })
+    }
+
     /// # Errors
     /// `Error::Data` where the file cannot be read further.
     pub(super) fn next(&mut self) -> Result<Option<Block>> {
         let start = self.at;
         let (bytes, length, too_long) = match &mut self.from {
             From::Mapped { file, bytes } => {
-                let Some(found) = map_block(&self.path, file, self.cut, start, *bytes)? else { return Ok(None) };
+                let Some(found) = map_block(&self.path, file, self.cut, start, *bytes)? else {
+                    return Ok(None);
+                };
                 self.done.fetch_add(found.1, Ordering::Relaxed);
                 found
+            }
+            From::Picked { file, picks } => {
+                let Some((bytes, end)) = picks.block(file, &self.path, start)? else { return Ok(None) };
+                self.done.fetch_add(end - start, Ordering::Relaxed);
+                (Bytes::Owned(bytes), end - start, false)
             }
             From::Stream { reader, carry } => {
                 let read = read_block(reader, carry, self.cut);
@@ -228,11 +253,4 @@ fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io:
         }
         window.drain(..kept + read - 5);
     }
-}
-
-fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
-    Error::data(format!(
-        "{}: cannot be read beyond byte {at} of its text: {cause}; a cut download? compare its size and checksum",
-        path.display()
-    ))
 }

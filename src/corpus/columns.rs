@@ -37,7 +37,8 @@ fn each_line(text: &[u8], seen: &mut Seen, mut each: impl FnMut(u64, &str, &mut 
         let line = &text[start..last];
         if !line.iter().all(u8::is_ascii_whitespace) {
             seen.rows += 1;
-            match whole.and_then(|whole| whole.get(start..last)).map_or_else(|| std::str::from_utf8(line), Ok) {
+            match whole.and_then(|whole| whole.get(start..last)).map_or_else(|| std::str::from_utf8(line), Ok)
+            {
                 Ok(line) => each(number, line, seen),
                 Err(_) => {
                     seen.not_utf8(number);
@@ -102,7 +103,7 @@ pub(super) fn spaces(
     let mut seen = Seen::default();
     let mut heading = first && tabs.header;
     each_line(text, &mut seen, |number, line, seen| {
-        if std::mem::take(&mut heading) || line.starts_with('#') {
+        if line.starts_with('#') || std::mem::take(&mut heading) {
             seen.rows -= 1;
             return;
         }
@@ -234,4 +235,3 @@ impl<'de> Visitor<'de> for TextVisitor {
         Ok(Text(Cow::Owned(all)))
     }
 }
-

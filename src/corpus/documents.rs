@@ -91,7 +91,9 @@ pub fn read_documents(
     let make = |row: &Row<'_>| {
         wanted(&row[0]).then(|| Document { id: row[0].to_string(), text: joined(row, fields) })
     };
-    read(sources, Role::Documents, options, make, each)
+    let mut files = Files::open(sources, Role::Documents)?;
+    files.pick(&wanted)?;
+    read(&files, options, make, each)
 }
 
 /// Calls `each` with every row of a role: its columns, in the order in which `Role` lists them.
@@ -104,17 +106,20 @@ pub fn read_rows(
     options: &ReadOptions,
     each: impl FnMut([String; MOST_COLUMNS]) -> Result<()>,
 ) -> Result<ReadCounts> {
-    read(sources, role, options, |row| Some(row.each_ref().map(|column| column.to_string())), each)
+    read(
+        &Files::open(sources, role)?,
+        options,
+        |row| Some(row.each_ref().map(|column| column.to_string())),
+        each,
+    )
 }
 
 fn read<T: Send>(
-    sources: &[Source],
-    role: Role,
+    files: &Files,
     options: &ReadOptions,
     make: impl Fn(&Row<'_>) -> Option<T> + Sync,
     mut each: impl FnMut(T) -> Result<()>,
 ) -> Result<ReadCounts> {
-    let files = Files::open(sources, role)?;
     let done = options.done.clone().unwrap_or_default();
     let mut tally = Tally::default();
     ordered::run(
@@ -125,7 +130,7 @@ fn read<T: Send>(
             Ok((part, rows))
         },
         |(part, rows)| {
-            tally.add(&files, part, options.strict)?;
+            tally.add(files, part, options.strict)?;
             rows.into_iter().try_for_each(&mut each)
         },
     )?;

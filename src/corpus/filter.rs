@@ -41,7 +41,8 @@ impl Filter {
 
     /// Why a query is left out.
     pub(super) fn query(&self, text: &str) -> Option<&'static str> {
-        if self.min_query_words > 0 && text.split_whitespace().take(self.min_query_words).count() < self.min_query_words
+        if self.min_query_words > 0
+            && text.split_whitespace().take(self.min_query_words).count() < self.min_query_words
         {
             return Some("clicks whose query has too few words");
         }
@@ -54,7 +55,9 @@ impl Filter {
     /// Why a document is left out; `parts` are its fields.
     pub(super) fn document(&self, parts: &[&str]) -> Option<&'static str> {
         let words = || parts.iter().flat_map(|part| part.split_whitespace());
-        if self.min_document_words > 0 && words().take(self.min_document_words).count() < self.min_document_words {
+        if self.min_document_words > 0
+            && words().take(self.min_document_words).count() < self.min_document_words
+        {
             return Some("documents with too few words");
         }
         let longest = parts.iter().max_by_key(|part| part.len()).copied().unwrap_or_default();

@@ -131,7 +131,8 @@ pub(super) fn resolve(
         let names = role.columns().join(", ");
         return Err(Error::config(format!("{name}: no column {wrong:?} in this role; columns are {names}")));
     }
-    let Some(line) = text.lines().find(|line| !line.trim().is_empty()) else {
+    let comment = |line: &str| role == Role::Qrels && line.starts_with('#');
+    let Some(line) = text.lines().find(|line| !line.trim().is_empty() && !comment(line)) else {
         let due = due(role);
         return Err(Error::data(format!("{name}: is empty; rows of {due} are due")));
     };
@@ -205,8 +206,9 @@ fn detect(role: Role, syntax: Syntax, line: &str, text: &str, named: bool) -> Op
         },
         (Syntax::Lines, _) if named || columns > 1 && is_header(line) && role != Role::Clicks => Format::Tsv,
         (Syntax::Lines, Role::Documents) => match columns {
-            4 => Format::MsmarcoV1,
             2 | 3 => Format::Tsv,
+            // Tabs beyond the third belong to the body.
+            4.. => Format::MsmarcoV1,
             _ => return None,
         },
         (Syntax::Lines, Role::Clicks) if columns >= 3 => Format::Orcas,
@@ -224,14 +226,16 @@ fn is_header(line: &str) -> bool {
 
 /// The JSON key of each column.
 fn keys(role: Role, format: Format, columns: &BTreeMap<String, String>) -> Vec<String> {
-    let default = |column: &str| match (format, column) {
-        (Format::MsmarcoV2, "id") => "docid",
-        (Format::Beir, "id") => "_id",
-        (Format::Beir, "body") => "text",
-        (Format::Beir, "url") => "",
-        _ => return column.to_owned(),
-    }
-    .to_owned();
+    let default = |column: &str| {
+        match (format, column) {
+            (Format::MsmarcoV2, "id") => "docid",
+            (Format::Beir, "id") => "_id",
+            (Format::Beir, "body") => "text",
+            (Format::Beir, "url") => "",
+            _ => return column.to_owned(),
+        }
+        .to_owned()
+    };
     let key = |column: &&str| columns.get(*column).cloned().unwrap_or_else(|| default(column));
     role.columns().iter().map(key).collect()
 }

@@ -87,11 +87,19 @@ pub(super) fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let stream = Opened::new(path)?.stream(path, Arc::default())?;
     let read = stream.take(most as u64).read_to_end(&mut text);
-    read.map_err(|cause| Error::io("decompressed", path, cause))?;
+    read.map_err(|cause| broken(path, text.len() as u64, &cause))?;
     if text.starts_with(BOM) {
         text.drain(..BOM.len());
     }
     Ok(text)
+}
+
+/// The error of a file that ends or breaks within its text.
+pub(super) fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
+    Error::data(format!(
+        "{}: cannot be read beyond byte {at} of its text: {cause}; a cut download? compare its size and checksum",
+        path.display()
+    ))
 }
 
 /// The text of a whole small file, without a byte order mark.

@@ -102,7 +102,9 @@ impl Log {
         self.pairs.push((query, document));
         match u32::try_from(self.pairs.len()) {
             Ok(_) => Ok(()),
-            Err(_) => Err(Error::data("more than 2^32 - 1 clicks: prepare them in several shard directories")),
+            Err(_) => {
+                Err(Error::data("more than 2^32 - 1 clicks: prepare them in several shard directories"))
+            }
         }
     }
 

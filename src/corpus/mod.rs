@@ -20,6 +20,7 @@ pub(crate) mod input;
 pub mod inspect;
 mod leak;
 mod log;
+mod lookup;
 mod manifest;
 mod mapped;
 mod ordered;

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use crate::{Error, Result};
 
 /// Items on their way for each working thread: enough to go on working while the taker waits for a disk.
-const WAITING: usize = 8;
+const WAITING: usize = 4;
 /// Why the reading side ends when the taking side did: not an error of its own.
 const STOPPED: &str = "the reading was stopped";
 
@@ -58,7 +58,10 @@ pub(super) fn run<T: Send, R: Send>(
 }
 
 /// Owns the queue of promises: when `take` fails, the reader's next promise does, and all threads end.
-fn take_all<R>(promised: Receiver<Receiver<Result<R>>>, take: &mut impl FnMut(R) -> Result<()>) -> Result<()> {
+fn take_all<R>(
+    promised: Receiver<Receiver<Result<R>>>,
+    take: &mut impl FnMut(R) -> Result<()>,
+) -> Result<()> {
     for place in promised {
         let result = place.recv().map_err(|_| Error::data("a working thread ended unexpectedly"))?;
         take(result?)?;

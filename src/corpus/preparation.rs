@@ -43,7 +43,9 @@ impl<'a> Preparation<'a> {
         options.filter.check()?;
         let has = |role: Role| options.sources.iter().any(|source| source.role == role);
         if !has(Role::Documents) {
-            return Err(Error::config("no documents: name them with --documents or a [[source]] of that role"));
+            return Err(Error::config(
+                "no documents: name them with --documents or a [[source]] of that role",
+            ));
         }
         if !has(Role::Clicks) && !(has(Role::Queries) && has(Role::Qrels)) {
             return Err(Error::config(
@@ -63,7 +65,9 @@ impl<'a> Preparation<'a> {
     pub(super) fn make(&mut self) -> Result<Manifest> {
         // A tokenizer or a file that cannot be read should not cost the reading of the log.
         let given = self.options.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
-        Files::open(&self.options.sources, Role::Documents)?;
+        for role in [Role::Clicks, Role::Queries, Role::Qrels, Role::Documents] {
+            Files::open(&self.options.sources, role)?;
+        }
         let sources = sources(self.options)?;
         let plan = serde_json::to_string(&(env!("CARGO_PKG_VERSION"), as_text(self.options), &sources))
             .map_err(|cause| Error::data(format!("the plan cannot be written down: {cause}")))?;
@@ -130,7 +134,10 @@ impl<'a> Preparation<'a> {
 
     /// A vocabulary from each query once and every document that may enter.
     fn train(&self, aside: &std::path::Path) -> Result<Tokenizer> {
-        let documents = Files::open(&self.options.sources, Role::Documents)?;
+        let mut documents = Files::open(&self.options.sources, Role::Documents)?;
+        if !self.options.all_documents {
+            documents.pick(&|id| self.wants(id))?;
+        }
         let mut counts = WordCounts::default();
         for files in [Files::put_aside(aside), documents] {
             let mut progress = Progress::new("counting words", files.bytes);

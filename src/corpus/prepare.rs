@@ -19,7 +19,7 @@ use super::documents::{Field, ReadCounts};
 use super::filter::Filter;
 use super::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
 use super::preparation::Preparation;
-use super::shard_write::{check_free, tidy};
+use super::shard_write::{PART_TOKENS, check_free, tidy};
 use super::source::Source;
 use crate::{Error, Result};
 
@@ -40,6 +40,8 @@ pub struct PrepareTable {
     pub strict: bool,
     /// Undo mis-decoded UTF-8.
     pub repair: bool,
+    /// Tokens after which a part is finished: what a kill can cost.
+    pub part_tokens: u64,
     pub filter: Filter,
 }
 
@@ -54,6 +56,7 @@ impl Default for PrepareTable {
             exclude_qrels: Vec::new(),
             strict: false,
             repair: false,
+            part_tokens: PART_TOKENS,
             filter: Filter::default(),
         }
     }
@@ -84,6 +87,8 @@ pub struct PrepareOptions {
     pub strict: bool,
     /// Undo mis-decoded UTF-8.
     pub repair: bool,
+    /// Tokens after which a part is finished.
+    pub part_tokens: u64,
     pub filter: Filter,
 }
 
@@ -142,6 +147,9 @@ pub(super) fn as_text(options: &PrepareOptions) -> BTreeMap<String, String> {
     if options.repair {
         text.insert("repair".into(), "true".into());
     }
+    if options.part_tokens != PART_TOKENS {
+        text.insert("part_tokens".into(), options.part_tokens.to_string());
+    }
     if options.filter != Filter::default() {
         // A table of plain values always has a text; were it absent, filters would only be compared less.
         text.insert("filter".into(), serde_json::to_string(&options.filter).unwrap_or_default());
@@ -173,7 +181,10 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     }
     if let Some(first) = done.passed_over.first() {
         let count = done.passed_over.len();
-        eprintln!("warning: {count} files in no known format were passed over, the first is {}", first.display());
+        eprintln!(
+            "warning: {count} files in no known format were passed over, the first is {}",
+            first.display()
+        );
     }
     let tokens = manifest.document_tokens + manifest.query_tokens;
     let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
@@ -183,7 +194,10 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     for (kind, ReadCounts { rows, kept, .. }) in &done.read {
         println!("  read {rows} {kind} rows, {kept} of them usable");
     }
-    println!("  kept {} clicks, {} queries, {} documents", manifest.clicks, manifest.queries, manifest.documents);
+    println!(
+        "  kept {} clicks, {} queries, {} documents",
+        manifest.clicks, manifest.queries, manifest.documents
+    );
     for (reason, count) in &manifest.dropped {
         println!("  dropped {count} {reason}");
     }

@@ -29,15 +29,23 @@ impl Progress {
     pub(super) fn new(what: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what.to_owned());
-            let template =
-                "{msg:<28} {wide_bar} {bytes:>10} of {total_bytes:>10}  {prefix:>14}  {eta} left";
+            let template = "{msg:<28} {wide_bar} {bytes:>10} of {total_bytes:>10}  {prefix:>14}  {eta} left";
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style);
             }
             bar
         });
         let now = Instant::now();
-        Self { what: what.into(), total, done: Arc::default(), before: None, rows: 0, bar, start: now, last: now }
+        Self {
+            what: what.into(),
+            total,
+            done: Arc::default(),
+            before: None,
+            rows: 0,
+            bar,
+            start: now,
+            last: now,
+        }
     }
 
     /// Shows where the reading is after some more rows.

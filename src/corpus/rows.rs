@@ -131,17 +131,17 @@ impl Seen {
 }
 
 impl ReadCounts {
-    /// Adds a block of `path` that begins after `line` line ends.
+    /// Adds a block of `path` that begins after `line` line ends (or whatever `unit` is).
     ///
     /// # Errors
     /// With `strict`, its first fault.
-    pub(super) fn add(&mut self, path: &Path, line: u64, seen: Seen, strict: bool) -> Result<()> {
+    pub(super) fn add(&mut self, path: &Path, unit: &str, line: u64, seen: Seen, strict: bool) -> Result<()> {
         self.rows += seen.rows;
         self.kept += seen.kept;
         self.damaged += seen.damaged;
         self.not_utf8 += seen.not_utf8;
         for (at, reason) in seen.faults {
-            let text = format!("{}, line {}: {reason}", path.display(), line + at + 1);
+            let text = format!("{}, {unit} {}: {reason}", path.display(), line + at + 1);
             if strict {
                 return Err(Error::data(format!("{text} (--strict ends at the first fault)")));
             }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// Tokens after which a part is finished: 64 MiB at two bytes a token, so that a kill costs seconds of work
 /// and a hundred parts hold ORCAS.
-const PART_TOKENS: u64 = 1 << 25;
+pub const PART_TOKENS: u64 = 1 << 25;
 /// Texts after which a part is finished: their lengths and ids wait in memory.
 const PART_TEXTS: usize = 1 << 20;
 /// Held by the process that writes the hidden directory.
@@ -176,10 +176,10 @@ impl ShardWriter {
         self.keeping(sealed)
     }
 
-    /// Whether the part that is being filled is large enough to be sealed.
-    pub(super) fn is_full(&self, queries: bool) -> bool {
+    /// Whether the part that is being filled has `most` tokens, or texts enough, to be sealed.
+    pub(super) fn is_full(&self, queries: bool, most: u64) -> bool {
         let texts = if queries { &self.queries } else { &self.documents };
-        texts.open.as_ref().is_some_and(|part| part.tokens() >= PART_TOKENS || part.texts() >= PART_TEXTS)
+        texts.open.as_ref().is_some_and(|part| part.tokens() >= most || part.texts() >= PART_TEXTS)
     }
 
     /// Finished parts of documents (or queries), read back one by one.
@@ -310,7 +310,10 @@ fn lock(root: &Path) -> Result<File> {
     let path = root.join(LOCK);
     let lock = File::create(&path).map_err(|cause| Error::io("written", &path, cause))?;
     if lock.try_lock().is_err() {
-        return Err(Error::data(format!("{}: another prepare is writing it; wait or end it", root.display())));
+        return Err(Error::data(format!(
+            "{}: another prepare is writing it; wait or end it",
+            root.display()
+        )));
     }
     Ok(lock)
 }
@@ -364,7 +367,8 @@ impl Texts {
 
     fn count(&self) -> Result<u32> {
         let open = self.open.as_ref().map_or(0, PartWriter::texts) as u64;
-        u32::try_from(self.before + open).map_err(|_| Error::data(format!("more than 2^32 - 1 {}", self.kind)))
+        u32::try_from(self.before + open)
+            .map_err(|_| Error::data(format!("more than 2^32 - 1 {}", self.kind)))
     }
 
     fn push(&mut self, place: &Workplace, id: &str, tokens: &[u32], vocab: usize) -> Result<u32> {

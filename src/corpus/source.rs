@@ -12,6 +12,7 @@ use super::blocks::{Block, Blocks, Cut};
 use super::columns;
 use super::format::{self, Format, HEAD, Layout};
 use super::input;
+use super::lookup::Picks;
 use super::rows::{ReadCounts, Role, Row, Seen};
 use super::sgml;
 use crate::{Error, Result};
@@ -117,6 +118,9 @@ pub(super) struct File {
     pub(super) path: PathBuf,
     pub(super) format: Format,
     layout: Layout,
+    lookup: Option<PathBuf>,
+    /// Only these lines are read.
+    picks: Option<Picks>,
 }
 
 /// Every file of one role, in the order of the sources.
@@ -150,7 +154,8 @@ impl Files {
                 match format::resolve(&path, role, source.format, &source.columns, &head) {
                     Ok((format, layout)) => {
                         all.bytes += std::fs::metadata(&path).map_or(0, |about| about.len());
-                        all.files.push(File { path, format, layout });
+                        let lookup = source.lookup.clone();
+                        all.files.push(File { path, format, layout, lookup, picks: None });
                     }
                     Err(_) if from_folder => all.passed_over.push(path),
                     Err(error) => return Err(error),
@@ -173,9 +178,38 @@ impl Files {
             header: true,
             due: format::due(Role::Queries).into(),
         };
-        let file = File { path: path.to_owned(), format: Format::Tsv, layout: Layout::Tabs(tabs) };
+        let file = File {
+            path: path.to_owned(),
+            format: Format::Tsv,
+            layout: Layout::Tabs(tabs),
+            lookup: None,
+            picks: None,
+        };
         let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
         Self { role: Role::Queries, files: vec![file], bytes, passed_over: Vec::new() }
+    }
+
+    /// Reads only the documents that are wanted of the files that have a lookup; returns how many are passed
+    /// over for it.
+    ///
+    /// # Errors
+    /// `Error::Config` for a lookup of anything but `msmarco-docs.tsv`, `Error::Data` for a damaged one.
+    pub(super) fn pick(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<u64> {
+        let mut unwanted = 0;
+        for file in &mut self.files {
+            let Some(lookup) = &file.lookup else { continue };
+            if file.format != Format::MsmarcoV1 {
+                let path = file.path.display();
+                return Err(Error::config(format!(
+                    "{path}: a lookup goes with msmarco-v1, not {}",
+                    file.format
+                )));
+            }
+            let picks = Picks::read(lookup, wanted)?;
+            unwanted += picks.unwanted;
+            file.picks = Some(picks);
+        }
+        Ok(unwanted)
     }
 
     /// Passes the blocks of all files on, from a position that `Tally::position` gave.
@@ -191,7 +225,10 @@ impl Files {
         for (file, about) in self.files.iter().enumerate().skip(from.file) {
             let cut = if matches!(about.layout, Layout::Sgml { .. }) { Cut::Document } else { Cut::Line };
             let start = if file == from.file { from.offset } else { 0 };
-            let mut blocks = Blocks::open(&about.path, cut, start, done.clone())?;
+            let mut blocks = match &about.picks {
+                Some(picks) => Blocks::picked(&about.path, picks.clone(), start, done.clone())?,
+                None => Blocks::open(&about.path, cut, start, done.clone())?,
+            };
             while let Some(block) = blocks.next()? {
                 pass(Piece { file, block })?;
             }
@@ -251,7 +288,10 @@ impl Tally {
             self.position = Position { file: part.file, offset: 0, line: 0 };
         }
         let lines = part.seen.lines;
-        self.counts.add(&files.files[part.file].path, self.position.line, part.seen, strict)?;
+        let file = &files.files[part.file];
+        // Of picked lines only their number among the picked is known.
+        let unit = if file.picks.is_some() { "looked-up row" } else { "line" };
+        self.counts.add(&file.path, unit, self.position.line, part.seen, strict)?;
         self.position.offset = part.end;
         self.position.line += lines;
         Ok(())

@@ -208,7 +208,12 @@ impl Text {
         for i in 0..numbers.length(3.5, 0.5).clamp(1.0, 12.0) as u32 {
             let own = numbers.number() % 2 == 0;
             let place = below(numbers.number(), title.len() as u32) as usize;
-            push_word(if own { self.zipf.draw(&mut numbers) } else { title[place] }, false, i > 0, &mut words);
+            push_word(
+                if own { self.zipf.draw(&mut numbers) } else { title[place] },
+                false,
+                i > 0,
+                &mut words,
+            );
         }
         for document in clicked {
             out.push_str(&format!("{query}\t{words}\tD{document}\thttps://synthetic.invalid/{document}\n"));
@@ -248,7 +253,8 @@ impl Zipf {
     fn new(count: usize) -> Self {
         let total: f64 = (1..=count).map(|rank| 1.0 / rank as f64).sum();
         let mut shares: Vec<f64> = (1..=count).map(|rank| count as f64 / (rank as f64 * total)).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|&rank| shares[rank] < 1.0);
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
+            (0..count).partition(|&rank| shares[rank] < 1.0);
         let mut places: Vec<(u32, u32)> = (0..count as u32).map(|rank| (u32::MAX, rank)).collect();
         while let (Some(&less), Some(&more)) = (small.last(), large.last()) {
             small.pop();

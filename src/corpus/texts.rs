@@ -80,7 +80,11 @@ impl Stage {
 
 impl Preparation<'_> {
     pub(super) fn write_documents(&mut self, tokenizer: &Tokenizer, writer: &mut ShardWriter) -> Result<()> {
-        let files = Files::open(&self.options.sources, Role::Documents)?;
+        let mut files = Files::open(&self.options.sources, Role::Documents)?;
+        if !self.options.all_documents {
+            let unclicked = files.pick(&|id| self.wants(id))?;
+            self.drop_rows("documents that nobody clicked", unclicked);
+        }
         self.note_passed_over(&files);
         let mut stage = Stage::new(self.options.filter.duplicate_documents.then(HashSet::new));
         if !self.resume_documents(writer, &mut stage)? {
@@ -271,7 +275,7 @@ impl Preparation<'_> {
         }
         stage.drop_rows("documents that nobody clicked", block.unclicked);
         stage.tally.add(files, block.part, self.options.strict)?;
-        if writer.is_full(false) {
+        if writer.is_full(false, self.options.part_tokens) {
             let note = stage.note(false);
             writer.seal_with(false, &note)?;
         }
@@ -311,7 +315,7 @@ impl Preparation<'_> {
                         }
                     }
                     stage.tally.add(&files, block.part, false)?;
-                    if writer.is_full(true) {
+                    if writer.is_full(true, this.options.part_tokens) {
                         let note = stage.note(false);
                         writer.seal_with(true, &note)?;
                     }

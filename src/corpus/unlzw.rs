@@ -73,7 +73,11 @@ impl<R: Read> Unlzw<R> {
             let mut byte = [0];
             if self.inner.read(&mut byte)? == 0 {
                 // The last group may be cut after any code; what is left of its last byte is zero.
-                return if self.held >= 8 || self.bits != 0 { Err(bad("ends within a code")) } else { Ok(None) };
+                return if self.held >= 8 || self.bits != 0 {
+                    Err(bad("ends within a code"))
+                } else {
+                    Ok(None)
+                };
             }
             self.group = (self.group + 1) % self.width;
             self.bits |= u32::from(byte[0]) << self.held;

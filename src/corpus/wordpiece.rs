@@ -133,7 +133,8 @@ impl WordPieces {
     /// The first special token that the text spells out, the longest of those that begin there: place,
     /// length and id.
     fn find_special(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let starts = |at: usize| self.special.iter().find(move |(token, _)| text[at..].starts_with(token.as_str()));
+        let starts =
+            |at: usize| self.special.iter().find(move |(token, _)| text[at..].starts_with(token.as_str()));
         memchr::memchr_iter(SPECIAL_START, text.as_bytes())
             .find_map(|at| starts(at).map(|(token, id)| (at, token.len(), *id)))
     }

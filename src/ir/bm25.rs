@@ -286,9 +286,13 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     };
     let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
     let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
-    document::read_documents(&o.documents, &o.fields, &document::ReadOptions::default(), wanted, |document| {
-        indexer.add(&document.id, &document.text)
-    })?;
+    document::read_documents(
+        &o.documents,
+        &o.fields,
+        &document::ReadOptions::default(),
+        wanted,
+        |document| indexer.add(&document.id, &document.text),
+    )?;
     let found = indexer.ids.len();
     if found == 0 && only.is_some() {
         let text = "none of the listed document ids is in it; are both of the same MS MARCO version?";

@@ -120,7 +120,10 @@ fn found(path: &Path, text: &str) -> Result<Vec<Found>> {
     let mut seen = HashSet::new();
     for topic in &topics {
         if topic.id.is_empty() {
-            return Err(fail((topic.offset, "a topic without id (<num>, number attribute, first column)".into())));
+            return Err(fail((
+                topic.offset,
+                "a topic without id (<num>, number attribute, first column)".into(),
+            )));
         }
         if !seen.insert(&topic.id) {
             return Err(fail((topic.offset, format!("topic '{}' is in the file twice", topic.id))));

@@ -134,7 +134,10 @@ impl Collection {
                 "document {id} of the run (and {} others) is not in {}: use the documents that the run was \
                  retrieved from",
                 wanted.len() - self.documents.len() - 1,
-                sources.first().and_then(|source| source.path.first()).map_or("".into(), |path| path.display().to_string())
+                sources
+                    .first()
+                    .and_then(|source| source.path.first())
+                    .map_or("".into(), |path| path.display().to_string())
             ))),
         }
     }

@@ -3,9 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use ctune_dist::corpus::documents::{
-    Document, Field, ReadCounts, ReadOptions, read_documents, read_rows,
-};
+use ctune_dist::corpus::documents::{Document, Field, ReadCounts, ReadOptions, read_documents, read_rows};
 use ctune_dist::corpus::{Format, Role, Source};
 use ctune_dist::{Error, Result};
 use proptest::prelude::*;
@@ -30,10 +28,16 @@ fn documents_as(
     let (_folder, path) = file(content);
     let source = Source { format, ..Source::documents(path) };
     let mut all = Vec::new();
-    let counts = read_documents(&[source], fields, &ReadOptions::default(), |_| true, |Document { id, text }| {
-        all.push((id, text));
-        Ok(())
-    })?;
+    let counts = read_documents(
+        &[source],
+        fields,
+        &ReadOptions::default(),
+        |_| true,
+        |Document { id, text }| {
+            all.push((id, text));
+            Ok(())
+        },
+    )?;
     Ok((all, counts))
 }
 

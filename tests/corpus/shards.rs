@@ -11,7 +11,8 @@ use super::{message, small_tokenizer};
 fn write(target: &Path, texts_a_part: usize) -> Manifest {
     let tokenizer = small_tokenizer(200);
     let mut writer = ShardWriter::create(target, tokenizer.vocab()).unwrap();
-    for (i, (id, tokens)) in [("D1", &[5, 6, 7][..]), ("D-é", &[]), ("D3", &[8, 9])].into_iter().enumerate() {
+    for (i, (id, tokens)) in [("D1", &[5, 6, 7][..]), ("D-é", &[]), ("D3", &[8, 9])].into_iter().enumerate()
+    {
         assert_eq!(writer.document(id, tokens).unwrap(), i as u32);
         if (i + 1).is_multiple_of(texts_a_part) {
             writer.seal(false).unwrap();

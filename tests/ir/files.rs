@@ -60,12 +60,35 @@ fn xml_topics() {
 }
 
 #[test]
+fn json_topics_and_several_fields() {
+    let folder = folder();
+    let path = file(
+        &folder,
+        "t.jsonl",
+        "{\"_id\": 7, \"text\": \"a  query\", \"metadata\": {\"query\": 1}}\n\n{\"qid\": \"8\", \"title\": \"t\", \"description\": \"d\"}\n",
+    );
+    assert_eq!(read_topics(&path).unwrap(), [topic("7", "a query"), topic("8", "t")]);
+    refused(read_topics_fields(&path, &[Field::Title, Field::Description]), "t.jsonl:1", "topic '7'");
+    refused(read_topics(&file(&folder, "a", "{\"_id\": 1, \"text\": \"q\"}\n{\"_id\": 2\n")), "a:2", "JSON");
+    refused(read_topics(&file(&folder, "a", "{\"text\": \"q\"}\n")), "a:1", "without id");
+    let sgml = "<top>\n<num> Number: 1\n<title> a\n<desc> Description:\nb\n<narr> Narrative:\nc\n</top>\n";
+    let fields = [Field::Title, Field::Description, Field::Narrative];
+    assert_eq!(read_topics_fields(&file(&folder, "s", sgml), &fields).unwrap(), [topic("1", "a b c")]);
+    let packed = file(&folder, "t.zst", zstd::encode_all(&b"1\tq\n"[..], 1).unwrap());
+    assert_eq!(read_topics(&packed).unwrap(), [topic("1", "q")]);
+    refused(read_topics_fields(&packed, &[Field::Narrative]), "t.zst:1", "narrative");
+    assert_eq!(read_topics_fields(&packed, &[]).unwrap_err().exit_code(), 2);
+}
+
+#[test]
 fn real_topic_files() {
     let Some(root) = shared("topics_qrels") else { return };
     let files = [
         ("robust04/topics.robust04.txt", 250, "301", "International Organized Crime"),
         ("robust04/topics.beir-v1.0.0-robust04.test.tsv.gz", 249, "303", ""),
+        ("gov2/topics.terabyte04.701-750.txt", 50, "701", ""),
         ("gov2/topics.terabyte05.751-800.txt", 50, "751", "Scrabble Players"),
+        ("gov2/topics.terabyte06.801-850.txt", 50, "801", ""),
         ("trec_covid/topics.covid-round5.xml", 50, "1", "coronavirus origin"),
         ("trec_covid/topics.covid-round5-udel.xml", 50, "1", "coronavirus origin origin COVID-19"),
         ("trec_dl_doc/topics.dl19-doc.txt", 43, "156493", "do goldfish grow"),

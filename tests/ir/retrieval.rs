@@ -95,6 +95,23 @@ fn damaged_collections_are_refused() {
     refused(DOCUMENTS, |o| o.depth = 0, 2, "depth");
 }
 
+/// BM25 on NFCorpus' test titles is known as nDCG@5 .351.
+#[test]
+fn nfcorpus_bm25() {
+    let Some(data) = shared("nfcorpus") else { return };
+    let folder = folder();
+    let o = RetrieveOptions {
+        documents: vec![Source::documents(data.join("docs_union_dev_test.tsv"))],
+        topics: data.join("test.titles.queries"),
+        ..options(&folder)
+    };
+    retrieve(&o).unwrap();
+    let (qrels, run) = (Qrels::read(&data.join("test.2-1-0.qrel")).unwrap(), Run::read(&o.out).unwrap());
+    let found = evaluate(&qrels, &run, &["ndcg_cut_5".parse().unwrap()], &Options::default()).unwrap().means;
+    println!("NFCorpus: {found:?}");
+    assert!((found[0] - 0.351).abs() < 0.02, "{found:?}");
+}
+
 /// BM25 on Vaswani without stemming is known as nDCG@5 .424, MRR .668, recall@100 .490.
 #[test]
 fn vaswani_bm25() {
