@@ -222,5 +222,5 @@ __device__ inline void attention_forward(
         const Draws draws = {{threshold, drop_scale, seed, site}, samples[span.sequence], counts->epoch, blockIdx.y}; \
         attention_forward<D, MT>(span, draws, qkv, lse, out, heads, shared);                                         \
     }
-ATTENTION_FORWARD(32, 1, 5)
+ATTENTION_FORWARD(32, 1, 4)
 ATTENTION_FORWARD(64, 2, 2)

@@ -46,6 +46,10 @@ pub enum Command {
         /// Experiment directory (results.json).
         dir: PathBuf,
     },
+    /// Predict memory, speed, epoch time and cost on GPUs before renting them.
+    Plan(Predict),
+    /// Measure this machine's engine: operations, a whole step, the loader, the all-reduce.
+    Bench(Bench),
     /// Say what this machine has, and whether its GPU computes what the CPU computes.
     Doctor {
         /// Device to look at; auto looks at a GPU where there is one.
@@ -116,6 +120,45 @@ pub struct Plan {
     /// Go on although the number of steps, the logging or the checkpoints' schedule changed.
     #[arg(long)]
     pub resume_with_changes: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Predict {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// GPUs of the run.
+    #[arg(long, default_value_t = 1)]
+    pub gpus: usize,
+    /// GPU models, as a100, h100, h200, b200, l4, l40s, a10, rtx4090 (several with commas).
+    #[arg(long, value_delimiter = ',', default_value = "a100,h100")]
+    pub gpu: Vec<String>,
+    /// Price of one GPU for an hour: adds the cost of an epoch.
+    #[arg(long)]
+    pub price: Option<f64>,
+    /// Network between nodes of eight GPUs, gigabytes a second for each GPU.
+    #[arg(long, default_value_t = 25.0)]
+    pub network: f64,
+    /// Samples of an epoch, when there are no shards to count (default: ORCAS).
+    #[arg(long)]
+    pub samples: Option<u64>,
+    /// Mean tokens of a sample, when there are no shards to measure (default: data.max_tokens).
+    #[arg(long)]
+    pub mean_tokens: Option<f64>,
+    /// JSON on the terminal instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Bench {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 1.0)]
+    pub seconds: f64,
+    /// JSON on the terminal instead of a table.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

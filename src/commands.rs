@@ -1,13 +1,16 @@
 //! From raw arguments to the call that does the work: one arm a command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cli::{Command, Evaluate, Plan, Prepare, Rerank, Retrieve, Sample};
+use crate::bench;
+use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Rerank, Retrieve, Sample};
 use crate::config::{Config, Resume};
 use crate::corpus::{Role, Source, debian, inspect, prepare, synthetic};
 use crate::dist::World;
 use crate::doctor;
 use crate::ir::{bm25, evaluate};
+use crate::plan;
 use crate::probe;
 use crate::report::write_experiment_report;
 use crate::train::pretraining::{self, Stage};
@@ -41,6 +44,11 @@ pub fn run(command: Command) -> Result<()> {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
+        Command::Plan(args) => plan_command(args),
+        Command::Bench(args) => {
+            let (seconds, json) = (args.seconds, args.json);
+            distributed("coarse", args.plan, |config, world| bench::run(config, seconds, json, world))
+        }
         Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir, report } => inspect::run(&inspect::InspectOptions { path: dir, report }),
     }
@@ -49,7 +57,10 @@ pub fn run(command: Command) -> Result<()> {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
-    on_ranks(|world| work(&config, world))
+    on_ranks(|world| {
+        world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
+        work(&config, world)
+    })
 }
 
 /// Joins the ranks; an error ends all of them from within.
@@ -87,6 +98,20 @@ fn rerank_command(args: Rerank) -> Result<()> {
         config.model.path = model.or(config.model.path);
         rerank::run(&config, &out, world)
     })
+}
+
+fn plan_command(args: Predict) -> Result<()> {
+    let config = config("coarse", args.plan, &[])?;
+    let options = plan::PlanOptions {
+        gpus: args.gpus,
+        models: args.gpu,
+        price: args.price,
+        network: args.network,
+        samples: args.samples,
+        mean_tokens: args.mean_tokens,
+        json: args.json,
+    };
+    plan::run(&config, &options)
 }
 
 /// The config, with the flags on top of it.

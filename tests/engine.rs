@@ -6,9 +6,9 @@
 mod attention;
 mod determinism;
 mod linear;
-mod losses;
+pub mod losses;
 mod masking;
-mod naive;
+pub mod naive;
 mod optimiser;
 mod rows;
-mod support;
+pub mod support;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
 
 /// Words of six themes; documents of a theme share words, queries ask for a theme.
 const THEMES: [&str; 6] = [
@@ -52,20 +52,7 @@ impl Place {
     /// The same, prepared, with a plan for a very small model.
     pub fn with_shards() -> Self {
         let place = Self::with_text();
-        let out = place.run(&[
-            "prepare",
-            "--clicks",
-            "clicks.tsv",
-            "--documents",
-            "documents.tsv",
-            "--out",
-            "shards",
-            "--vocab",
-            "200",
-            "--max-tokens",
-            "32",
-        ]);
-        assert_done(&out);
+        place.prepare();
         place.write(
             "plan.toml",
             r#"
@@ -93,6 +80,24 @@ impl Place {
             "#,
         );
         place
+    }
+
+    /// Makes the shards anew.
+    pub fn prepare(&self) {
+        let out = self.run(&[
+            "prepare",
+            "--clicks",
+            "clicks.tsv",
+            "--documents",
+            "documents.tsv",
+            "--out",
+            "shards",
+            "--vocab",
+            "200",
+            "--max-tokens",
+            "32",
+        ]);
+        assert_done(&out);
     }
 
     pub fn write(&self, name: &str, text: &str) {

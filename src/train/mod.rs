@@ -8,6 +8,7 @@ pub mod collection;
 pub mod experiment;
 pub mod fine;
 pub mod groups;
+pub mod health;
 pub mod metrics;
 pub mod optimiser;
 pub mod passages;

@@ -116,7 +116,7 @@ fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identi
         "data.folds",
     ];
     let data = prepared.shards.fingerprint().to_string();
-    Ok(Identity { command: stage.name().into(), data, config: resume::plan_of(config, &unused)? })
+    Ok(Identity { command: stage.name().into(), data, plan: resume::plan_of(config, &unused)? })
 }
 
 fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
@@ -139,7 +139,8 @@ fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
     Ok(Prepared { source, tokenizer, shards, objective, rule })
 }
 
-fn click_options(config: &Config) -> ClickOptions {
+/// How the log's clicks become samples under this plan.
+pub fn click_options(config: &Config) -> ClickOptions {
     ClickOptions {
         seed: config.seed,
         max_tokens: config.data.max_tokens,
@@ -205,7 +206,8 @@ fn make_model<B: Backend>(
     }
 }
 
-fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> {
+/// The sizes of a model made from scratch.
+pub fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> {
     let size = |key: &str, value: &Option<usize>| {
         value.ok_or_else(|| {
             Error::config(format!("set model.path, or model.{key} for a model made from scratch"))

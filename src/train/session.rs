@@ -16,7 +16,7 @@ use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::dist::{Distributed, World};
 use crate::model::checkpoint;
-use crate::{Error, Result};
+use crate::{Error, Result, journal};
 
 /// Watches a run of `pretrain` or `coarse`.
 pub struct Session<'w> {
@@ -79,12 +79,12 @@ impl<'w> Session<'w> {
         self.saver.resumed_at(state.progress.updates);
         if self.world.leads() {
             let step = state.progress.updates;
-            println!(
+            journal::say(&format!(
                 "resumed from {}, made by {} rank(s); {} steps are left",
                 from.display(),
                 state.ranks,
                 self.steps.saturating_sub(step)
-            );
+            ));
         }
         self.cut_metrics(trainer)
     }
@@ -110,7 +110,7 @@ impl<'w> Session<'w> {
         let found = self.world.agree(self.world.leads().then(|| find::latest(&root, step)))?;
         let mut text = String::new();
         if let Some((found, skipped)) = found {
-            skipped.iter().for_each(|line| println!("{line}"));
+            skipped.iter().for_each(|line| journal::say(line));
             text = found.map(|path| path.display().to_string()).unwrap_or_default();
         }
         self.world.broadcast_text(&mut text);
@@ -122,7 +122,9 @@ impl<'w> Session<'w> {
         }
         self.went_back = Some(step);
         if self.world.leads() {
-            println!("step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: back to {text}");
+            journal::say(&format!(
+                "step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: back to {text}"
+            ));
         }
         Ok(text.into())
     }
@@ -157,7 +159,11 @@ impl<'w> Session<'w> {
         if self.world.leads() {
             let took = duration(self.start.elapsed().as_secs_f64());
             let speed = self.meter.as_ref().map_or(0.0, Meter::tokens_per_s);
-            println!("{} done in {took}, {speed:.0} tokens/s; model: {}", stage.name(), model.display());
+            journal::say(&format!(
+                "{} done in {took}, {speed:.0} tokens/s; model: {}",
+                stage.name(),
+                model.display()
+            ));
         }
         Ok(())
     }
@@ -171,6 +177,11 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         if let Some(meter) = &mut self.meter {
             meter.record(update)?;
+        }
+        if self.world.leads() {
+            for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
+                tracing::warn!("{line}");
+            }
         }
         if update.skipped_in_row >= NON_FINITE_LIMIT {
             return Ok(Flow::Diverged);
