@@ -136,6 +136,7 @@ fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identi
 
 fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
     let shards = Arc::new(Shards::open(Config::need("data.shards", &config.data.shards)?)?);
+    shards.verify()?;
     let tokenizer = shards.tokenizer()?;
     let log: Arc<dyn ClickLog> = shards.clone();
     let qdpp = if stage == Stage::Pretrain { 0.0 } else { config.objective.qdpp };
