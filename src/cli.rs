@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::corpus::Format;
 use crate::corpus::documents::Field;
+use crate::ir::topics::Field as TopicField;
 
 /// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.
 ///
@@ -58,6 +60,9 @@ pub enum Command {
     Inspect {
         /// Shard directory.
         dir: PathBuf,
+        /// Also write an HTML page with plots of the lengths.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -71,6 +76,25 @@ pub enum Sample {
         /// Folder that already holds apt's package lists (default: they are fetched below --out).
         #[arg(long)]
         lists: Option<PathBuf>,
+    },
+    /// Random syllables in ORCAS' and MS MARCO's form, of any size: for tests of scale, not of quality.
+    Synthetic {
+        /// Folder to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Rows of the click log.
+        #[arg(long)]
+        pairs: u32,
+        /// Distinct queries [default: half of --pairs].
+        #[arg(long)]
+        queries: Option<u32>,
+        #[arg(long)]
+        documents: u32,
+        /// Mean words of a document.
+        #[arg(long, default_value_t = 1000)]
+        words: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u32,
     },
 }
 
@@ -139,27 +163,33 @@ pub struct Bench {
 
 #[derive(Args, Debug)]
 pub struct Prepare {
-    /// ORCAS-form TSV: qid, query, docid, url.
+    /// TOML config with [[source]] and [prepare] tables; the flags below override it.
     #[arg(long)]
-    pub clicks: PathBuf,
-    /// MS MARCO-form TSV: docid, url, title, body.
+    pub config: Option<PathBuf>,
+    /// Override one key: --set prepare.filter.min_query_words=2 (may be given several times).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Click log, its format detected: qid, query, docid, url (ORCAS) or another with three columns.
     #[arg(long)]
-    pub documents: PathBuf,
-    /// Shard directory to write.
+    pub clicks: Option<PathBuf>,
+    /// Documents (file or folder), their format detected: MS MARCO, TREC, trecweb, BEIR, TSV.
     #[arg(long)]
-    pub out: PathBuf,
+    pub documents: Option<PathBuf>,
+    /// Shard directory to write, as --set data.shards=DIR.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
     /// Tokenizer to use: tokenizer.json, vocab.txt or a folder with either (default: train one).
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Size of a trained vocabulary.
-    #[arg(long, default_value_t = 30522)]
-    pub vocab: usize,
-    /// Longest document kept, in tokens.
-    #[arg(long, default_value_t = 512)]
-    pub max_tokens: usize,
-    /// Fields that make a document's text.
-    #[arg(long, value_delimiter = ',', default_value = "title,body")]
-    pub fields: Vec<Field>,
+    /// Size of a trained vocabulary [default: 30522].
+    #[arg(long)]
+    pub vocab: Option<usize>,
+    /// Longest document kept, in tokens [default: data.max_tokens, 512].
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// Fields that make a document's text [default: title,body].
+    #[arg(long, value_delimiter = ',')]
+    pub fields: Option<Vec<Field>>,
     /// Keep only documents that were clicked.
     #[arg(long)]
     pub clicked_only: bool,
@@ -169,6 +199,9 @@ pub struct Prepare {
     /// Qrels file whose relevant documents are left out of the log (may be given several times).
     #[arg(long)]
     pub exclude_qrels: Vec<PathBuf>,
+    /// Undo mis-decoded UTF-8 in queries and documents.
+    #[arg(long)]
+    pub repair: bool,
     /// End at the first damaged line.
     #[arg(long)]
     pub strict: bool,
@@ -176,15 +209,21 @@ pub struct Prepare {
 
 #[derive(Args, Debug)]
 pub struct Retrieve {
-    /// MS MARCO-form TSV: docid, url, title, body.
+    /// Documents (file or folder), their format detected as by prepare.
     #[arg(long)]
     pub documents: PathBuf,
+    /// Format of the documents where it cannot be detected: msmarco-v1, msmarco-v2, trec, trecweb, beir, tsv.
+    #[arg(long)]
+    pub format: Option<Format>,
     /// File with one document id a line: index only these.
     #[arg(long)]
     pub only: Option<PathBuf>,
-    /// Topics: TSV, TREC SGML or XML.
+    /// Topics: TSV, TREC SGML or XML, JSON lines.
     #[arg(long)]
     pub topics: PathBuf,
+    /// Parts of a topic that make the query: title, description, narrative.
+    #[arg(long, value_delimiter = ',', default_value = "title")]
+    pub topic_fields: Vec<TopicField>,
     /// Run to write.
     #[arg(long)]
     pub out: PathBuf,
