@@ -192,7 +192,7 @@ impl AdapterAt {
         b: &B,
         weights: &B::Buf<B::Real>,
         t: Rows,
-        (x, down, dy): (&B::Buf<B::Real>, &B::Buf<B::Real>, &B::Buf<B::Real>),
+        [x, down, dy]: [&B::Buf<B::Real>; 3],
         ddown: &mut B::Buf<B::Real>,
         dx: &mut B::Buf<B::Real>,
         grads: &mut B::Buf<f32>,
