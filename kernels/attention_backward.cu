@@ -6,19 +6,29 @@
 // `attention_dq` goes first: a block takes 128 queries, walks over the keys and adds up dq in registers. On
 // the way in it computes D and leaves (lse log2(e), D) of each row in `rows` [A, pitch] for the second
 // kernel, a tile of 64 at a multiple of 512 bytes, so that they arrive with the tile of queries (cp.async).
-// `attention_dkv`: a block takes 64 keys, walks over the queries and adds up dk and dv in registers. It computes the scores transposed (keys down,
-// queries across), because then the fragments of P and dS are, as they lie, the left factors of the
-// products for dv and dk: nothing goes through shared memory.
+// `attention_dkv`: a block takes 64 keys, walks over the queries and adds up dk and dv in registers. It
+// computes the scores transposed (keys down, queries across), because then the fragments of P and dS are,
+// as they lie, the left factors of the products for dv and dk: nothing goes through shared memory.
 // Both compute S and dP for themselves: 7 products in place of 5. The alternatives add up dq over key
 // tiles in memory, with float atomics (the order differs from run to run) or as partial sums [T / 64, T, H]
 // in f32, which move more bytes than two products of D = 64 cost at 512 keys; at these lengths the second
 // computation is the cheaper way to fixed sums.
-// Work: 14 s D FLOP a query and head; bytes: qkv, out, dout in, dqkv out: 20 D T A, and the walked tiles
-// from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
+// Work: 14 s D FLOP a query and head; bytes: qkv and dout twice, out and dqkv once: 24 D T A, and the walked
+// tiles from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
 //
 // Scores are worked on in chunks of 16 x (16 MT), so that S and dP cost 16 MT registers and the tail of a
 // sequence is skipped 16 at a time.
+// A block is four warps; one has 16 keys (dkv) or 32 queries (dq, with one accumulator where dkv has two).
 //
+// Resources (ptxas 13.2 for sm_80 / 90 / 100; no spills; registers decide the blocks an SM):
+//                registers          shared   blocks   warps
+//   dq  D = 64   231 / 227 / 238    48 KB    2        8
+//   dq  D = 32   154 / 153 / 154    24 KB    3        12
+//   dkv D = 64   168 / 168 / 168    33 KB    3        12
+//   dkv D = 32   122 / 121 / 128    17 KB    4        16
+// Tried: 32 keys a warp for dkv at D = 32: 168 registers and spills on sm_90. Row values loaded by hand, a
+// register each for the tile to come: spills on sm_100. Both products before any of the softmax: likewise.
+// Not run on a card yet: every choice here rests on counted instructions and bytes, none on a measured time.
 #include "attention.cuh"
 
 constexpr int THREADS = 128;

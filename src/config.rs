@@ -86,6 +86,8 @@ impl std::str::FromStr for ResumeFrom {
 pub struct Data {
     /// Shard directory of `prepare`.
     pub shards: Option<PathBuf>,
+    /// About how many pairs of the log are kept out of training and measured instead; 0 holds out none.
+    pub validation_pairs: u32,
     /// Longest sequence, special tokens included.
     pub max_tokens: usize,
     pub truncate: Truncate,
@@ -106,6 +108,7 @@ impl Default for Data {
     fn default() -> Self {
         Self {
             shards: None,
+            validation_pairs: 0,
             max_tokens: 512,
             truncate: Truncate::Document,
             documents: None,
@@ -201,7 +204,7 @@ pub struct Train {
     pub layer_decay: f64,
     /// Parts that keep their weights: "embeddings", "layer.3", "layer.0-3".
     pub freeze: Vec<String>,
-    /// Updates between two validations on held-out pairs; 0 never validates.
+    /// Updates between two validations on `data.validation_pairs`; 0 validates at the end alone.
     pub validate_every: u64,
     pub weight_decay: f32,
     pub beta1: f32,

@@ -2,7 +2,11 @@
 //! program as users start it.
 
 mod attention;
+mod buffers;
 mod engine;
 mod losses;
+mod mask;
+mod optimiser;
 mod program;
+mod rows;
 mod support;

@@ -9,6 +9,6 @@ mod linear;
 pub mod losses;
 mod masking;
 pub mod naive;
-mod optimiser;
+pub mod optimiser;
 mod rows;
 pub mod support;

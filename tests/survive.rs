@@ -4,6 +4,7 @@
 mod damage;
 mod drill;
 mod support;
+mod trouble;
 
 use std::fs;
 

@@ -20,7 +20,7 @@ pub fn peaks<B: Backend>(backend: &B, fence: &Fence<B>, budget: Duration) -> Res
     for side in SIDES {
         let at = LinearAt { w: 0, b: side * side, n: side, k: side };
         let rows = Rows::Tokens(side);
-        announce(backend, side)?;
+        let backend = &prepared(backend, side, 1, 1)?;
         let (x, w) = (filled(backend, side * side)?, filled(backend, side * side + side)?);
         let mut y: B::Buf<B::Real> = backend.zeros(side * side)?;
         let (seconds, _) =
@@ -36,7 +36,7 @@ pub fn peaks<B: Backend>(backend: &B, fence: &Fence<B>, budget: Duration) -> Res
 fn bandwidth<B: Backend>(backend: &B, fence: &Fence<B>, budget: Duration) -> Result<f64> {
     let hidden = 1024;
     let rows = COPIED / hidden;
-    announce(backend, rows)?;
+    let backend = &prepared(backend, rows, 1, 1)?;
     let x: B::Buf<B::Real> = backend.zeros(COPIED)?;
     let mut y: B::Buf<B::Real> = backend.zeros(COPIED)?;
     let list: Vec<u32> = (0..rows as u32).collect();
@@ -81,6 +81,8 @@ pub fn measure<B: Backend>(
 ) -> Result<Vec<Operation>> {
     let sequences = (work.pack_tokens / work.length).max(1);
     let (t, s) = (sequences * work.length, &work.shape);
+    let masked = ((t as f32 * work.mask_rate) as usize).max(1);
+    let backend = &prepared(backend, t, sequences, masked)?;
     let bed = Bed {
         backend,
         fence,
@@ -96,12 +98,11 @@ pub fn measure<B: Backend>(
         length: work.length,
         done: RefCell::default(),
     };
-    announce(backend, t)?;
     bed.products()?;
     bed.attention()?;
     bed.rows()?;
     bed.embedding()?;
-    bed.loss((t as f32 * work.mask_rate) as usize)?;
+    bed.loss(masked)?;
     bed.optimiser(12 * s.hidden * s.hidden * s.layers + s.vocab * s.hidden)?;
     Ok(bed.done.into_inner())
 }
@@ -221,7 +222,7 @@ impl<B: Backend> Bed<'_, B> {
     }
 
     fn loss(&self, masked: usize) -> Result<()> {
-        let (b, v, m) = (self.backend, self.v, masked.max(1));
+        let (b, v, m) = (self.backend, self.v, masked);
         let weights = filled(b, v)?;
         let labels: Vec<u32> = (0..m).map(|i| (i * 7919 % v) as u32).collect();
         let labels = uploaded(b, &labels)?;
@@ -284,19 +285,19 @@ fn uploaded<B: Backend>(backend: &B, values: &[u32]) -> Result<B::Buf<u32>> {
     Ok(buffer)
 }
 
-/// Tells the device the counts of what follows.
-fn announce<B: Backend>(backend: &B, rows: usize) -> Result<()> {
-    let n = rows as u32;
-    backend.begin_pack(&PackCounts {
-        tokens: n,
-        sequences: n,
-        masked: n,
-        groups: n,
-        epoch: 0,
-        step_masked: n,
-        step_pairs: n,
-        reserved: 0,
-    })
+/// The engine for packs of so many rows, told that the next one has them all.
+fn prepared<B: Backend>(backend: &B, tokens: usize, sequences: usize, masked: usize) -> Result<B> {
+    let counts = PackCounts {
+        tokens: tokens as u32,
+        sequences: sequences as u32,
+        masked: masked as u32,
+        step_masked: masked as u32,
+        step_pairs: sequences as u32,
+        ..PackCounts::default()
+    };
+    let backend = backend.for_packs(&counts)?;
+    backend.begin_pack(&counts)?;
+    Ok(backend)
 }
 
 /// `sequences` of `length` tokens with spread-out ids.

@@ -10,8 +10,8 @@ use crate::data::batch::{Batch, Special};
 use crate::data::loader::{Cursor, Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::dist::{Distributed, World};
+use crate::engine::MaskRule;
 use crate::engine::random::philox;
-use crate::engine::{Backend, MaskRule};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::layout::Layout;
@@ -144,7 +144,7 @@ struct Clock {
     tokens: usize,
 }
 
-impl<B: Backend> Watcher<B> for Clock {
+impl<B: Distributed> Watcher<B> for Clock {
     fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.step_ms.push(update.step_ms);
         self.waited_ms.push(update.waited_ms);

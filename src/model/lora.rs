@@ -186,7 +186,7 @@ impl AdapterAt {
 
     /// From dy [T, N] and what forward had: adds the gradients of A and B, and the adapter's part to
     /// dx [T, K]. `ddown` [T, r] is overwritten.
-    #[allow(clippy::too_many_arguments)] // one buffer each, as the engine's operations
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)] // one buffer each, as the engine's operations
     pub fn backward<B: Backend>(
         &self,
         b: &B,

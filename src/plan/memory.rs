@@ -3,7 +3,7 @@
 
 use crate::engine::stats;
 use crate::model::Shape;
-use crate::model::activations::Capacity;
+use crate::model::activations::{Capacity, Recompute};
 use crate::model::layout::HeadSet;
 
 /// Elements of one buffer (or of all layers' buffers of one kind).
@@ -28,6 +28,8 @@ pub struct Sizes<'a> {
     pub shape: &'a Shape,
     pub heads: HeadSet,
     pub capacity: Capacity,
+    /// What backward computes again instead of keeping.
+    pub recompute: Recompute,
     /// Length of the parameter arena.
     pub parameters: usize,
     /// Ranks that share the optimiser's state; 1 keeps all of it on each.
@@ -46,24 +48,27 @@ pub fn parameters(sizes: Sizes<'_>, master: bool) -> Vec<Field> {
     ]
 }
 
-/// `model::Activations` for training.
+/// `model::Activations` for training, without adapters.
 pub fn activations(sizes: Sizes<'_>) -> Vec<Field> {
     let Sizes { shape, heads, capacity, .. } = sizes;
     let (t, s) = (capacity.tokens, capacity.sequences);
     let m = if heads.mlm { capacity.masked } else { 0 };
     let (h, i, l) = (shape.hidden, shape.intermediate, shape.layers);
+    let kept = |keep: bool| if keep { l } else { l.min(1) };
+    // layers that keep what their backward needs, and what of it is cheap to compute again
+    let (all, cheap) = (kept(sizes.recompute != Recompute::Layer), kept(sizes.recompute == Recompute::None));
     vec![
         real("embeddings: sum", t * h),
         full("embeddings: row statistics", 2 * t),
         real("layer inputs", (l + 1) * t * h),
-        real("layers: q, k, v", l * 3 * t * h),
-        full("layers: log-sum-exp", l * t * shape.heads),
-        real("layers: attention's result", l * t * h),
-        real("layers: sums before LayerNorm", l * 2 * t * h),
-        full("layers: row statistics", l * 4 * t),
-        real("layers: attention's LayerNorm", l * t * h),
-        real("layers: before GELU", l * t * i),
-        real("layers: after GELU", l * t * i),
+        real("layers: q, k, v", all * 3 * t * h),
+        full("layers: log-sum-exp", all * t * shape.heads),
+        real("layers: attention's result", all * t * h),
+        real("layers: sums before LayerNorm", all * 2 * t * h),
+        full("layers: row statistics", all * 4 * t),
+        real("layers: attention's LayerNorm", cheap * t * h),
+        real("layers: before GELU", all * t * i),
+        real("layers: after GELU", cheap * t * i),
         real("MLM: gathered rows, transform, LayerNorm", 4 * m * h),
         full("MLM: row statistics", 2 * m),
         real("MLM: logits", m * shape.vocab),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Precision, Sharding};
 use crate::corpus::shard::Shards;
 use crate::data::source::{ClickLog, ClickSource, SampleSource};
 use crate::model::Shape;
@@ -128,6 +128,8 @@ pub struct Report {
     pub packs_per_rank: usize,
     pub flops_per_token: f64,
     pub memory: Vec<(Field, usize)>,
+    /// Bytes of the gradients that ranks exchange.
+    pub exchanged_bytes: f64,
     /// Bytes on each GPU, workspace and context included.
     pub memory_bytes: f64,
     pub predictions: Vec<Prediction>,
@@ -159,7 +161,8 @@ pub fn report(config: &Config, options: &PlanOptions) -> Result<Report> {
     let layout = Layout::new(&shape, HeadSet::PRETRAINING)?;
     let pack = pack(config, &shape, &lengths);
     let packs_per_rank = config.train.packs_per_step.div_ceil(options.gpus);
-    let memory = memory_of(config, &shape, layout.len, config.train.pack_tokens);
+    let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
+    let memory = memory_of(config, &shape, layout.len, shards, config.train.pack_tokens);
     let masked_share = if pack.mlm { f64::from(config.objective.mask_rate) } else { 0.0 };
     let mut report = Report {
         note: "A prediction from data sheets and assumptions. Nothing here was measured.",
@@ -173,6 +176,7 @@ pub fn report(config: &Config, options: &PlanOptions) -> Result<Report> {
         packs_per_step: config.train.packs_per_step,
         packs_per_rank,
         memory_bytes: total(&memory),
+        exchanged_bytes: layout.len as f64 * if config.train.reduce == Precision::Bf16 { 2.0 } else { 4.0 },
         memory: memory.into_iter().map(|field| (field.clone(), field.bytes(REAL))).collect(),
         predictions: Vec::new(),
     };
@@ -256,6 +260,7 @@ fn pack(config: &Config, shape: &Shape, lengths: &Lengths) -> Pack {
         mlm: rate > 0.0,
         qdpp: config.objective.qdpp > 0.0,
         dropout: config.train.dropout > 0.0,
+        recompute: config.train.recompute,
     }
 }
 
@@ -265,9 +270,16 @@ fn rate(config: &Config) -> f32 {
 }
 
 /// Every buffer of a rank with packs of `pack_tokens`.
-fn memory_of(config: &Config, shape: &Shape, parameters: usize, pack_tokens: usize) -> Vec<Field> {
+fn memory_of(
+    config: &Config,
+    shape: &Shape,
+    parameters: usize,
+    shards: usize,
+    pack_tokens: usize,
+) -> Vec<Field> {
     let capacity = Capacity::of_pack(pack_tokens, rate(config), config.objective.whole_word);
-    let sizes = Sizes { shape, heads: HeadSet::PRETRAINING, capacity, parameters, shards: 1 };
+    let recompute = config.train.recompute;
+    let sizes = Sizes { shape, heads: HeadSet::PRETRAINING, capacity, recompute, parameters, shards };
     let mut fields = memory::parameters(sizes, true);
     fields.extend(memory::activations(sizes));
     fields.extend(memory::pack(sizes));
@@ -286,11 +298,13 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
     };
     let mut kernels = time(roofline::pack_kernels(&report.pack), packs);
     let pack_ms: f64 = kernels.iter().map(|k| k.ms).sum();
-    let update = time(roofline::update_kernels(layout.len, layout.len), 1.0);
+    let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
+    let update = time(roofline::update_kernels(layout.len, layout.len.div_ceil(shards)), 1.0);
     let update_ms: f64 = update.iter().map(|k| k.ms).sum();
     kernels.extend(update);
 
-    let links = links(layout.len, options, &gpu);
+    // a sharded optimiser scatters and gathers what the ring would: the same bytes
+    let links = links(report.exchanged_bytes, options, &gpu);
     let all_reduce_ms = links.first().map_or(0.0, |link| link.1);
     let exposed_ms = exposed(layout, all_reduce_ms, pack_ms / packs);
     let step_ms = pack_ms + exposed_ms + update_ms;
@@ -299,8 +313,9 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
     let gpus = options.gpus as f64;
     let epoch_tokens = report.lengths.samples as f64 * report.lengths.mean_tokens;
     let epoch_hours = epoch_tokens / tokens_per_s / 3600.0;
-    let fits =
-        |tokens: usize| total(&memory_of(config, &report.pack.shape, layout.len, tokens)) <= gpu.memory;
+    let fits = |tokens: usize| {
+        total(&memory_of(config, &report.pack.shape, layout.len, shards, tokens)) <= gpu.memory
+    };
     let largest = (1..=1024).map(|n| 1024 * n).take_while(|&tokens| fits(tokens)).last().unwrap_or(0);
     Prediction {
         fits: fits(config.train.pack_tokens),
@@ -323,9 +338,9 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
 
 /// Milliseconds of the gradients' all-reduce by each link there could be, the one that is used first:
 /// a ring sends 2 (n - 1) / n of the bytes.
-fn links(parameters: usize, options: &PlanOptions, gpu: &Gpu) -> Vec<(&'static str, f64)> {
+fn links(gradients: f64, options: &PlanOptions, gpu: &Gpu) -> Vec<(&'static str, f64)> {
     let n = options.gpus as f64;
-    let bytes = 4.0 * parameters as f64 * 2.0 * (n - 1.0) / n;
+    let bytes = gradients * 2.0 * (n - 1.0) / n;
     let ms = |bandwidth: f64| 1e3 * bytes / (LINK_SHARE * bandwidth);
     if options.gpus == 1 {
         return Vec::new();

@@ -115,7 +115,7 @@ fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
         writeln!(
             out,
             "  all-reduce of {:.0} MB: {}; {:.1} ms of the first are not hidden",
-            4.0 * r.parameters as f64 / 1e6,
+            r.exchanged_bytes / 1e6,
             links.join(", "),
             p.exposed_ms
         )?;

@@ -4,6 +4,7 @@
 
 use super::hardware::Gpu;
 use crate::model::Shape;
+use crate::model::activations::Recompute;
 
 /// Sizes of one pack, averages over the data.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -22,6 +23,8 @@ pub struct Pack {
     pub mlm: bool,
     pub qdpp: bool,
     pub dropout: bool,
+    /// What backward computes a second time.
+    pub recompute: Recompute,
 }
 
 /// What limits a kernel.
@@ -104,7 +107,26 @@ pub fn pack_kernels(p: &Pack) -> Vec<Kernel> {
     if p.qdpp {
         pooler(p, &mut list);
     }
+    recomputed(p, &mut list);
     list
+}
+
+/// Forward kernels of a layer that backward calls again.
+fn recomputed(p: &Pack, list: &mut [Kernel]) {
+    const CHEAP: [&str; 2] = ["bias and GELU", "dropout, residual, LayerNorm"];
+    const DEAR: [&str; 5] = ["q, k, v", "attention", "output", "FFN up", "FFN down"];
+    for kernel in list {
+        let again = match p.recompute {
+            Recompute::None => false,
+            Recompute::GeluNorm => CHEAP.contains(&kernel.name),
+            Recompute::Layer => CHEAP.contains(&kernel.name) || DEAR.contains(&kernel.name),
+        };
+        if again {
+            // of a layer's two LayerNorms, GeluNorm repeats the first
+            let first = p.recompute == Recompute::GeluNorm && kernel.name == CHEAP[1];
+            kernel.calls += if first { kernel.calls / 2 } else { kernel.calls };
+        }
+    }
 }
 
 /// The kernels of the update: `owned` of the `parameters` belong to this rank.
@@ -274,12 +296,18 @@ mod tests {
             mlm: true,
             qdpp: false,
             dropout: true,
+            recompute: Recompute::None,
         };
         let flops: f64 = pack_kernels(&pack).iter().map(|k| k.calls as f64 * k.flops).sum();
         // the formula counts backward attention as four products; one more is recomputed
         let recomputed = 12.0 * 2.0 * (16384 * 768) as f64 * 512.0;
         let formula = 16384.0 * flops_per_token(&pack.shape, 512.0, 2458.0 / 16384.0);
         assert!(((flops - recomputed) / formula - 1.0).abs() < 1e-9, "{flops} {formula}");
+        // recomputing whole layers costs one more forward of them: a third of their share
+        let twice = Pack { recompute: Recompute::Layer, ..pack.clone() };
+        let more: f64 = pack_kernels(&twice).iter().map(|k| k.calls as f64 * k.flops).sum();
+        let layers = flops_per_token(&Shape { vocab: 0, ..bert_base() }, 512.0, 0.0) / 3.0 * 16384.0;
+        assert!(((more - flops) / layers - 1.0).abs() < 1e-9, "{} {layers}", more - flops);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::train::health::{Health, Signs};
 use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
 use crate::train::signals;
+use crate::train::speed::Work;
 use crate::train::state::SavedOptimiser;
 
 /// Updates with a non-finite gradient that may follow each other before training goes back to the
@@ -39,6 +40,10 @@ pub struct Update {
     /// Milliseconds of the whole step, waiting for the loader included.
     pub step_ms: f64,
     pub waited_ms: f64,
+    /// Milliseconds in which this rank's host was busy with, or waited for, exchanges between ranks.
+    pub exchange_ms: f64,
+    /// Floating-point operations of all ranks.
+    pub flops: f64,
     /// Updates of the run that a non-finite gradient made void.
     pub skipped: u64,
     /// How many of them in a row end with this one.
@@ -221,6 +226,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     ) -> Result<Update> {
         self.count_non_finite(norm_sq);
         let (sums, agreed, busy) = self.exchange(word, start)?;
+        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
         let mut update = Update {
             step: self.optimiser.state.updates,
             skipped: self.skipped,
@@ -232,6 +238,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             lr,
             tokens: step.tokens,
             waited_ms: step.waited_ms,
+            exchange_ms: self.optimiser.take_exchange_ms(),
+            flops: work.flops(&self.model.layout.shape),
             ..Update::default()
         };
         update.loss = self.loss(&update);

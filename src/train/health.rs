@@ -96,7 +96,7 @@ impl Health {
 
 /// Exponentially weighted mean and variance (Finch 2009, section 9).
 #[derive(Clone, Copy, Debug, Default)]
-struct Running {
+pub struct Running {
     mean: f64,
     variance: f64,
     count: u32,
@@ -104,7 +104,7 @@ struct Running {
 
 impl Running {
     /// Standard deviations of `value` from the values before it; `None` while these are few.
-    fn record(&mut self, value: f64) -> Option<f64> {
+    pub fn record(&mut self, value: f64) -> Option<f64> {
         if !value.is_finite() {
             return None;
         }

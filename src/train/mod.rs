@@ -20,4 +20,7 @@ pub mod run_dir;
 pub mod schedule;
 pub mod session;
 pub mod signals;
+pub mod speed;
 pub mod state;
+pub mod tensorboard;
+pub mod validation;

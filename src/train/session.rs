@@ -10,6 +10,7 @@ use super::checkpoints::saver::Saver;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
 use super::metrics::{Meter, duration};
 use super::pretraining::Stage;
+use super::validation::Validation;
 use super::{resume, run_dir, signals};
 use crate::config::Config;
 use crate::data::loader::{Loader, LoaderOptions};
@@ -23,25 +24,44 @@ pub struct Session<'w> {
     world: &'w World,
     dir: PathBuf,
     saver: Saver,
+    validation: Option<Validation>,
+    validate_every: u64,
+    /// The least loss on validation pairs so far in this process.
+    best: f64,
     meter: Option<Meter>,
     every: u64,
+    /// FLOP/s of large matrix products, as `speed::product_speed` measured.
+    product_speed: f64,
     steps: u64,
     start: Instant,
     /// The step that training went back to after non-finite gradients.
     went_back: Option<u64>,
+    /// Ranks that were called slow.
+    slow: Vec<usize>,
 }
 
 impl<'w> Session<'w> {
-    pub fn new(config: &Config, saver: Saver, steps: u64, world: &'w World) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        saver: Saver,
+        steps: u64,
+        (validation, product_speed): (Option<Validation>, f64),
+        world: &'w World,
+    ) -> Result<Self> {
         Ok(Self {
+            validation,
+            validate_every: config.train.validate_every,
+            best: f64::INFINITY,
             world,
             dir: config.run.out.clone(),
             saver,
             meter: None,
+            product_speed,
             every: if world.leads() { config.run.log_every } else { 0 },
             steps,
             start: Instant::now(),
             went_back: None,
+            slow: Vec::new(),
         })
     }
 
@@ -95,8 +115,35 @@ impl<'w> Session<'w> {
         self.meter = None;
         let cut = || resume::cut_metrics(&path, trainer.progress());
         self.world.agree(self.world.leads().then(cut))?;
-        self.meter = Some(Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?);
+        let meter = Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?;
+        self.meter = Some(meter.visible(&self.dir, trainer.progress().updates, self.product_speed)?);
         Ok(())
+    }
+
+    /// Measures the held-out pairs when it is time, and at the end.
+    fn validate<B: Distributed>(&mut self, step: u64, trainer: &mut Trainer<B>) -> Result<()> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let due = self.validate_every > 0 && step.is_multiple_of(self.validate_every);
+        if !due && step != self.steps {
+            return Ok(());
+        }
+        let scores = validation.measure(&mut trainer.model, self.world)?;
+        self.saver.note_validation(scores.loss);
+        let best = scores.loss < self.best;
+        self.best = self.best.min(scores.loss);
+        if let Some(meter) = &mut self.meter {
+            meter.validated(step, &scores, best)?;
+        }
+        Ok(())
+    }
+
+    /// Signs of trouble: on the terminal, and a rank that is slow again in the log alone.
+    fn report(&mut self, update: &Update) {
+        let known = update.signs.slow.is_some_and(|slow| self.slow.contains(&slow.rank));
+        self.slow.extend(update.signs.slow.map(|slow| slow.rank).filter(|_| !known));
+        for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
+            if known { journal::note(&line) } else { tracing::warn!("{line}") }
+        }
     }
 
     /// Where to go back to, said to the user; an error where that cannot help.
@@ -179,13 +226,12 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
             meter.record(update)?;
         }
         if self.world.leads() {
-            for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
-                tracing::warn!("{line}");
-            }
+            self.report(update);
         }
         if update.skipped_in_row >= NON_FINITE_LIMIT {
             return Ok(Flow::Diverged);
         }
+        self.validate(update.step, trainer)?;
         self.saver.after(update, trainer)?;
         let stop = update.agreed.stop && update.step < self.steps;
         Ok(if stop { Flow::Preempted } else { Flow::Continue })

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# Version of what `compiled` says: another one forgets what was kept.
+FACTS = "1"
 # The cards that the project names: A100, H100/H200, B200.
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 
@@ -59,21 +61,24 @@ def blocks_per_multiprocessor(arch, threads, registers, shared):
 
 @dataclass(frozen=True)
 class Demand:
-    """A line of launches.txt: `NAME kind=KIND [dynamic_shared=BYTES]`. NAME may hold `*`; KIND is row
-    (16-byte loads are demanded), tensor (tensor cores are), or other."""
+    """A line of launches.txt: `NAME kind=KIND [dynamic_shared=BYTES] [local=N]`. NAME may hold `*`; KIND is
+    row (16-byte loads are demanded), tensor (tensor cores are), or other; N instructions on local memory are
+    known and allowed."""
 
     name: str
     kind: str
     dynamic: int
+    local: int
 
     @staticmethod
     def parse(file, number, line):
         name, *words = line.split()
         keys = dict(word.split("=", 1) for word in words if "=" in word)
-        kind, dynamic = keys.pop("kind", None), keys.pop("dynamic_shared", "0")
-        if keys or len(words) != ("dynamic_shared=" in line) + 1 or kind not in ("row", "tensor", "other"):
-            raise Refused(f"{file}:{number}: must be `NAME kind=row|tensor|other [dynamic_shared=BYTES]`")
-        return Demand(name, kind, int(dynamic))
+        kind, dynamic, local = keys.pop("kind", None), keys.pop("dynamic_shared", "0"), keys.pop("local", "0")
+        whole = all("=" in word for word in words) and (dynamic + local).isdigit()
+        if keys or not whole or kind not in ("row", "tensor", "other"):
+            raise Refused(f"{file}:{number}: must be `NAME kind=row|tensor|other [dynamic_shared=BYTES] [local=N]`")
+        return Demand(name, kind, int(dynamic), int(local))
 
     @staticmethod
     def read(folder):
@@ -140,9 +145,9 @@ class Toolchain:
         self.run(self.cuda / "bin" / "nvcc", *flags, "-I", source.path.parent, "-I", ROOT / "kernels", "-o", out, source.path)
 
     def usage(self, cubin):
-        """Registers, stack and static shared bytes of each kernel."""
+        """Registers and shared bytes of each kernel."""
         text = self.run(self.cuda / "bin" / "cuobjdump", "-res-usage", cubin)
-        pattern = r"Function (\w+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+        pattern = r"Function (\w+):\s*\n\s*REG:(\d+) STACK:\d+ SHARED:(\d+)"
         return {name: [int(x) for x in rest] for name, *rest in re.findall(pattern, text)}
 
     def instructions(self, cubin):
@@ -161,12 +166,11 @@ class Toolchain:
         report = json.loads(self.run(self.cuxray, "report", "--fast", "--json", "--no-cache", cubin))
         found = {}
         for kernel in (k for unit in report["units"] for k in unit["kernels"]):
-            a, s = kernel["access"], kernel["spills"]
+            a = kernel["access"]
             if a is None:
                 raise Refused(f"{cubin.stem}.cu: kernel {kernel['name']} states no __launch_bounds__")
             banks = a["worst_bank_conflict_ways"], a["conflicted_shared_accesses"], a["unanalyzed_count"]
-            threads = math.prod(a["block_dims"])
-            found[kernel["name"]] = threads, banks, s["store_bytes"] + s["load_bytes"]
+            found[kernel["name"]] = math.prod(a["block_dims"]), *banks
         return found
 
 
@@ -241,6 +245,7 @@ class Row:
     bank_conflicts: int
     unanalysed: int
     kind: str
+    allowed_local: int
 
     def key(self):
         return self.kernel, self.arch
@@ -261,17 +266,17 @@ def compiled(tools, source, arch, options):
         cubin.write_bytes(tools.nvrtc.compile(source, [*options, f"--gpu-architecture={arch}"], "CUBIN"))
         usage, code, access = tools.usage(cubin), tools.instructions(cubin), tools.accesses(cubin)
     facts = []
-    for kernel, (registers, stack, shared, local) in sorted(usage.items()):
+    for kernel, (registers, shared) in sorted(usage.items()):
         opcodes = code[kernel]
         count = lambda name: sum(op.split(".")[0] == name for op in opcodes)
-        threads, (ways, conflicts, unanalysed), spills = access[kernel]
+        threads, ways, conflicts, unanalysed = access[kernel]
         facts.append(
             {
                 "kernel": kernel,
                 "arch": arch,
                 "threads": threads,
                 "registers": registers,
-                "local": max(stack, local, spills),
+                "local": count("LDL") + count("STL"),
                 # from sm_90 on the system's 1 KiB is in it
                 "static": shared if arch == "sm_80" else max(0, shared - 1024),
                 "hmma": count("HMMA"),
@@ -290,8 +295,7 @@ def compiled(tools, source, arch, options):
 def remembered(tools, source, arch, options):
     """`compiled`, kept under target/ by all that it depends on: a file that did not change is not compiled
     again, which takes minutes for all of them."""
-    me = zlib.crc32(Path(__file__).read_bytes())
-    key = zlib.crc32(" ".join([source.crc32(), arch, *options]).encode(), me)
+    key = zlib.crc32(" ".join([FACTS, str(tools.cuda), source.crc32(), arch, *options]).encode())
     file = ROOT / "target" / "gates" / f"{source.path.stem}-{arch}-{key:08x}.json"
     if not file.exists():
         facts = compiled(tools, source, arch, options)
@@ -310,5 +314,6 @@ def measure(tools, source, demands, arch, options):
         shared = fact["static"] + demand.dynamic
         blocks = blocks_per_multiprocessor(arch, fact["threads"], fact["registers"], shared)
         occupancy = 100 * blocks * fact["threads"] // LIMITS[arch].threads
-        rows.append(Row(**fact, dynamic=demand.dynamic, blocks=blocks, occupancy=occupancy, kind=demand.kind))
+        known = {"kind": demand.kind, "allowed_local": demand.local, "dynamic": demand.dynamic}
+        rows.append(Row(**fact, **known, blocks=blocks, occupancy=occupancy))
     return rows

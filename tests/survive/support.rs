@@ -25,7 +25,6 @@ pub struct Job {
     metrics: PathBuf,
     errors: PathBuf,
     /// Rank 0's process, or the only one's.
-    pub pids: Vec<u32>,
 }
 
 impl Job {
@@ -54,7 +53,7 @@ impl Job {
             .spawn()
             .expect("mpirun is needed (launch/test.sh installs it)");
         let metrics = place.path(metrics);
-        Self { child, ranks, dir: place.path("."), metrics, errors, pids: Vec::new() }
+        Self { child, ranks, dir: place.path("."), metrics, errors }
     }
 
     /// Steps in the metrics file so far.

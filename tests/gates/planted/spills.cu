@@ -1,4 +1,4 @@
-// planted: bytes of local memory a thread
+// planted: instructions on local memory
 // 96 values live at once, with the 64 registers that a block of 1024 threads leaves each: they spill.
 extern "C" __global__ void __launch_bounds__(1024) spills_f32(const float* x, float* y) {
     float v[96];

@@ -2,7 +2,7 @@
 //! the true count hold NaN on the way in, and are looked at on the way out.
 
 use super::{Arg, Device, Launch, Module, asset};
-use crate::gates::dynamic_shared;
+use crate::gates::launch_key;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::random::philox;
 use ctune_dist::engine::{Backend, DeviceBatch, Dropout, Heads, MaskRule, PackCounts, Rows};
@@ -77,8 +77,13 @@ fn list(device: &mut Device, values: &[u32]) -> Arg {
 
 #[track_caller]
 fn run(module: &Module, name: &str, grid: [u32; 3], block: u32, args: &[Arg], device: &mut Device) {
-    let launch =
-        Launch { kernel: module.kernel(name), grid, block, dynamic_shared: dynamic_shared(name), args };
+    let launch = Launch {
+        kernel: module.kernel(name),
+        grid,
+        block,
+        dynamic_shared: launch_key(name, "dynamic_shared"),
+        args,
+    };
     launch.run(device).unwrap_or_else(|fault| panic!("{fault}"));
 }
 
