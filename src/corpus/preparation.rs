@@ -47,7 +47,8 @@ impl<'a> Preparation<'a> {
                 "no documents: name them with --documents or a [[source]] of that role",
             ));
         }
-        if !has(Role::Clicks) && !(has(Role::Queries) && has(Role::Qrels)) {
+        let pair = has(Role::Queries) && has(Role::Qrels);
+        if !(pair || has(Role::Clicks)) {
             return Err(Error::config(
                 "no clicks: name them with --clicks, or with [[source]] tables of role \"clicks\", or \"queries\" and \
                  \"qrels\"",

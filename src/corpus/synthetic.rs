@@ -97,7 +97,7 @@ fn write(path: &Path, count: u32, make: impl Fn(u32, &mut String) + Sync) -> Res
     let mut file = BufWriter::with_capacity(1 << 20, fs::File::create(&part).map_err(failed)?);
     let mut bytes = 0;
     ordered::run(
-        |pass| (0..count).step_by(CHUNK as usize).try_for_each(|start| pass(start)),
+        |pass| (0..count).step_by(CHUNK as usize).try_for_each(pass),
         |start| {
             let mut text = String::new();
             (start..start.saturating_add(CHUNK).min(count)).for_each(|item| make(item, &mut text));
@@ -206,7 +206,7 @@ impl Text {
         let title = self.title(clicked[0]);
         let mut words = String::new();
         for i in 0..numbers.length(3.5, 0.5).clamp(1.0, 12.0) as u32 {
-            let own = numbers.number() % 2 == 0;
+            let own = numbers.number().is_multiple_of(2);
             let place = below(numbers.number(), title.len() as u32) as usize;
             push_word(
                 if own { self.zipf.draw(&mut numbers) } else { title[place] },

@@ -95,7 +95,7 @@ fn damaged_collections_are_refused() {
     refused(DOCUMENTS, |o| o.depth = 0, 2, "depth");
 }
 
-/// BM25 on NFCorpus' test titles is known as nDCG@5 .351.
+/// BM25 on NFCorpus' test titles is known as nDCG@5 .351, the 25 topics without any hit counted as 0.
 #[test]
 fn nfcorpus_bm25() {
     let Some(data) = shared("nfcorpus") else { return };
@@ -107,9 +107,16 @@ fn nfcorpus_bm25() {
     };
     retrieve(&o).unwrap();
     let (qrels, run) = (Qrels::read(&data.join("test.2-1-0.qrel")).unwrap(), Run::read(&o.out).unwrap());
-    let found = evaluate(&qrels, &run, &["ndcg_cut_5".parse().unwrap()], &Options::default()).unwrap().means;
+    let found = evaluate(
+        &qrels,
+        &run,
+        &["ndcg_cut_5".parse().unwrap()],
+        &Options { complete: true, ..Options::default() },
+    )
+    .unwrap()
+    .means;
     println!("NFCorpus: {found:?}");
-    assert!((found[0] - 0.351).abs() < 0.02, "{found:?}");
+    assert!((found[0] - 0.351).abs() < 0.01, "{found:?}");
 }
 
 /// BM25 on Vaswani without stemming is known as nDCG@5 .424, MRR .668, recall@100 .490.

@@ -133,7 +133,8 @@ fn folds_of_pyserini_and_cedr() {
     let Some(cedr) = shared("topics_qrels/robust04/cedr") else { return };
     let folds = read_folds(&cedr).unwrap();
     let tested: std::collections::HashSet<_> = folds.iter().flat_map(|fold| &fold.test).collect();
-    assert_eq!((folds.len(), tested.len()), (5, 249));
+    // The runs hold topic 672, which has no relevant document; the published json leaves it out.
+    assert_eq!((folds.len(), tested.len()), (5, 250));
 }
 
 /// All fold files in public use here, and their sizes.
