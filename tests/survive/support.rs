@@ -24,7 +24,6 @@ pub struct Job {
     dir: PathBuf,
     metrics: PathBuf,
     errors: PathBuf,
-    /// Rank 0's process, or the only one's.
 }
 
 impl Job {
