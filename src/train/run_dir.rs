@@ -35,7 +35,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
             Ok(found) => Some(found),
             Err(reason) => {
                 if world.leads() {
-                    println!("computing on the CPU: {reason}");
+                    eprintln!("computing on the CPU: {reason}");
                 }
                 None
             }

@@ -92,29 +92,30 @@ fn graphs_and_the_order_of_streams_change_no_bit() {
     assert!(run("no-graph", &["--set", "run.graph=false"], "lazy") == eager, "graphs give other bits");
 }
 
-/// Waits of a step with one pack: the copy stream for the block, the compute stream for the copy, the
-/// communication stream for each of the 4 buckets, the compute stream for the sums.
-const WAITS_A_STEP: usize = 7;
+/// Waits of streams for each other's events in the third step, of a step of 9 on each rank: the copy
+/// stream's, the compute stream's for the pack, the communication stream's for the buckets, the compute
+/// stream's for the sums.
+const WAITS: std::ops::Range<usize> = 18..27;
 
+/// Some waits are covered by others, and not every order of the streams brings a mistake to light: with
+/// three orders at least 5 of the 9 were seen to matter (7 when this was written).
 #[test]
 fn a_forgotten_wait_between_streams_shows() {
     let place = Place::with_shards();
     let more = [&F32[..], &["--set", "train.packs_per_step=2", "--set", "run.graph=false"]].concat();
-    let args = |out: &'static str| [&PLAN[..], &["--out", out], &more].concat();
     let right = coarse(&place, 2, "right", &more, &[("SOFTGPU_STREAMS", "lazy")]);
-    for (what, wait) in [("compute for the sums", 6), ("communication for the last bucket", 5)] {
-        let wait = (2 * WAITS_A_STEP + wait).to_string();
-        let found = ["lazy", "random:1", "random:2", "random:3"].iter().any(|streams| {
-            let out = start(
-                &place,
-                2,
-                &args("wrong"),
-                &[("SOFTGPU_STREAMS", streams), ("SOFTGPU_DROP_WAIT", &wait)],
-            );
-            !out.status.success() || apart(&right, &place.metrics("wrong")) > 1e-4
-        });
-        assert!(found, "without the wait of {what} nothing was noticed");
-    }
+    let noticed = WAITS.filter(|wait| {
+        let wait = wait.to_string();
+        ["lazy", "random:1", "random:2"].iter().any(|streams| {
+            let folder = format!("wrong-{wait}-{streams}"); // a finished run would not be repeated
+            let args = [&PLAN[..], &["--out", &folder], &more].concat();
+            let out = start(&place, 2, &args, &[("SOFTGPU_STREAMS", streams), ("SOFTGPU_DROP_WAIT", &wait)]);
+            !out.status.success() || apart(&right, &place.metrics(&folder)) > 1e-4
+        })
+    });
+    let noticed: Vec<usize> = noticed.collect();
+    println!("noticed: {noticed:?}");
+    assert!(noticed.len() >= 5, "only the lack of waits {noticed:?} was noticed");
 }
 
 #[test]
@@ -169,7 +170,7 @@ fn no_gpu_is_exit_code_4_and_auto_is_the_cpu() {
     assert_refused(&place.run(&args("cuda")), 4, &["libcuda", "cpu"]);
     let out = place.run(&args("auto"));
     assert_done(&out);
-    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(text.contains("computing on the CPU") && text.contains("libcuda"), "{text}");
     let none = start(&place, 0, &args("cuda"), &[("SOFTGPU_DEVICES", "0")]);
     assert_refused(&none, 4, &["GPU", "cpu"]);

@@ -308,7 +308,9 @@ SOFTGPU_API CUresult cuEventElapsedTime(float* milliseconds, SoftEvent* from, So
 struct SoftGraph {
     std::shared_ptr<Capture> capture;
 };
-SOFTGPU_API CUresult cuStreamBeginCapture_v2(void* stream, int) { return begin_capture(resolve(stream)); }
+SOFTGPU_API CUresult cuStreamBeginCapture_v2(void* stream, int mode) {
+    return begin_capture(resolve(stream), mode == 1);  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+}
 SOFTGPU_API CUresult cuStreamEndCapture(void* stream, SoftGraph** graph) {
     *graph = nullptr;
     std::shared_ptr<Capture> capture;

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define SOFTGPU_API extern "C" __attribute__((visibility("default")))
@@ -98,6 +99,8 @@ struct Capture {
     Stream* origin = nullptr;
     std::vector<Stream*> joined;
     bool broken = false;
+    std::thread::id thread;  // that began it
+    bool thread_local_mode = false;
 };
 
 Stream* resolve(void* handle);  // null, legacy and per-thread handles are the default stream
@@ -112,7 +115,7 @@ CUresult synchronize_all();
 CUresult synchronize(const Event&);
 CUresult query(const Event&);
 CUresult query(Stream*);
-CUresult begin_capture(Stream*);
+CUresult begin_capture(Stream*, bool thread_local_mode);
 CUresult end_capture(Stream*, std::shared_ptr<Capture>*);
 CUresult run_graph(const Capture&);
 bool capturing(Stream*);
