@@ -163,9 +163,12 @@ fn sums_of_squares() {
     let x = random(100_003, 83);
     let xb = put::<f32, f32>(&gpu, &x, 8);
     let mut out = put(&gpu, &[7.0; 3], 8);
-    for ranges in
-        [vec![], vec![5..6], vec![1..100_003], vec![0..3, 30_000..46_384, 50_001..50_001, 99_999..100_003]]
-    {
+    for ranges in [
+        vec![],
+        vec![5..6; 1],
+        vec![1..100_003; 1],
+        vec![0..3, 30_000..46_384, 50_001..50_001, 99_999..100_003],
+    ] {
         gpu.sum_squares(&xb, &ranges, &mut out, 1).unwrap();
         let values: Vec<f32> = ranges.iter().flat_map(|range| x[range.clone()].to_vec()).collect();
         let plain: f32 = values.iter().map(|x| x * x).sum();
