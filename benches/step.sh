@@ -27,6 +27,7 @@ with open("clicks.tsv", "w") as clicks, open("documents.tsv", "w") as documents:
 PY
 "$program" prepare --clicks clicks.tsv --documents documents.tsv --out shards --vocab 30522 --max-tokens 256 >/dev/null
 ours() {
+    rm -rf run # a finished run would not be repeated
     "$program" coarse --out run --set data.shards=shards --set data.max_tokens=256 --set model.layers=6 \
         --set model.hidden=384 --set model.heads=12 --set train.pack_tokens=2048 --set train.packs_per_step=1 \
         --set train.steps=12 --set train.lr=1e-4 | sed -n 's/.* \([0-9]*\) tokens\/s.*/\1/p'

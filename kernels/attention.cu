@@ -13,14 +13,20 @@
 // * D = 64: 128 queries, 32 a warp, so that every fragment of k and v that ldmatrix reads serves two
 //   products: with 16, shared memory (128 bytes a clock) would be as busy as the tensor cores (1,024 FMA a
 //   clock on sm_80), with 32 half as busy.
-// * D = 32: 64 queries, 16 a warp. The softmax outweighs the products here, so that more warps an SM (20)
-//   are worth more than fewer bytes; with 32 queries a warp the kernel spills at 3 blocks an SM.
-// Work: 4 s D FLOP a query and head; bytes: 8 D T A plus keys and values once for every 128 queries (from
+// * D = 32: 64 queries, 16 a warp. The softmax outweighs the products here, so that more warps an SM are
+//   worth more than fewer bytes. With 32 queries a warp the kernel spills at 3 blocks an SM, with 16 at 5
+//   (sm_90).
+// Work: 4 s D FLOP a query and head; bytes: 8 D T A plus keys and values once a block (from
 // the second-level cache). Softmax in base 2: one FMA and one EX2 a score.
 //
 // Dropout is drawn as bits, four Philox blocks a lane for 16 x 64 scores (`keep_rows`): about nine integer
 // instructions a score, where a block for each lane that needs a part of it would be 22.
 //
+// Resources (ptxas 13.2 for sm_80 / 90 / 100; no spills; registers decide the blocks an SM):
+//            registers          shared   blocks   warps
+//   D = 64   246 / 238 / 246    32 KB    2        8
+//   D = 32   128 / 128 / 122    16 KB    4        16
+// Not run on a card yet: every choice here rests on counted instructions and bytes, none on a measured time.
 #include "attention.cuh"
 
 constexpr int THREADS = 128;
@@ -130,7 +136,8 @@ __device__ inline void attention_forward(
     // Two stages, each keys, then values.
     constexpr uint32_t STAGE = 2 * TILE;
 
-    copy_tile<D, QUERIES, THREADS>(shared + STAGE, q + static_cast<size_t>(span.start) * stride, stride, span.length - span.start);
+    const bf16* own = q + static_cast<size_t>(span.start) * stride;
+    copy_tile<D, QUERIES, THREADS>(shared + STAGE, own, stride, span.length - span.start);
     copy_tile<D, KEYS, THREADS>(shared, k, stride, span.length);
     copy_tile<D, KEYS, THREADS>(shared + TILE, v, stride, span.length);
     cp_async_commit();
@@ -222,5 +229,5 @@ __device__ inline void attention_forward(
         const Draws draws = {{threshold, drop_scale, seed, site}, samples[span.sequence], counts->epoch, blockIdx.y}; \
         attention_forward<D, MT>(span, draws, qkv, lse, out, heads, shared);                                         \
     }
-ATTENTION_FORWARD(32, 1, 5)
+ATTENTION_FORWARD(32, 1, 4)
 ATTENTION_FORWARD(64, 2, 2)

@@ -13,6 +13,7 @@
 // chunks that eight neighbouring threads write, then lie in eight different groups of four banks.
 #pragma once
 
+#include "common.cuh"
 #include "intrinsics.cuh"
 
 constexpr float LOG2_E = 1.44269504088896341f;
@@ -72,15 +73,15 @@ template <int D> __device__ inline uint32_t swizzled(uint32_t row, uint32_t chun
 // Starts the copies of a tile [ROWS, D] from rows `stride` elements apart; zeros from row `valid` on.
 template <int D, int ROWS, int THREADS>
 __device__ inline void copy_tile(uint4* tile, const bf16* from, uint32_t stride, uint32_t valid) {
-    constexpr uint32_t CHUNKS = D / 8;
-    static_assert(ROWS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
+    constexpr uint32_t CHUNKS = D / 8, STEP = THREADS / CHUNKS;  // rows that all threads copy at once
+    static_assert(ROWS % STEP == 0 && STEP % 8 == 0, "every thread copies one chunk of every STEP-th row");
+    const uint32_t first = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    const bf16* source = from + static_cast<size_t>(first) * stride + chunk * 8;
+    uint4* to = tile + swizzled<D>(first, chunk);  // STEP is a multiple of the swizzle's period
 #pragma unroll
-    for (uint32_t i = 0; i < ROWS * CHUNKS / THREADS; ++i) {
-        const uint32_t index = i * THREADS + threadIdx.x;
-        const uint32_t row = index / CHUNKS, chunk = index % CHUNKS;
-        const bool inside = row < valid;
-        const bf16* source = from + static_cast<size_t>(inside ? row : 0) * stride + chunk * 8;
-        cp_async_16(tile + swizzled<D>(row, chunk), source, inside);
+    for (uint32_t row = 0; row < ROWS; row += STEP) {
+        cp_async_16(to + row * CHUNKS, source, first + row < valid);  // where not valid, nothing is read
+        source += static_cast<size_t>(STEP) * stride;
     }
 }
 

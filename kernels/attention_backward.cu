@@ -4,39 +4,55 @@
 //   dv = (f P)ᵀ dout    dP = f (dout vᵀ)    dS = P (dP - D)    dq = dS k / sqrt(D)    dk = dSᵀ q / sqrt(D)
 //
 // `attention_dq` goes first: a block takes 128 queries, walks over the keys and adds up dq in registers. On
-// the way in it computes D and leaves (lse log2(e), D) of each row in `rows` [A, T] for the second kernel,
-// which reads them side by side. `attention_dkv`: a block takes 64 keys (D = 64) or 128 (D = 32), walks
-// over the queries and adds up dk and dv in registers. It computes the scores transposed (keys down,
-// queries across), because then the fragments of P and dS are, as they lie, the left factors of the
-// products for dv and dk: nothing goes through shared memory.
+// the way in it computes D and leaves (lse log2(e), D) of each row in `rows` [A, pitch] for the second
+// kernel, a tile of 64 at a multiple of 512 bytes, so that they arrive with the tile of queries (cp.async).
+// `attention_dkv`: a block takes 64 keys, walks over the queries and adds up dk and dv in registers. It
+// computes the scores transposed (keys down, queries across), because then the fragments of P and dS are,
+// as they lie, the left factors of the products for dv and dk: nothing goes through shared memory.
 // Both compute S and dP for themselves: 7 products in place of 5. The alternatives add up dq over key
 // tiles in memory, with float atomics (the order differs from run to run) or as partial sums [T / 64, T, H]
 // in f32, which move more bytes than two products of D = 64 cost at 512 keys; at these lengths the second
 // computation is the cheaper way to fixed sums.
-// Work: 14 s D FLOP a query and head; bytes: qkv, out, dout in, dqkv out: 20 D T A, and the walked tiles
-// from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
+// Work: 14 s D FLOP a query and head; bytes: qkv and dout twice, out and dqkv once: 24 D T A, and the walked
+// tiles from the second-level cache. dqkv [T, 3H] is overwritten, zeros behind T.
 //
 // Scores are worked on in chunks of 16 x (16 MT), so that S and dP cost 16 MT registers and the tail of a
 // sequence is skipped 16 at a time.
+// A block is four warps; one has 16 keys (dkv) or 32 queries (dq, with one accumulator where dkv has two).
 //
+// Resources (ptxas 13.2 for sm_80 / 90 / 100; no spills; registers decide the blocks an SM):
+//                registers          shared   blocks   warps
+//   dq  D = 64   231 / 227 / 238    48 KB    2        8
+//   dq  D = 32   154 / 153 / 154    24 KB    3        12
+//   dkv D = 64   168 / 168 / 168    33 KB    3        12
+//   dkv D = 32   122 / 121 / 128    17 KB    4        16
+// Tried: 32 keys a warp for dkv at D = 32: 168 registers and spills on sm_90. Row values loaded by hand, a
+// register each for the tile to come: spills on sm_100. Both products before any of the softmax: likewise.
+// Not run on a card yet: every choice here rests on counted instructions and bytes, none on a measured time.
 #include "attention.cuh"
 
 constexpr int THREADS = 128;
 constexpr int TILE_ROWS = 64;  // of the tiles that are walked over
 
-// (lse log2(e), D) of the tile's rows into `rows` [A, T]: eight lanes a row, 16 bytes (D = 64) or 8 (D = 32)
-// of dout and out a lane.
+// Where the row values of a sequence begin: tiles of 64 in the slots of the work list of 64 rows a tile.
+__device__ inline float2* sequence_rows(float* rows, const Span& span, uint32_t head, uint32_t pitch) {
+    const size_t slot = span.first / TILE_ROWS + span.sequence;
+    return reinterpret_cast<float2*>(rows) + static_cast<size_t>(head) * pitch + slot * TILE_ROWS;
+}
+
+// (lse log2(e), D) of this block's rows into `rows`, the sequence's; (INF, 0) behind its end, so that what is
+// behind weighs nothing. Eight lanes a row, 16 bytes (D = 64) or 8 (D = 32) of dout and out a lane.
 template <int D, int ROWS>
 __device__ inline void row_statistics(
     const Span span, uint32_t head, uint32_t heads, const float* lse, const bf16* out, const bf16* dout, float2* rows) {
     const uint32_t hidden = heads * D, part = threadIdx.x % 8;
 #pragma unroll 4
-    for (uint32_t row = threadIdx.x / 8; row < ROWS; row += THREADS / 8) {
-        const uint32_t token = span.first + span.start + row;
-        const bool inside = span.start + row < span.length;
+    for (uint32_t row = span.start + threadIdx.x / 8; row < span.start + ROWS; row += THREADS / 8) {
+        const size_t token = span.first + row;
+        const bool inside = row < span.length;
         float dot = 0.0f;
         if (inside) {
-            const size_t at = static_cast<size_t>(token) * hidden + head * D + part * (D / 8);
+            const size_t at = token * hidden + head * D + part * (D / 8);
             const uint2* a = reinterpret_cast<const uint2*>(out + at);
             const uint2* b = reinterpret_cast<const uint2*>(dout + at);
 #pragma unroll
@@ -51,9 +67,8 @@ __device__ inline void row_statistics(
         dot += __shfl_xor_sync(FULL_WARP, dot, 1);
         dot += __shfl_xor_sync(FULL_WARP, dot, 2);
         dot += __shfl_xor_sync(FULL_WARP, dot, 4);
-        if (inside && part == 0) {
-            rows[token] = make_float2(lse[static_cast<size_t>(token) * heads + head] * LOG2_E, dot);
-        }
+        if (part != 0 || row / TILE_ROWS * TILE_ROWS >= span.length) continue;
+        rows[row] = inside ? make_float2(lse[token * heads + head] * LOG2_E, dot) : make_float2(INF, 0.0f);
     }
 }
 
@@ -202,7 +217,7 @@ __device__ inline void attention_dq(
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const uint32_t row = span.start + warp_row + 16 * m + group + 8 * half;
-            row_values[m][half] = row < span.length ? rows[span.first + row] : make_float2(INF, 0.0f);
+            row_values[m][half] = row < span.length ? rows[row] : make_float2(INF, 0.0f);
         }
     }
     float dq[MT][D / 8][4];
@@ -249,26 +264,33 @@ __device__ inline void dkv_tile(
     for (uint32_t at = 0; at < TILE_ROWS && at < valid; at += 16) {
         float s[MT][2][4], dp[MT][2][4];
         product_rows<D, MT>(s, k, q_tile, at);
-        product_rows<D, MT>(dp, v, dout_tile, at);
-        uint32_t p_left[MT][4], ds_left[MT][4];
+        // Two neighbouring queries each: (lse, D) of the first, (lse, D) of the second.
+        float4 pair[2];
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
-            // Two neighbouring queries: (lse, D) of the first, (lse, D) of the second.
-            const float4 pair = *reinterpret_cast<const float4*>(rows + at + 8 * n + 2 * t);
+            pair[n] = *reinterpret_cast<const float4*>(rows + at + 8 * n + 2 * t);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) {
-                    const float row_lse = e % 2 ? pair.z : pair.x, delta = e % 2 ? pair.w : pair.y;
-                    const bool kept = keep[m] & (1u << (4 * (e / 2) + 2 * n + e % 2));
-                    const float p = exp2_approx(fmaf(s[m][n][e], factor, -row_lse));
-                    s[m][n][e] = kept ? p : 0.0f;
-                    dp[m][n][e] = p * ((kept ? dp[m][n][e] * draws.drop.scale : 0.0f) - delta);
+                    s[m][n][e] = exp2_approx(fmaf(s[m][n][e], factor, e % 2 ? -pair[n].z : -pair[n].x));
                 }
             }
         }
+        product_rows<D, MT>(dp, v, dout_tile, at);
+        uint32_t p_left[MT][4], ds_left[MT][4];
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const bool kept = keep[m] & (1u << (4 * (e / 2) + 2 * n + e % 2));
+                    const float gradient = kept ? dp[m][n][e] * draws.drop.scale : 0.0f;
+                    dp[m][n][e] = s[m][n][e] * (gradient - (e % 2 ? pair[n].w : pair[n].y));
+                    s[m][n][e] = kept ? s[m][n][e] : 0.0f;
+                }
+            }
             keep[m] >>= 8;
             as_a(p_left[m], s[m][0], s[m][1]);
             as_a(ds_left[m], dp[m][0], dp[m][1]);
@@ -278,10 +300,12 @@ __device__ inline void dkv_tile(
     }
 }
 
-// `rows` of the tile of queries from `start` on; queries behind the sequence weigh nothing.
-__device__ inline float2 tile_rows(const float2* rows, const Span& span, uint32_t start) {
-    const uint32_t row = start + threadIdx.x;
-    return row < span.length ? rows[span.first + row] : make_float2(INF, 0.0f);
+// Starts the copies of a tile of queries, their dout and their row values.
+template <int D>
+__device__ inline void copy_queries(
+    uint4* to, float2* to_rows, const Head<D>& at, const float2* rows, uint32_t start, uint32_t length) {
+    if (threadIdx.x < TILE_ROWS / 2) cp_async_16(to_rows + 2 * threadIdx.x, rows + start + 2 * threadIdx.x, true);
+    copy_pair<D>(to, at.q, at.stride, at.dout, at.hidden, start, length);
 }
 
 template <int D, int MT>
@@ -300,8 +324,7 @@ __device__ inline void attention_dkv(
     const uint32_t left = span.length - span.start;
     copy_tile<D, KEYS, THREADS>(k_tile, at.k + static_cast<size_t>(span.start) * at.stride, at.stride, left);
     copy_tile<D, KEYS, THREADS>(v_tile, at.v + static_cast<size_t>(span.start) * at.stride, at.stride, left);
-    copy_pair<D>(stages, at.q, at.stride, at.dout, at.hidden, 0, span.length);
-    if (threadIdx.x < TILE_ROWS) row_values[threadIdx.x] = tile_rows(rows, span, 0);
+    copy_queries<D>(stages, row_values, at, rows, 0, span.length);
     cp_async_wait<0>();
     __syncthreads();
 
@@ -318,18 +341,13 @@ __device__ inline void attention_dkv(
         cp_async_wait<0>();
         __syncthreads();  // this tile has arrived, and nobody reads the other stage any more
         const uint32_t query = tile * TILE_ROWS, next = query + TILE_ROWS, other = (tile + 1) % 2;
-        float2 coming = make_float2(0.0f, 0.0f);
         if (next < span.length) {
-            copy_pair<D>(stages + other * STAGE, at.q, at.stride, at.dout, at.hidden, next, span.length);
-            if (threadIdx.x < TILE_ROWS) coming = tile_rows(rows, span, next);
+            copy_queries<D>(stages + other * STAGE, row_values + other * TILE_ROWS, at, rows, next, span.length);
         }
-        if (busy) {
-            dkv_tile<D, MT>(
-                dk, dv, k_fragments, v_fragments, row_values + tile % 2 * TILE_ROWS, draws, query,
-                span.start + warp_row, span.length - query, stages + tile % 2 * STAGE);
-        }
-        // Stored behind the products, so that nothing waits for the load.
-        if (threadIdx.x < TILE_ROWS) row_values[other * TILE_ROWS + threadIdx.x] = coming;
+        if (!busy) continue;
+        dkv_tile<D, MT>(
+            dk, dv, k_fragments, v_fragments, row_values + tile % 2 * TILE_ROWS, draws, query, span.start + warp_row,
+            span.length - query, stages + tile % 2 * STAGE);
     }
     if (!busy) return;
     const float scale = 1.0f / sqrtf(static_cast<float>(D));
@@ -344,20 +362,21 @@ __device__ inline void attention_dkv(
 
 // ---- kernels -----------------------------------------------------------------------------------
 
-// Grid (slots of 64 MT queries, A), block 128, shared (128 + 2 * 64 MT) * D * 2 bytes. `rows` [A, capacity].
+// Grid (slots of 64 MT queries, A), block 128, shared (128 + 2 * 64 MT) * D * 2 bytes. `rows` [A, pitch]
+// pairs, pitch = 64 (slots of 64 rows a tile).
 #define ATTENTION_DQ(D, MT, BLOCKS)                                                                                   \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dq_d##D##_bf16(                          \
         const Counts* counts, const uint32_t* cu_seqlens, const uint32_t* samples, const bf16* qkv, const float* lse, \
-        const bf16* out, const bf16* dout, float* rows, bf16* dqkv, uint32_t heads, uint32_t capacity,               \
-        uint32_t threshold, float drop_scale, uint32_t seed, uint32_t site) {                                        \
+        const bf16* out, const bf16* dout, float* rows, bf16* dqkv, uint32_t heads, uint32_t pitch,                  \
+        uint32_t capacity, uint32_t threshold, float drop_scale, uint32_t seed, uint32_t site) {                     \
         DYN_SHARED(uint4, shared);                                                                                   \
         const uint32_t head = blockIdx.y;                                                                            \
         zero_behind<bf16, THREADS>(dqkv, counts->tokens, capacity, 3 * heads * D, head * D, D);                      \
         Span span;                                                                                                   \
         if (!find_span<64 * MT>(cu_seqlens, counts->sequences, blockIdx.x, span)) return;                            \
         const Draws draws = {{threshold, drop_scale, seed, site}, samples[span.sequence], counts->epoch, head};      \
-        float2* head_rows = reinterpret_cast<float2*>(rows) + static_cast<size_t>(head) * capacity;                  \
-        attention_dq<D, MT>(span, draws, qkv, lse, out, dout, head_rows, dqkv, heads, shared);                       \
+        float2* own_rows = sequence_rows(rows, span, head, pitch);                                                   \
+        attention_dq<D, MT>(span, draws, qkv, lse, out, dout, own_rows, dqkv, heads, shared);                        \
     }
 ATTENTION_DQ(32, 2, 3)
 ATTENTION_DQ(64, 2, 2)
@@ -366,8 +385,8 @@ ATTENTION_DQ(64, 2, 2)
 #define ATTENTION_DKV(D, MT, BLOCKS)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) attention_dkv_d##D##_bf16(                         \
         const Counts* counts, const uint32_t* cu_seqlens, const uint32_t* samples, const bf16* qkv, const bf16* dout, \
-        const float* rows, bf16* dqkv, uint32_t heads, uint32_t capacity, uint32_t threshold, float drop_scale,      \
-        uint32_t seed, uint32_t site) {                                                                              \
+        float* rows, bf16* dqkv, uint32_t heads, uint32_t pitch, uint32_t capacity, uint32_t threshold,              \
+        float drop_scale, uint32_t seed, uint32_t site) {                                                            \
         DYN_SHARED(uint4, shared);                                                                                   \
         const uint32_t head = blockIdx.y;                                                                            \
         zero_behind<bf16, THREADS>(dqkv, counts->tokens, capacity, 3 * heads * D, (heads + head) * D, D);            \
@@ -375,8 +394,8 @@ ATTENTION_DQ(64, 2, 2)
         Span span;                                                                                                   \
         if (!find_span<64 * MT>(cu_seqlens, counts->sequences, blockIdx.x, span)) return;                            \
         const Draws draws = {{threshold, drop_scale, seed, site}, samples[span.sequence], counts->epoch, head};      \
-        const float2* head_rows = reinterpret_cast<const float2*>(rows) + static_cast<size_t>(head) * capacity;      \
-        attention_dkv<D, MT>(span, draws, qkv, dout, head_rows, dqkv, heads, shared);                                \
+        const float2* own_rows = sequence_rows(rows, span, head, pitch);                                             \
+        attention_dkv<D, MT>(span, draws, qkv, dout, own_rows, dqkv, heads, shared);                                 \
     }
-ATTENTION_DKV(32, 2, 3)
+ATTENTION_DKV(32, 1, 4)
 ATTENTION_DKV(64, 1, 3)

@@ -340,7 +340,7 @@ __device__ inline void plain_dkv(
         float2* head_rows = reinterpret_cast<float2*>(rows) + static_cast<size_t>(head) * capacity;                  \
         plain_dq<T>(span, draws, qkv, lse, out, dout, head_rows, dqkv, heads, d, shared);                            \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_plain_dkv_##SUFFIX(                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) attention_plain_dkv_##SUFFIX(                              \
         const Counts* counts, const uint32_t* cu_seqlens, const uint32_t* samples, const T* qkv, const T* dout,      \
         const float* rows, T* dqkv, uint32_t heads, uint32_t d, uint32_t capacity, uint32_t threshold,               \
         float drop_scale, uint32_t seed, uint32_t site) {                                                            \

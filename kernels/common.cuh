@@ -98,8 +98,11 @@ __device__ inline void unpack(const uint4& raw, float (&x)[8]) {
 __device__ inline uint4 packed(const float (&x)[4]) {
     return make_uint4(as_bits(x[0]), as_bits(x[1]), as_bits(x[2]), as_bits(x[3]));
 }
+// `pack_bf16` as one instruction (intrinsics.cuh); in C++ it is five a value, a seventh of GELU's.
+__device__ inline uint32_t cvt_bf16x2(float low, float high);
 __device__ inline uint4 packed(const float (&x)[8]) {
-    return make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
+    return make_uint4(
+        cvt_bf16x2(x[0], x[1]), cvt_bf16x2(x[2], x[3]), cvt_bf16x2(x[4], x[5]), cvt_bf16x2(x[6], x[7]));
 }
 
 template <class T> __device__ inline uint4 load_raw(const T* from) { return *reinterpret_cast<const uint4*>(from); }
@@ -218,3 +221,6 @@ __device__ inline void drop_vec(
     x[0] *= factor_low(drop, first), x[1] *= factor_high(drop, first);
     x[2] *= factor_low(drop, second), x[3] *= factor_high(drop, second);
 }
+
+// The header of the card's instructions builds on this one; whoever is included first, both are there.
+#include "intrinsics.cuh"

@@ -18,6 +18,7 @@
 // from memory: sums in registers of `mlm_loss` would need rows and columns that stay with their threads,
 // which the rows' moving alignment forbids for 16-byte vectors.
 // `mlm_stats`: one block adds the results to the step's statistics, in f64 and a fixed order.
+#include "common.cuh"
 #include "intrinsics.cuh"
 
 constexpr int THREADS = 512;

@@ -191,7 +191,7 @@ __device__ inline void rank_loss(
             counts, samples, w, dscores, pooled, dpool_bias, dw, db, hidden, capacity,                               \
             {threshold, drop_scale, seed, site});                                                                    \
     }                                                                                                                \
-    extern "C" __global__ void __launch_bounds__(HEAD_THREADS) rank_loss_##SUFFIX(                                   \
+    extern "C" __global__ void __launch_bounds__(HEAD_THREADS, 1) rank_loss_##SUFFIX(                                   \
         const Counts* counts, const uint32_t* cu_groups, const float* scores, const float* targets, float* dscores,  \
         float* sums, uint32_t kind, float margin, float weight) {                                                    \
         rank_loss(counts, cu_groups, scores, targets, dscores, sums, kind, margin, weight);                          \

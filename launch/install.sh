@@ -3,7 +3,8 @@
 #
 # What a build needs besides Rust: Open MPI with its headers (the `mpi` crate), libclang with clang's
 # own headers (bindgen reads mpi.h through them), a C compiler and libc's headers (the `mpi` crate's
-# shim, linking). No C++ compiler, no CMake, no Python.
+# shim, linking). No C++ compiler, no CMake, no Python. The tests also need g++: it compiles the kernels and
+# the software CUDA device that runs them without a GPU.
 
 # The oldest Rust that builds, as Cargo.toml says it.
 rust_needed() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "${root:?}/Cargo.toml"; }
@@ -91,6 +92,13 @@ install_missing() {
     if ((${#packages[@]})); then
         fail "still missing after installation: ${packages[*]}"
     fi
+}
+
+# g++ with its sanitizers, for the software CUDA device of the tests.
+install_test_compiler() {
+    if command -v g++ >/dev/null; then return; fi
+    apt_install g++
+    command -v g++ >/dev/null || fail "still missing after installation: g++"
 }
 
 # rustfmt and clippy, which a minimal Rust comes without.

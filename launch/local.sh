@@ -36,4 +36,23 @@ open_mpi_variables
 #   would share it.
 # --oversubscribe: mpirun counts physical cores, of which a machine with two hardware threads has one;
 #   and more ranks than cores are slow but right.
-exec mpirun -n "$ranks" --bind-to none --oversubscribe "$@"
+# setsid: Open MPI answers Ctrl-C and SIGTERM by killing the ranks two seconds later. They are kept from
+#   it, and it is sent SIGUSR1 instead, which it passes on: the ranks save and end with code 75. A second
+#   Ctrl-C ends the job at once.
+setsid mpirun -n "$ranks" --bind-to none --oversubscribe "$@" </dev/null &
+job=$!
+asked=0
+# shellcheck disable=SC2317  # called by the trap
+ask() {
+    asked=$((asked + 1))
+    if ((asked == 1)); then kill -USR1 "$job"; else kill -TERM "$job"; fi
+}
+trap ask INT TERM USR1
+status=0
+wait "$job" || status=$?
+# a signal interrupts the wait and not the job
+while kill -0 "$job" 2>/dev/null; do
+    status=0
+    wait "$job" || status=$?
+done
+exit "$status"

@@ -20,6 +20,7 @@ check() {
 
 echo "== what is needed"
 install_missing
+install_test_compiler
 install_rust_tools
 open_mpi_variables
 

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::corpus::Format;
 use crate::corpus::documents::Field;
+use crate::ir::topics::Field as TopicField;
 
 /// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.
 ///
@@ -44,6 +46,10 @@ pub enum Command {
         /// Experiment directory (results.json).
         dir: PathBuf,
     },
+    /// Predict memory, speed, epoch time and cost on GPUs before renting them.
+    Plan(Predict),
+    /// Measure this machine's engine: operations, a whole step, the loader, the all-reduce.
+    Bench(Bench),
     /// Say what this machine has, and whether its GPU computes what the CPU computes.
     Doctor {
         /// Device to look at; auto looks at a GPU where there is one.
@@ -54,6 +60,9 @@ pub enum Command {
     Inspect {
         /// Shard directory.
         dir: PathBuf,
+        /// Also write an HTML page with plots of the lengths.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
     },
 }
 
@@ -67,6 +76,25 @@ pub enum Sample {
         /// Folder that already holds apt's package lists (default: they are fetched below --out).
         #[arg(long)]
         lists: Option<PathBuf>,
+    },
+    /// Random syllables in ORCAS' and MS MARCO's form, of any size: for tests of scale, not of quality.
+    Synthetic {
+        /// Folder to write.
+        #[arg(long)]
+        out: PathBuf,
+        /// Rows of the click log.
+        #[arg(long)]
+        pairs: u32,
+        /// Distinct queries [default: half of --pairs].
+        #[arg(long)]
+        queries: Option<u32>,
+        #[arg(long)]
+        documents: u32,
+        /// Mean words of a document.
+        #[arg(long, default_value_t = 1000)]
+        words: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u32,
     },
 }
 
@@ -105,28 +133,73 @@ pub struct Repeated {
 }
 
 #[derive(Args, Debug)]
+pub struct Predict {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// GPUs of the run.
+    #[arg(long, default_value_t = 1)]
+    pub gpus: usize,
+    /// GPU models, as a100, h100, h200, b200, l4, l40s, a10, rtx4090 (several with commas).
+    #[arg(long, value_delimiter = ',', default_value = "a100,h100")]
+    pub gpu: Vec<String>,
+    /// Price of one GPU for an hour: adds the cost of an epoch.
+    #[arg(long)]
+    pub price: Option<f64>,
+    /// Network between nodes of eight GPUs, gigabytes a second for each GPU.
+    #[arg(long, default_value_t = 25.0)]
+    pub network: f64,
+    /// Samples of an epoch, when there are no shards to count (default: ORCAS).
+    #[arg(long)]
+    pub samples: Option<u64>,
+    /// Mean tokens of a sample, when there are no shards to measure (default: data.max_tokens).
+    #[arg(long)]
+    pub mean_tokens: Option<f64>,
+    /// JSON on the terminal instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Bench {
+    #[command(flatten)]
+    pub plan: Plan,
+    /// Seconds for each measurement.
+    #[arg(long, default_value_t = 1.0)]
+    pub seconds: f64,
+    /// JSON on the terminal instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
 pub struct Prepare {
-    /// ORCAS-form TSV: qid, query, docid, url.
+    /// TOML config with [[source]] and [prepare] tables; the flags below override it.
     #[arg(long)]
-    pub clicks: PathBuf,
-    /// MS MARCO-form TSV: docid, url, title, body.
+    pub config: Option<PathBuf>,
+    /// Override one key: --set prepare.filter.min_query_words=2 (may be given several times).
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Click log, its format detected: qid, query, docid, url (ORCAS) or another with three columns.
     #[arg(long)]
-    pub documents: PathBuf,
-    /// Shard directory to write.
+    pub clicks: Option<PathBuf>,
+    /// Documents (file or folder), their format detected: MS MARCO, TREC, trecweb, BEIR, TSV.
     #[arg(long)]
-    pub out: PathBuf,
+    pub documents: Option<PathBuf>,
+    /// Shard directory to write, as --set data.shards=DIR.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
     /// Tokenizer to use: tokenizer.json, vocab.txt or a folder with either (default: train one).
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Size of a trained vocabulary.
-    #[arg(long, default_value_t = 30522)]
-    pub vocab: usize,
-    /// Longest document kept, in tokens.
-    #[arg(long, default_value_t = 512)]
-    pub max_tokens: usize,
-    /// Fields that make a document's text.
-    #[arg(long, value_delimiter = ',', default_value = "title,body")]
-    pub fields: Vec<Field>,
+    /// Size of a trained vocabulary [default: 30522].
+    #[arg(long)]
+    pub vocab: Option<usize>,
+    /// Longest document kept, in tokens [default: data.max_tokens, 512].
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// Fields that make a document's text [default: title,body].
+    #[arg(long, value_delimiter = ',')]
+    pub fields: Option<Vec<Field>>,
     /// Keep only documents that were clicked.
     #[arg(long)]
     pub clicked_only: bool,
@@ -136,6 +209,9 @@ pub struct Prepare {
     /// Qrels file whose relevant documents are left out of the log (may be given several times).
     #[arg(long)]
     pub exclude_qrels: Vec<PathBuf>,
+    /// Undo mis-decoded UTF-8 in queries and documents.
+    #[arg(long)]
+    pub repair: bool,
     /// End at the first damaged line.
     #[arg(long)]
     pub strict: bool,
@@ -143,15 +219,21 @@ pub struct Prepare {
 
 #[derive(Args, Debug)]
 pub struct Retrieve {
-    /// MS MARCO-form TSV: docid, url, title, body.
+    /// Documents (file or folder), their format detected as by prepare.
     #[arg(long)]
     pub documents: PathBuf,
+    /// Format of the documents where it cannot be detected: msmarco-v1, msmarco-v2, trec, trecweb, beir, tsv.
+    #[arg(long)]
+    pub format: Option<Format>,
     /// File with one document id a line: index only these.
     #[arg(long)]
     pub only: Option<PathBuf>,
-    /// Topics: TSV, TREC SGML or XML.
+    /// Topics: TSV, TREC SGML or XML, JSON lines.
     #[arg(long)]
     pub topics: PathBuf,
+    /// Parts of a topic that make the query: title, description, narrative.
+    #[arg(long, value_delimiter = ',', default_value = "title")]
+    pub topic_fields: Vec<TopicField>,
     /// Run to write.
     #[arg(long)]
     pub out: PathBuf,

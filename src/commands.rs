@@ -1,13 +1,16 @@
 //! From raw arguments to the call that does the work: one arm a command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::cli::{Command, Evaluate, Plan, Prepare, Repeated, Rerank, Retrieve, Sample};
+use crate::bench;
+use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Repeated, Rerank, Retrieve, Sample};
 use crate::config::{Config, Resume};
-use crate::corpus::{debian, inspect, prepare};
+use crate::corpus::{Role, Source, debian, inspect, prepare, synthetic};
 use crate::dist::World;
 use crate::doctor;
 use crate::ir::{bm25, evaluate};
+use crate::plan;
 use crate::probe;
 use crate::report::write_experiment_report;
 use crate::train::pretraining::{self, Stage};
@@ -18,7 +21,11 @@ use crate::{Error, Result};
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Sample(Sample::Debian { out, lists }) => debian::run(&debian::SampleOptions { out, lists }),
-        Command::Prepare(args) => prepare::run(&prepare_options(args)),
+        Command::Sample(Sample::Synthetic { out, pairs, queries, documents, words, seed }) => {
+            let queries = queries.unwrap_or(pairs.div_ceil(2));
+            synthetic::run(&synthetic::SyntheticOptions { out, pairs, queries, documents, words, seed })
+        }
+        Command::Prepare(args) => prepare::run(&prepare_options(args)?),
         Command::Pretrain(plan) => {
             distributed("pretrain", plan, |c, w| pretraining::run(c, Stage::Pretrain, w))
         }
@@ -37,8 +44,13 @@ pub fn run(command: Command) -> Result<()> {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
+        Command::Plan(args) => plan_command(args),
+        Command::Bench(args) => {
+            let (seconds, json) = (args.seconds, args.json);
+            distributed("coarse", args.plan, |config, world| bench::run(config, seconds, json, world))
+        }
         Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
-        Command::Inspect { dir } => inspect::run(&inspect::InspectOptions { path: dir }),
+        Command::Inspect { dir, report } => inspect::run(&inspect::InspectOptions { path: dir, report }),
     }
 }
 
@@ -52,7 +64,10 @@ fn repeated(args: Repeated) -> Plan {
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
 fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     let config = config(stage, plan, &[])?;
-    on_ranks(|world| work(&config, world))
+    on_ranks(|world| {
+        world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
+        work(&config, world)
+    })
 }
 
 /// Joins the ranks; an error ends all of them from within.
@@ -92,27 +107,57 @@ fn rerank_command(args: Rerank) -> Result<()> {
     })
 }
 
-fn prepare_options(args: Prepare) -> prepare::PrepareOptions {
-    prepare::PrepareOptions {
-        clicks: args.clicks,
-        documents: args.documents,
-        out: args.out,
-        tokenizer: args.tokenizer,
-        vocab: args.vocab,
-        max_tokens: args.max_tokens,
-        fields: args.fields,
-        all_documents: !args.clicked_only,
-        exclude_topics: args.exclude_topics,
-        exclude_qrels: args.exclude_qrels,
-        strict: args.strict,
+fn plan_command(args: Predict) -> Result<()> {
+    let config = config("coarse", args.plan, &[])?;
+    let options = plan::PlanOptions {
+        gpus: args.gpus,
+        models: args.gpu,
+        price: args.price,
+        network: args.network,
+        samples: args.samples,
+        mean_tokens: args.mean_tokens,
+        json: args.json,
+    };
+    plan::run(&config, &options)
+}
+
+/// The config, with the flags on top of it.
+fn prepare_options(args: Prepare) -> Result<prepare::PrepareOptions> {
+    let config = Config::load(args.config.as_deref(), "prepare", &args.set)?;
+    let table = config.prepare;
+    let mut sources = config.sources;
+    for (role, path) in [(Role::Clicks, args.clicks), (Role::Documents, args.documents)] {
+        if let Some(path) = path {
+            sources.retain(|source| (source.role == Role::Documents) != (role == Role::Documents));
+            sources.push(Source::of(role, path));
+        }
     }
+    let or = |flags: Vec<PathBuf>, table: Vec<PathBuf>| if flags.is_empty() { table } else { flags };
+    Ok(prepare::PrepareOptions {
+        sources,
+        out: args.out.or(config.data.shards).ok_or_else(|| {
+            Error::config("no shard directory: name it with --out or --set data.shards=DIR")
+        })?,
+        tokenizer: args.tokenizer.or(table.tokenizer),
+        vocab: args.vocab.unwrap_or(table.vocab),
+        max_tokens: args.max_tokens.or(table.max_tokens).unwrap_or(config.data.max_tokens),
+        fields: args.fields.unwrap_or(config.data.fields),
+        all_documents: !(args.clicked_only || table.clicked_only),
+        exclude_topics: or(args.exclude_topics, table.exclude_topics),
+        exclude_qrels: or(args.exclude_qrels, table.exclude_qrels),
+        strict: args.strict || table.strict,
+        repair: args.repair || table.repair,
+        part_tokens: table.part_tokens,
+        filter: table.filter,
+    })
 }
 
 fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
     bm25::RetrieveOptions {
-        documents: args.documents,
+        documents: vec![Source { format: args.format, ..Source::documents(args.documents) }],
         only: args.only,
         topics: args.topics,
+        topic_fields: args.topic_fields,
         out: args.out,
         depth: args.depth,
         k1: args.k1,

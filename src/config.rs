@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::corpus::documents::Field;
+use crate::corpus::prepare::PrepareTable;
+use crate::corpus::{Role, Source};
 use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
 use crate::engine::MaskRule;
@@ -29,6 +31,10 @@ use crate::{Error, Result};
 pub struct Config {
     /// Keys every random decision of the run.
     pub seed: u32,
+    /// `[[source]]`: the files of `prepare`; those of documents also serve `fine` and `rerank`.
+    #[serde(rename = "source", skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<Source>,
+    pub prepare: PrepareTable,
     pub data: Data,
     pub model: Model,
     pub objective: Objective,
@@ -80,10 +86,13 @@ impl std::str::FromStr for ResumeFrom {
 pub struct Data {
     /// Shard directory of `prepare`.
     pub shards: Option<PathBuf>,
+    /// About how many pairs of the log are kept out of training and measured instead; 0 holds out none.
+    pub validation_pairs: u32,
     /// Longest sequence, special tokens included.
     pub max_tokens: usize,
     pub truncate: Truncate,
-    /// Documents for fine-tuning and re-ranking: TSV of docid, url, title, body.
+    /// Documents for fine-tuning and re-ranking, in any format that `prepare` reads; without them, those of the
+    /// `[[source]]` tables.
     pub documents: Option<PathBuf>,
     /// Fields of a document that make its text.
     pub fields: Vec<Field>,
@@ -99,6 +108,7 @@ impl Default for Data {
     fn default() -> Self {
         Self {
             shards: None,
+            validation_pairs: 0,
             max_tokens: 512,
             truncate: Truncate::Document,
             documents: None,
@@ -194,7 +204,7 @@ pub struct Train {
     pub layer_decay: f64,
     /// Parts that keep their weights: "embeddings", "layer.3", "layer.0-3".
     pub freeze: Vec<String>,
-    /// Updates between two validations on held-out pairs; 0 never validates.
+    /// Updates between two validations on `data.validation_pairs`; 0 validates at the end alone.
     pub validate_every: u64,
     pub weight_decay: f32,
     pub beta1: f32,
@@ -510,6 +520,19 @@ impl Config {
         Ok(())
     }
 
+    /// Where documents are read from: `data.documents`, else every `[[source]]` of that role.
+    pub fn documents(&self) -> Result<Vec<Source>> {
+        if let Some(path) = &self.data.documents {
+            return Ok(vec![Source::documents(path)]);
+        }
+        let sources: Vec<Source> =
+            self.sources.iter().filter(|source| source.role == Role::Documents).cloned().collect();
+        if sources.is_empty() {
+            Self::need("data.documents", &self.data.documents)?;
+        }
+        Ok(sources)
+    }
+
     /// The value of an optional key that this command needs.
     pub fn need<'a, T>(key: &str, value: &'a Option<T>) -> Result<&'a T> {
         value.as_ref().ok_or_else(|| {
@@ -553,7 +576,7 @@ impl Objective {
 }
 
 /// Commands that may have a `[stage.NAME]` table.
-const STAGES: [&str; 4] = ["pretrain", "coarse", "fine", "experiment"];
+const STAGES: [&str; 5] = ["prepare", "pretrain", "coarse", "fine", "experiment"];
 
 fn read_table(path: &Path) -> Result<Table> {
     let text = fs::read_to_string(path)

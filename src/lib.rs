@@ -7,6 +7,7 @@
 // Shapes are written as [T, H]; rustdoc would take them for links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+pub mod bench;
 pub mod cli;
 pub mod commands;
 pub mod config;
@@ -17,7 +18,9 @@ pub mod doctor;
 pub mod engine;
 pub mod error;
 pub mod ir;
+pub mod journal;
 pub mod model;
+pub mod plan;
 pub mod probe;
 pub mod reference;
 pub mod report;

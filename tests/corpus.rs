@@ -2,8 +2,10 @@
 //! the shared data folder says so when the folder is missing, and replaces nothing that runs everywhere.
 
 mod debian;
+mod formats;
 mod prepare;
 mod read;
+mod resume;
 mod shards;
 mod tokenise;
 

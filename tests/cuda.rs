@@ -1,1 +1,12 @@
-//! The GPU path on the software device.
+//! The GPU path, run whole on the software device: single kernels, the engine in this process, and the
+//! program as users start it.
+
+mod attention;
+mod buffers;
+mod engine;
+mod losses;
+mod mask;
+mod optimiser;
+mod program;
+mod rows;
+mod support;

@@ -1,6 +1,7 @@
 //! Tests of data: order, negatives, truncation, packs, mask counts, and that steps do not depend
 //! on the number of ranks or on where a run was resumed.
 
+mod held_out;
 mod packs;
 mod samples;
 mod steps;

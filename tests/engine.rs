@@ -6,9 +6,9 @@
 mod attention;
 mod determinism;
 mod linear;
-mod losses;
+pub mod losses;
 mod masking;
-mod naive;
-mod optimiser;
+pub mod naive;
+pub mod optimiser;
 mod rows;
-mod support;
+pub mod support;

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
 
 /// Words of six themes; documents of a theme share words, queries ask for a theme.
 const THEMES: [&str; 6] = [
@@ -52,20 +52,7 @@ impl Place {
     /// The same, prepared, with a plan for a very small model.
     pub fn with_shards() -> Self {
         let place = Self::with_text();
-        let out = place.run(&[
-            "prepare",
-            "--clicks",
-            "clicks.tsv",
-            "--documents",
-            "documents.tsv",
-            "--out",
-            "shards",
-            "--vocab",
-            "200",
-            "--max-tokens",
-            "32",
-        ]);
-        assert_done(&out);
+        place.prepare();
         place.write(
             "plan.toml",
             r#"
@@ -93,6 +80,24 @@ impl Place {
             "#,
         );
         place
+    }
+
+    /// Makes the shards anew.
+    pub fn prepare(&self) {
+        let out = self.run(&[
+            "prepare",
+            "--clicks",
+            "clicks.tsv",
+            "--documents",
+            "documents.tsv",
+            "--out",
+            "shards",
+            "--vocab",
+            "200",
+            "--max-tokens",
+            "32",
+        ]);
+        assert_done(&out);
     }
 
     pub fn write(&self, name: &str, text: &str) {
@@ -311,6 +316,58 @@ fn optimisers_do_not_depend_on_ranks_or_sharding() {
             );
         }
     }
+}
+
+/// What validation reports does not depend on the ranks, and what it says of each part is there.
+#[test]
+fn validation_is_the_same_on_any_number_of_ranks() {
+    let place = Place::with_shards();
+    let lines = |ranks: usize| {
+        let out = format!("validated-{ranks}");
+        let sets = ["data.validation_pairs=20", "train.validate_every=4", "train.steps=10"];
+        let mut args = vec!["coarse", "--config", "plan.toml", "--out", &out];
+        sets.iter().for_each(|set| args.extend(["--set", set]));
+        let done = place.mpirun(ranks, &args);
+        assert_done(&done);
+        assert!(String::from_utf8_lossy(&done.stdout).contains("val loss"));
+        let events = fs::read_dir(place.path(&out)).unwrap().filter(|entry| {
+            entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("events.out.tfevents")
+        });
+        assert_eq!(events.count(), 1, "rank 0 alone writes for TensorBoard");
+        place.metrics(&out).into_iter().filter(|line| line.contains_key("val_loss")).collect::<Vec<_>>()
+    };
+    let alone = lines(1);
+    let steps: Vec<_> = alone.iter().map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [4, 8, 10], "every fourth step and the last");
+    for line in &alone {
+        let value = |key: &str| line[key].as_f64().unwrap();
+        for part in ["mlm_query", "mlm_document"] {
+            let loss = value(&format!("val_{part}_loss"));
+            assert!((value(&format!("val_{part}_perplexity")) - loss.exp()).abs() < 1e-6 * loss.exp());
+            assert!(value(&format!("val_{part}_count")) > 0.0);
+        }
+        assert!((0.0..=1.0).contains(&value("val_qdpp_auc")));
+        assert!((0.0..=1.0).contains(&value("val_qdpp_accuracy")));
+        // half the pairs are drawn negatives
+        let pairs = value("val_qdpp_count");
+        assert!((8.0..=80.0).contains(&pairs) && pairs % 2.0 == 0.0, "{pairs}");
+    }
+    assert!(alone[2]["val_loss"].as_f64() < alone[0]["val_loss"].as_f64(), "nothing was learnt");
+    for ranks in [2, 4] {
+        for (one, many) in alone.iter().zip(lines(ranks)) {
+            assert!(one.keys().eq(many.keys()));
+            for (key, value) in one {
+                let (a, b) = (value.as_f64().unwrap(), many[key].as_f64().unwrap());
+                assert!((a - b).abs() <= 1e-5 * a.abs(), "{ranks} ranks, {key}: {a} and {b}");
+            }
+        }
+    }
+    let refused = |sets: &[&str], words: &[&str]| {
+        let args = [&["coarse", "--config", "plan.toml", "--out", "refused"], sets].concat();
+        assert_refused(&place.run(&args), 2, words);
+    };
+    refused(&["--set", "train.validate_every=4"], &["train.validate_every", "data.validation_pairs"]);
+    refused(&["--set", "data.validation_pairs=60"], &["data.validation_pairs = 60", "half"]);
 }
 
 #[test]

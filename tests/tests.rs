@@ -1,14 +1,19 @@
 //! The one integration binary: a module a subject, linked once.
 
+mod bench;
 mod corpus;
+mod cuda;
 mod data;
 mod engine;
+mod gates;
 mod golden;
 mod ir;
 mod model;
+mod plan;
 mod program;
 mod ranking;
 mod reference;
 mod report;
 mod softgpu;
+mod survive;
 mod train;

@@ -1,14 +1,17 @@
-//! Documents as MS MARCO ships them (version 1: docid, url, title, body, tab-separated, no quoting, no
-//! header), plain or gzipped, one at a time: the file has 22 GB.
+//! Documents of a test collection or of a corpus, one at a time and in the order of their files, whatever
+//! their format: `retrieve`, `fine` and `rerank` read what `prepare` reads.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
-use super::lines::Lines;
-pub use super::lines::{ReadCounts, ReadOptions};
+use super::ordered;
+pub use super::rows::ReadCounts;
+use super::rows::{MOST_COLUMNS, Role, Row};
+use super::source::{Files, Position, Source, Tally};
 use crate::{Error, Result};
 
 /// A part of a document that can be read by the model.
@@ -43,6 +46,17 @@ impl fmt::Display for Field {
     }
 }
 
+impl Field {
+    /// The field's text in a row of documents.
+    pub(super) fn of<'r>(self, row: &'r Row<'_>) -> &'r str {
+        &row[match self {
+            Self::Url => 1,
+            Self::Title => 2,
+            Self::Body => 3,
+        }]
+    }
+}
+
 /// One document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -51,75 +65,88 @@ pub struct Document {
     pub text: String,
 }
 
-/// Calls `each` with every document of the file, in its order. Rows of fewer than four columns are
-/// damaged, bytes that are not UTF-8 are replaced; both are counted.
-///
-/// # Errors
-/// `Error::Data` where the file cannot be read, holds no document, or `each` fails.
-pub fn read_documents(
-    path: &Path,
-    fields: &[Field],
-    each: impl FnMut(Document) -> Result<()>,
-) -> Result<ReadCounts> {
-    read_documents_with(path, fields, &ReadOptions::default(), each)
+/// How files are read.
+#[derive(Clone, Default)]
+pub struct ReadOptions {
+    /// The first fault ends the reading.
+    pub strict: bool,
+    /// Bytes read so far, for a progress bar.
+    pub done: Option<Arc<AtomicU64>>,
 }
 
-/// As `read_documents`, with `--strict` and progress.
+/// Calls `each` with every document of the sources that `wanted` (asked on any thread) does not refuse by
+/// its id, in their order. Rows that cannot be understood are counted and left out, bytes that are not UTF-8
+/// replaced.
 ///
 /// # Errors
-/// As `read_documents`; with `strict` also for the first fault.
-pub fn read_documents_with(
-    path: &Path,
+/// `Error::Data` where a file cannot be read or holds no document, with `strict` for the first fault, and
+/// where `each` fails.
+pub fn read_documents(
+    sources: &[Source],
     fields: &[Field],
     options: &ReadOptions,
-    mut each: impl FnMut(Document) -> Result<()>,
+    wanted: impl Fn(&str) -> bool + Sync,
+    each: impl FnMut(Document) -> Result<()>,
 ) -> Result<ReadCounts> {
-    let mut lines = Lines::open(path, options)?;
-    while let Some(line) = lines.next()? {
-        if lines.at_first() && line.starts_with('{') {
-            return Err(Error::data(format!(
-                "{}: holds JSON lines, as MS MARCO version 2 does; the reader needs version 1: \
-                 docid, url, title, body, tab-separated",
-                path.display()
-            )));
-        }
-        let mut columns = line.splitn(4, '\t');
-        let (Some(id), Some(url), Some(title), Some(body)) =
-            (columns.next(), columns.next(), columns.next(), columns.next())
-        else {
-            let found = line.split('\t').count();
-            lines.damaged(&format!("{found} columns where docid, url, title, body are due"))?;
-            continue;
-        };
-        let id = id.trim();
-        if id.is_empty() || id.contains(char::is_whitespace) {
-            lines.damaged("the document id is empty or holds a space")?;
-            continue;
-        }
-        let chosen = fields.iter().map(|field| match field {
-            Field::Url => url.trim(),
-            Field::Title => title.trim(),
-            Field::Body => body.trim(),
-        });
-        let text = chosen.filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ");
-        lines.counts.kept += 1;
-        each(Document { id: id.to_owned(), text })?;
-    }
-    let counts = lines.counts;
-    if counts.kept == 0 {
-        return Err(nothing(path, &counts, "docid, url, title, body"));
-    }
-    Ok(counts)
+    let make = |row: &Row<'_>| {
+        wanted(&row[0]).then(|| Document { id: row[0].to_string(), text: joined(row, fields) })
+    };
+    let mut files = Files::open(sources, Role::Documents)?;
+    files.pick(&wanted)?;
+    read(&files, options, make, each)
 }
 
-/// The error of a file without a usable row.
-pub(super) fn nothing(path: &Path, counts: &ReadCounts, columns: &str) -> Error {
-    let path = path.display();
-    match counts.shown.first() {
-        None => Error::data(format!("{path}: is empty; rows of {columns} are due, tab-separated")),
-        Some(first) => Error::data(format!(
-            "{path}: none of its {} rows can be used; {columns} are due, tab-separated. First: {first}",
-            counts.rows
-        )),
+/// Calls `each` with every row of a role: its columns, in the order in which `Role` lists them.
+///
+/// # Errors
+/// As `read_documents`.
+pub fn read_rows(
+    sources: &[Source],
+    role: Role,
+    options: &ReadOptions,
+    each: impl FnMut([String; MOST_COLUMNS]) -> Result<()>,
+) -> Result<ReadCounts> {
+    read(
+        &Files::open(sources, role)?,
+        options,
+        |row| Some(row.each_ref().map(|column| column.to_string())),
+        each,
+    )
+}
+
+fn read<T: Send>(
+    files: &Files,
+    options: &ReadOptions,
+    make: impl Fn(&Row<'_>) -> Option<T> + Sync,
+    mut each: impl FnMut(T) -> Result<()>,
+) -> Result<ReadCounts> {
+    let done = options.done.clone().unwrap_or_default();
+    let mut tally = Tally::default();
+    ordered::run(
+        |pass| files.read(Position::default(), &done, pass),
+        |piece| {
+            let mut rows = Vec::new();
+            let part = files.parse(&piece, &mut |row, _| rows.extend(make(&row)));
+            Ok((part, rows))
+        },
+        |(part, rows)| {
+            tally.add(files, part, options.strict)?;
+            rows.into_iter().try_for_each(&mut each)
+        },
+    )?;
+    if tally.counts.kept == 0 {
+        return Err(files.nothing(&tally.counts));
     }
+    Ok(tally.counts)
+}
+
+fn joined(row: &Row<'_>, fields: &[Field]) -> String {
+    let mut text = String::new();
+    for part in fields.iter().map(|field| field.of(row).trim()).filter(|part| !part.is_empty()) {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(part);
+    }
+    text
 }

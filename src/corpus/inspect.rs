@@ -10,6 +10,8 @@ use crate::Result;
 #[derive(Clone, Debug)]
 pub struct InspectOptions {
     pub path: PathBuf,
+    /// HTML page to write, with the length histograms as plots.
+    pub report: Option<PathBuf>,
 }
 
 /// Whether `path` is a shard directory.
@@ -26,7 +28,13 @@ pub fn run(options: &InspectOptions) -> Result<()> {
     shards.verify()?;
     print!("{}", describe(&shards));
     println!("checksums        all {} files verified", shards.manifest().files.len());
-    Ok(())
+    for histogram in histograms(&shards) {
+        print!("\n{}", bars(&histogram));
+    }
+    match &options.report {
+        Some(path) => crate::report::write_shards_report(&shards, path),
+        None => Ok(()),
+    }
 }
 
 /// The description as text, one fact a line.
@@ -59,6 +67,80 @@ pub fn describe(shards: &Shards) -> String {
     }
     for file in &about.files {
         line("file", format!("{:<28} {:>12} bytes  {:08x}", file.name, file.bytes, file.crc32));
+    }
+    out
+}
+
+/// How many texts have which length.
+pub struct Histogram {
+    pub name: &'static str,
+    /// What is counted.
+    pub unit: &'static str,
+    pub bins: Vec<Bin>,
+    /// Texts in all.
+    pub total: u64,
+}
+
+/// Texts of at least `from` and less than the next bin's `from`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bin {
+    pub from: usize,
+    pub count: u64,
+}
+
+/// Bins of a histogram.
+const BINS: usize = 20;
+
+/// The lengths of documents and queries, and the clicks of queries.
+pub fn histograms(shards: &Shards) -> Vec<Histogram> {
+    let about = shards.manifest();
+    let documents = (0..about.documents).map(|i| shards.document(i).len());
+    let queries = (0..about.queries).map(|i| shards.query(i).len());
+    let clicks = (0..about.queries).map(|i| shards.clicked(i).len());
+    vec![
+        histogram("document length", "tokens", documents),
+        histogram("query length", "tokens", queries),
+        histogram("clicks a query", "clicks", clicks),
+    ]
+}
+
+/// Bins of equal width up to the 99th percentile; the last holds all that is longer.
+fn histogram(name: &'static str, unit: &'static str, lengths: impl Iterator<Item = usize>) -> Histogram {
+    let mut counts: Vec<u64> = Vec::new();
+    let mut total = 0;
+    for length in lengths {
+        if counts.len() <= length {
+            counts.resize(length + 1, 0);
+        }
+        counts[length] += 1;
+        total += 1;
+    }
+    let mut seen = 0;
+    let most = counts.iter().position(|&count| {
+        seen += count;
+        seen * 100 >= total * 99
+    });
+    let width = (most.unwrap_or(0) + 1).div_ceil(BINS).max(1);
+    let mut bins: Vec<Bin> = (0..BINS).map(|bin| Bin { from: bin * width, count: 0 }).collect();
+    for (length, count) in counts.iter().enumerate() {
+        bins[(length / width).min(BINS - 1)].count += count;
+    }
+    while bins.last().is_some_and(|bin| bin.count == 0) {
+        bins.pop();
+    }
+    Histogram { name, unit, bins, total }
+}
+
+/// A histogram for the terminal.
+fn bars(histogram: &Histogram) -> String {
+    const WIDTH: u64 = 50;
+    let most = histogram.bins.iter().map(|bin| bin.count).max().unwrap_or(0).max(1);
+    let mut out = format!("{} ({})\n", histogram.name, histogram.unit);
+    for (i, bin) in histogram.bins.iter().enumerate() {
+        let more = if i + 1 == BINS { "+" } else { " " };
+        let bar = "#".repeat((bin.count * WIDTH / most) as usize);
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{:>7}{more} {:>11} {bar}", bin.from, bin.count);
     }
     out
 }

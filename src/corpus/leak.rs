@@ -1,23 +1,31 @@
 //! The guard between the log and a test collection: a model must not have trained on the very
-//! questions that it is tested on. Queries whose words equal those of a named topic are left out;
-//! documents stay (re-ranking knows its collection) unless a qrels file asks for them to go.
+//! questions that it is tested on. Queries that equal a named topic, as they stand or in their words, are left
+//! out; documents stay (re-ranking knows its collection) unless a qrels file asks for them to go.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::lines::{Lines, ReadOptions};
-use crate::{Error, Result};
+use hashbrown::HashSet;
+
+use crate::Result;
+use crate::ir::qrels::Qrels;
+use crate::ir::topics::all_texts;
+
+/// Rows that equal a topic to the letter ...
+pub(super) const EXACT: &str = "clicks whose query is an excluded topic, to the letter";
+/// ... or in lower case and without punctuation.
+pub(super) const NORMALISED: &str = "clicks whose query is an excluded topic but for case and punctuation";
 
 /// What must not enter the shards.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
-    queries: HashSet<String>,
+    exact: HashSet<String>,
+    normal: HashSet<String>,
     documents: HashSet<String>,
 }
 
 impl Guard {
-    /// Reads topics (TSV: id, text) and qrels (four columns, or three with a header as BEIR has them;
-    /// documents with a label above 0).
+    /// Reads topics (every field of them: a description may be a query too) and qrels (documents with a
+    /// label above 0), in all forms that `ir` reads.
     ///
     /// # Errors
     /// `Error::Data` where a file cannot be read or a line of it cannot be understood: a guard with
@@ -25,63 +33,30 @@ impl Guard {
     pub(super) fn read(topics: &[PathBuf], qrels: &[PathBuf]) -> Result<Self> {
         let mut guard = Self::default();
         for path in topics {
-            guard.read_topics(path)?;
+            for text in all_texts(path)? {
+                guard.normal.insert(normal(&text));
+                guard.exact.insert(text);
+            }
         }
+        // A topic of punctuation alone would bar every query of punctuation alone.
+        guard.normal.remove("");
         for path in qrels {
-            guard.read_qrels(path)?;
+            let qrels = Qrels::read(path)?;
+            let judged = qrels.topics().filter_map(|topic| qrels.get(topic)).flatten();
+            guard.documents.extend(judged.filter(|(_, label)| **label > 0).map(|(id, _)| id.clone()));
         }
         Ok(guard)
     }
 
-    fn read_topics(&mut self, path: &Path) -> Result<()> {
-        let mut lines = Lines::open(path, &ReadOptions::default())?;
-        let before = self.queries.len();
-        while let Some(line) = lines.next()? {
-            let Some((_, text)) = line.split_once('\t') else {
-                return Err(Error::data(format!(
-                    "{}: not topics as TSV (id, tab, text): {:?}",
-                    path.display(),
-                    line.chars().take(60).collect::<String>()
-                )));
-            };
-            self.queries.insert(normal(text));
+    /// Why a query is barred.
+    pub(super) fn query(&self, text: &str) -> Option<&'static str> {
+        if self.exact.is_empty() {
+            return None;
         }
-        self.queries.remove("");
-        if self.queries.len() == before && lines.counts.rows == 0 {
-            return Err(Error::data(format!("{}: holds no topic to exclude", path.display())));
+        if self.exact.contains(text) {
+            return Some(EXACT);
         }
-        Ok(())
-    }
-
-    fn read_qrels(&mut self, path: &Path) -> Result<()> {
-        let mut lines = Lines::open(path, &ReadOptions::default())?;
-        while let Some(line) = lines.next()? {
-            let columns: Vec<&str> = line.split_whitespace().collect();
-            let (document, label) = match columns[..] {
-                [_, _, document, label] | [_, document, label] => (document, label),
-                _ => ("", ""),
-            };
-            match label.parse::<i64>() {
-                Ok(label) if label > 0 => _ = self.documents.insert(document.to_owned()),
-                Ok(_) => {}
-                Err(_) if lines.at_first() && columns.len() == 3 => lines.is_header(),
-                Err(_) => {
-                    return Err(Error::data(format!(
-                        "{}: not a line of qrels (topic, 0, document, label): {:?}",
-                        path.display(),
-                        line.chars().take(60).collect::<String>()
-                    )));
-                }
-            }
-        }
-        if lines.counts.rows == 0 {
-            return Err(Error::data(format!("{}: holds no judgement to exclude", path.display())));
-        }
-        Ok(())
-    }
-
-    pub(super) fn bars_query(&self, text: &str) -> bool {
-        !self.queries.is_empty() && self.queries.contains(&normal(text))
+        self.normal.contains(&normal(text)).then_some(NORMALISED)
     }
 
     pub(super) fn bars_document(&self, id: &str) -> bool {
@@ -90,7 +65,14 @@ impl Guard {
 }
 
 /// Lower-cased words of letters and digits with one space between: what makes two queries the same.
-fn normal(text: &str) -> String {
+pub(super) fn normal(text: &str) -> String {
     let lower = text.to_lowercase();
-    lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    let mut out = String::with_capacity(lower.len());
+    for word in lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.push_str(word);
+    }
+    out
 }

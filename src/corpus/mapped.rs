@@ -24,6 +24,18 @@ pub(super) fn map(file: &File, path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(file) }.map_err(|cause| Error::io("mapped", path, cause))
 }
 
+/// `length > 0` bytes of an input file from byte `start` on, which the system is told to fetch now: reading
+/// ahead of the threads that will touch them.
+pub(super) fn map_range(file: &File, path: &Path, start: u64, length: usize) -> Result<Mmap> {
+    // SAFETY: mapped read-only and viewed as bytes alone. A user who shortens an input file while it
+    // is read ends the program by a signal, which loses no finished part.
+    let map = unsafe { memmap2::MmapOptions::new().offset(start).len(length).map(file) };
+    let map = map.map_err(|cause| Error::io("mapped", path, cause))?;
+    // Advice only: where it is refused the pages come one by one.
+    let _ = map.advise(memmap2::Advice::WillNeed);
+    Ok(map)
+}
+
 /// One binary file, mapped, its header and length checked.
 pub(super) struct Mapped {
     path: PathBuf,
@@ -67,7 +79,7 @@ impl Mapped {
 
     /// The elements. `T` must have the size that `open` was given.
     pub(super) fn of<T: bytemuck::Pod>(&self) -> &[T] {
-        debug_assert_eq!(size_of::<T>(), self.width);
+        debug_assert!(size_of::<T>().is_multiple_of(self.width));
         // Cannot fail: maps begin at a page, the header keeps every alignment, `open` checked the length.
         bytemuck::cast_slice(&self.map[HEADER..])
     }
@@ -76,11 +88,25 @@ impl Mapped {
         Error::data(format!("{}: damaged: {what}; prepare the shards again", self.path.display()))
     }
 
-    /// Checks `count + 1` ascending u64 offsets from 0 to `end`.
-    pub(super) fn check_offsets(&self, count: usize, end: usize) -> Result<()> {
+    /// Checks that there are `count + 1` offsets.
+    pub(super) fn check_count(&self, count: usize) -> Result<()> {
         if self.count != count + 1 {
             return Err(self.wrong(format!("{} offsets where {} are due", self.count, count + 1)));
         }
+        Ok(())
+    }
+
+    /// The part of `all` between offsets `i` and `i + 1`; empty where the numbers lie.
+    pub(super) fn slice<'a, T>(&self, i: usize, all: &'a [T]) -> &'a [T] {
+        match self.of::<u64>().get(i..i + 2) {
+            Some(&[from, to]) => all.get(from as usize..to as usize).unwrap_or_default(),
+            _ => &[],
+        }
+    }
+
+    /// Checks `count + 1` ascending u64 offsets from 0 to `end`.
+    pub(super) fn check_offsets(&self, count: usize, end: usize) -> Result<()> {
+        self.check_count(count)?;
         let offsets = self.of::<u64>();
         if offsets[0] != 0 || offsets[count] != end as u64 {
             return Err(self.wrong(format!(

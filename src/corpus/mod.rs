@@ -1,30 +1,51 @@
 //! Raw files to shards: everything between a query log as its publisher ships it and the
 //! memory-mapped token files that training reads. Nothing here knows a model or a device.
 //!
-//! `debian` makes such files from a package index, `documents` and `clicks` read them, `tokenise`
-//! (with `wordpiece` and `vocabulary`) turns text into pieces, `prepare` drives it all into a
-//! `shard` directory, `inspect` says what is in one.
+//! Reading: `input` opens and decompresses, `blocks` cuts at record ends, `format` decides, `columns` and
+//! `sgml` parse, `source` makes one sequence of it all, `ordered` shares the work among the cores.
+//! Preparing: `prepare` says what, `preparation` in which order, `log` and `texts` are its stages, `leak`,
+//! `filter` and `repair` what is left out or mended, `parts` how it survives a kill. `tokenise` (with
+//! `wordpiece` and `vocabulary`) turns text into pieces. `shard` is the directory that comes out of
+//! it, `inspect` says what is in one. `debian` and `synthetic` make corpora to try things on.
 
-pub mod clicks;
+mod binary;
+mod blocks;
+mod columns;
 pub mod debian;
 pub mod documents;
+mod filter;
+mod format;
+mod ids;
+pub(crate) mod input;
 pub mod inspect;
-mod join;
 mod leak;
-mod lines;
+mod log;
+mod lookup;
 mod manifest;
 mod mapped;
-mod pipeline;
+mod ordered;
+mod parts;
 mod preparation;
 pub mod prepare;
 mod progress;
+mod repair;
+mod rows;
+mod sgml;
 pub mod shard;
 pub mod shard_write;
+mod source;
+pub mod synthetic;
+mod texts;
 pub mod tokenise;
+mod unlzw;
 mod vocabulary;
 mod wordpiece;
 
+pub use filter::Filter;
+pub use format::Format;
+pub use rows::Role;
 pub use shard::{Manifest, Shards, Tokens};
+pub use source::Source;
 pub use tokenise::Tokenizer;
 
 // Shard files are little-endian and mapped without conversion.

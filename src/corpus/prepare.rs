@@ -1,30 +1,72 @@
-//! `prepare`: queries + clicks + documents -> vocabulary -> shards, in one stream each.
+//! `prepare`: queries + clicks + documents -> vocabulary -> shards.
 //!
-//! 1. The log is read once for its ids and pairs; no text is kept.
+//! 1. The log is read for its ids and pairs; the text of each query is put aside on the disk.
 //! 2. Without a given tokenizer, queries and documents are read for their words.
 //! 3. Documents are tokenised and written; which of them exist is known after that.
-//! 4. The log is read again for the text of the queries that kept a click.
+//! 4. The queries that kept a click are tokenised and written.
 //!
-//! So memory holds ids and pairs (about 1.5 GB for all of ORCAS), never text. A thread reads while all
-//! threads tokenise.
+//! So memory holds ids and pairs (about 1 GB for all of ORCAS), never text. In each stage one thread reads and
+//! all cores parse and tokenise. A process that was killed goes on behind the last part that it finished, and
+//! ends with the same bytes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::documents::Field;
-use super::manifest::{MANIFEST, Manifest, Source, fingerprint, read_manifest};
+use serde::{Deserialize, Serialize};
+
+use super::documents::{Field, ReadCounts};
+use super::filter::Filter;
+use super::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
 use super::preparation::Preparation;
-use super::shard_write::check_free;
+use super::shard_write::{PART_TOKENS, check_free, tidy};
+use super::source::Source;
 use crate::{Error, Result};
+
+/// `[prepare]`: what the command's flags say, for a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareTable {
+    /// Given tokenizer; without one, a vocabulary is trained.
+    pub tokenizer: Option<PathBuf>,
+    /// Pieces of a trained vocabulary.
+    pub vocab: usize,
+    /// Longest document kept, in tokens; `data.max_tokens` when absent.
+    pub max_tokens: Option<usize>,
+    /// Keep only documents that were clicked.
+    pub clicked_only: bool,
+    pub exclude_topics: Vec<PathBuf>,
+    pub exclude_qrels: Vec<PathBuf>,
+    pub strict: bool,
+    /// Undo mis-decoded UTF-8.
+    pub repair: bool,
+    /// Tokens after which a part is finished: what a kill can cost.
+    pub part_tokens: u64,
+    pub filter: Filter,
+}
+
+impl Default for PrepareTable {
+    fn default() -> Self {
+        Self {
+            tokenizer: None,
+            vocab: 30_522,
+            max_tokens: None,
+            clicked_only: false,
+            exclude_topics: Vec::new(),
+            exclude_qrels: Vec::new(),
+            strict: false,
+            repair: false,
+            part_tokens: PART_TOKENS,
+            filter: Filter::default(),
+        }
+    }
+}
 
 /// What `prepare` is told.
 #[derive(Clone, Debug)]
 pub struct PrepareOptions {
-    /// ORCAS TSV: qid, query, did, url; plain or gzipped.
-    pub clicks: PathBuf,
-    /// MS MARCO version 1 TSV: docid, url, title, body; plain or gzipped.
-    pub documents: PathBuf,
+    /// Clicks (or queries and qrels) and documents.
+    pub sources: Vec<Source>,
     /// Shard directory to make.
     pub out: PathBuf,
     /// Given tokenizer; without one, a vocabulary is trained.
@@ -37,12 +79,17 @@ pub struct PrepareOptions {
     pub fields: Vec<Field>,
     /// Also keep documents that nobody clicked (they serve as negatives and for MLM).
     pub all_documents: bool,
-    /// Topics (TSV) whose queries must not be in the log.
+    /// Topics whose queries must not be in the log.
     pub exclude_topics: Vec<PathBuf>,
     /// Qrels whose relevant documents must not be in the shards.
     pub exclude_qrels: Vec<PathBuf>,
     /// End at the first damaged line.
     pub strict: bool,
+    /// Undo mis-decoded UTF-8.
+    pub repair: bool,
+    /// Tokens after which a part is finished.
+    pub part_tokens: u64,
+    pub filter: Filter,
 }
 
 /// Makes the shard directory and prints a summary. One that was made from the same files with the
@@ -65,7 +112,7 @@ pub fn run(options: &PrepareOptions) -> Result<()> {
     }
     let mut preparation = Preparation::new(options)?;
     let manifest = preparation.make()?;
-    summarise(options, &manifest, &preparation.shown, start.elapsed().as_secs_f64());
+    summarise(options, &manifest, &preparation, start.elapsed().as_secs_f64());
     Ok(())
 }
 
@@ -74,6 +121,7 @@ fn up_to_date(options: &PrepareOptions) -> Result<Option<Manifest>> {
         check_free(&options.out)?;
         return Ok(None);
     }
+    tidy(&options.out);
     let manifest = read_manifest(&options.out)?;
     if manifest.options == as_text(options) && manifest.sources == sources(options)? {
         return Ok(Some(manifest));
@@ -96,35 +144,69 @@ pub(super) fn as_text(options: &PrepareOptions) -> BTreeMap<String, String> {
     if options.tokenizer.is_none() {
         text.insert("vocab".into(), options.vocab.to_string());
     }
+    if options.repair {
+        text.insert("repair".into(), "true".into());
+    }
+    if options.part_tokens != PART_TOKENS {
+        text.insert("part_tokens".into(), options.part_tokens.to_string());
+    }
+    if options.filter != Filter::default() {
+        // A table of plain values always has a text; were it absent, filters would only be compared less.
+        text.insert("filter".into(), serde_json::to_string(&options.filter).unwrap_or_default());
+    }
+    for (number, source) in options.sources.iter().enumerate() {
+        if source.format.is_some() || !source.columns.is_empty() {
+            let format = source.format.map_or("detected".to_owned(), |format| format.to_string());
+            text.insert(format!("source {}", number + 1), format!("{format} {:?}", source.columns));
+        }
+    }
     text
 }
 
 /// Every file that the shards come from.
-pub(super) fn sources(options: &PrepareOptions) -> Result<Vec<Source>> {
-    let mut paths = vec![options.clicks.as_path(), options.documents.as_path()];
-    let tokenizer = options.tokenizer.as_deref().map(super::tokenise::find).transpose()?;
-    paths.extend(tokenizer.as_deref());
-    paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).map(PathBuf::as_path));
-    paths.into_iter().map(Source::of).collect()
+pub(super) fn sources(options: &PrepareOptions) -> Result<Vec<manifest::Source>> {
+    let mut paths = Vec::new();
+    for source in &options.sources {
+        paths.extend(source.files()?);
+        paths.extend(source.lookup.clone());
+    }
+    paths.extend(options.tokenizer.as_deref().map(super::tokenise::find).transpose()?);
+    paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
+    paths.iter().map(|path| manifest::Source::of(path)).collect()
 }
 
-fn summarise(options: &PrepareOptions, manifest: &Manifest, shown: &[String], seconds: f64) {
-    for fault in shown {
+fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'_>, seconds: f64) {
+    for fault in done.read.iter().flat_map(|(_, counts)| &counts.shown) {
         eprintln!("warning: {fault}");
+    }
+    if let Some(first) = done.passed_over.first() {
+        let count = done.passed_over.len();
+        eprintln!(
+            "warning: {count} files in no known format were passed over, the first is {}",
+            first.display()
+        );
     }
     let tokens = manifest.document_tokens + manifest.query_tokens;
     let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+    let read: u64 = manifest.sources.iter().map(|source| source.bytes).sum();
     let cut = 100.0 * manifest.documents_cut as f64 / f64::from(manifest.documents.max(1));
     println!("{}: fingerprint {}", options.out.display(), fingerprint(manifest));
-    println!("  {} clicks, {} queries, {} documents", manifest.clicks, manifest.queries, manifest.documents);
+    for (kind, ReadCounts { rows, kept, .. }) in &done.read {
+        println!("  read {rows} {kind} rows, {kept} of them usable");
+    }
+    println!(
+        "  kept {} clicks, {} queries, {} documents",
+        manifest.clicks, manifest.queries, manifest.documents
+    );
     for (reason, count) in &manifest.dropped {
         println!("  dropped {count} {reason}");
     }
     println!("  vocabulary of {} pieces, {tokens} tokens", manifest.vocab);
     println!("  {} documents ({cut:.1} %) cut to {} tokens", manifest.documents_cut, manifest.max_tokens);
     println!(
-        "  {:.1} MB in {seconds:.1} s ({:.2} M tokens/s)",
+        "  {:.1} MB from {:.1} MB in {seconds:.1} s ({:.2} M tokens/s)",
         bytes as f64 / 1e6,
+        read as f64 / 1e6,
         tokens as f64 / seconds / 1e6
     );
 }

@@ -14,8 +14,10 @@
 //! | `manifest.json`, `manifest.crc32` | | counts, sources, options, checksum of every file |
 //!
 //! Binary files are little-endian and begin with a header of 64 bytes: magic (8 bytes), version (u32),
-//! element size in bytes (u32), number of elements (u64), zeros. `open` checks every length and every
-//! index (a fraction of a second for 18.8 M clicks); `verify` also every checksum and token.
+//! element size in bytes (u32), number of elements (u64), zeros. `open` looks at headers and lengths alone, so
+//! it costs the same whatever the size; `verify`, which training calls once before it starts, reads every byte:
+//! checksums, offsets, indices, tokens. Reading a directory that was not verified gives empty texts where its
+//! numbers lie, and never leaves the files.
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +85,7 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Maps the directory and checks every length, offset and index in it.
+    /// Maps the directory and checks the length and header of every file.
     ///
     /// # Errors
     /// `Error::Data` that names the file and what is wrong with it.
@@ -99,33 +101,8 @@ impl Shards {
         if clicks.count != 2 * manifest.clicks as usize {
             return Err(clicks.wrong(format!("{} numbers for {} clicks", clicks.count, manifest.clicks)));
         }
-        by_query_offsets.check_offsets(manifest.queries as usize, by_query.count)?;
-        let shards =
-            Self { dir: dir.to_owned(), manifest, documents, queries, clicks, by_query_offsets, by_query };
-        shards.check_clicks()?;
-        Ok(shards)
-    }
-
-    fn check_clicks(&self) -> Result<()> {
-        let (queries, documents) = (self.queries(), self.documents());
-        let pairs = self.clicks.of::<u32>().par_chunks_exact(2);
-        let bad = pairs.enumerate().find_first(|(_, pair)| pair[0] >= queries || pair[1] >= documents);
-        if let Some((i, pair)) = bad {
-            return Err(self.clicks.wrong(format!(
-                "click {i} is (query {}, document {}), but there are {queries} queries and {documents} documents",
-                pair[0], pair[1]
-            )));
-        }
-        let ordered = |query: &u32| {
-            let clicked = self.clicked(*query);
-            clicked.is_sorted_by(|a, b| a < b) && clicked.last().is_none_or(|&last| last < documents)
-        };
-        match (0..queries).into_par_iter().find_first(|query| !ordered(query)) {
-            Some(query) => Err(self
-                .by_query
-                .wrong(format!("documents of query {query} are not ascending below {documents}"))),
-            None => Ok(()),
-        }
+        by_query_offsets.check_count(manifest.queries as usize)?;
+        Ok(Self { dir: dir.to_owned(), manifest, documents, queries, clicks, by_query_offsets, by_query })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -166,14 +143,13 @@ impl Shards {
 
     /// (query, document) of click `i < clicks()`.
     pub fn click(&self, i: u32) -> (u32, u32) {
-        let pair = &self.clicks.of::<u32>()[2 * i as usize..][..2];
+        let pair = self.clicks.of::<[u32; 2]>()[i as usize];
         (pair[0], pair[1])
     }
 
     /// The documents that `query < queries()` clicked, ascending, each once.
     pub fn clicked(&self, query: u32) -> &[u32] {
-        let offsets = &self.by_query_offsets.of::<u64>()[query as usize..][..2];
-        &self.by_query.of::<u32>()[offsets[0] as usize..offsets[1] as usize]
+        self.by_query_offsets.slice(query as usize, self.by_query.of::<u32>())
     }
 
     /// The id that document `i < documents()` has outside.
@@ -210,21 +186,48 @@ impl Shards {
     /// # Errors
     /// `Error::Data` that names the first damaged file.
     pub fn verify(&self) -> Result<()> {
-        for entry in &self.manifest.files {
+        let checked = self.manifest.files.par_iter().map(|entry| {
             let path = self.dir.join(&entry.name);
             let crc = crc32_of_file(&path)?;
-            if crc != entry.crc32 {
-                return Err(Error::data(format!(
-                    "{}: damaged: checksum {crc:08x}, written as {:08x}; prepare the shards again",
-                    path.display(),
-                    entry.crc32
-                )));
+            if crc == entry.crc32 {
+                return Ok(());
             }
-        }
-        for texts in [&self.documents, &self.queries] {
+            Err(Error::data(format!(
+                "{}: damaged: checksum {crc:08x}, written as {:08x}; prepare the shards again",
+                path.display(),
+                entry.crc32
+            )))
+        });
+        checked.collect::<Result<Vec<()>>>()?;
+        for (texts, count) in [(&self.documents, self.documents()), (&self.queries, self.queries())] {
+            texts.check(count as usize)?;
             texts.check_tokens(self.manifest.vocab)?;
         }
+        self.by_query_offsets.check_offsets(self.queries() as usize, self.by_query.count)?;
+        self.check_clicks()?;
         self.tokenizer().map(|_| ())
+    }
+
+    fn check_clicks(&self) -> Result<()> {
+        let (queries, documents) = (self.queries(), self.documents());
+        let pairs = self.clicks.of::<u32>().par_chunks_exact(2);
+        let bad = pairs.enumerate().find_first(|(_, pair)| pair[0] >= queries || pair[1] >= documents);
+        if let Some((i, pair)) = bad {
+            return Err(self.clicks.wrong(format!(
+                "click {i} is (query {}, document {}), but there are {queries} queries and {documents} documents",
+                pair[0], pair[1]
+            )));
+        }
+        let ordered = |query: &u32| {
+            let clicked = self.clicked(*query);
+            clicked.is_sorted_by(|a, b| a < b) && clicked.last().is_none_or(|&last| last < documents)
+        };
+        match (0..queries).into_par_iter().find_first(|query| !ordered(query)) {
+            Some(query) => Err(self
+                .by_query
+                .wrong(format!("documents of query {query} are not ascending below {documents}"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -254,39 +257,48 @@ impl Texts {
             tokens += part.count as u64;
             parts.push(part);
         }
-        offsets.check_offsets(count as usize, tokens as usize)?;
-        let all = offsets.of::<u64>();
-        if let Some(i) = starts.iter().position(|start| all.binary_search(start).is_err()) {
-            return Err(parts[i].wrong("does not begin with a whole text".into()));
-        }
+        offsets.check_count(count as usize)?;
         let ids = open(&format!("{kind}.ids"), 1)?;
         let id_offsets = open(&format!("{kind}.ids.offsets"), 8)?;
-        id_offsets.check_offsets(count as usize, ids.count)?;
-        let text = std::str::from_utf8(ids.of::<u8>()).map_err(|_| ids.wrong("ids are not UTF-8".into()))?;
-        if id_offsets.of::<u64>().par_iter().any(|&at| !text.is_char_boundary(at as usize)) {
-            return Err(id_offsets.wrong("an id begins within a character".into()));
-        }
+        id_offsets.check_count(count as usize)?;
         Ok(Self { parts, starts, wide: width == 4, offsets, ids, id_offsets })
     }
 
+    /// Everything that `open` did not look at but the tokens.
+    fn check(&self, count: usize) -> Result<()> {
+        let tokens: usize = self.parts.iter().map(|part| part.count).sum();
+        self.offsets.check_offsets(count, tokens)?;
+        let all = self.offsets.of::<u64>();
+        if let Some(i) = self.starts.iter().position(|start| all.binary_search(start).is_err()) {
+            return Err(self.parts[i].wrong("does not begin with a whole text".into()));
+        }
+        self.id_offsets.check_offsets(count, self.ids.count)?;
+        let text = std::str::from_utf8(self.ids.of::<u8>());
+        let text = text.map_err(|_| self.ids.wrong("ids are not UTF-8".into()))?;
+        if self.id_offsets.of::<u64>().par_iter().any(|&at| !text.is_char_boundary(at as usize)) {
+            return Err(self.id_offsets.wrong("an id begins within a character".into()));
+        }
+        Ok(())
+    }
+
     fn tokens(&self, i: u32) -> Tokens<'_> {
-        let range = &self.offsets.of::<u64>()[i as usize..][..2];
+        let Some(&[from, to]) = self.offsets.of::<u64>().get(i as usize..i as usize + 2) else {
+            return Tokens::U32(&[]);
+        };
         // The last part that begins at or before the text; empty parts and texts need no care, since
         // a text of no tokens is an empty slice of any part.
-        let part = self.starts.partition_point(|&start| start <= range[0]).saturating_sub(1);
+        let part = self.starts.partition_point(|&start| start <= from).saturating_sub(1);
         let Some(start) = self.starts.get(part) else { return Tokens::U32(&[]) };
-        let (from, to) = ((range[0] - start) as usize, (range[1] - start) as usize);
+        let range = (from - start) as usize..to.saturating_sub(*start) as usize;
         if self.wide {
-            Tokens::U32(&self.parts[part].of::<u32>()[from..to])
+            Tokens::U32(self.parts[part].of::<u32>().get(range).unwrap_or_default())
         } else {
-            Tokens::U16(&self.parts[part].of::<u16>()[from..to])
+            Tokens::U16(self.parts[part].of::<u16>().get(range).unwrap_or_default())
         }
     }
 
     fn id(&self, i: u32) -> &str {
-        let range = &self.id_offsets.of::<u64>()[i as usize..][..2];
-        // `open` checked that ids are UTF-8 and offsets lie between characters.
-        std::str::from_utf8(&self.ids.of::<u8>()[range[0] as usize..range[1] as usize]).unwrap_or_default()
+        std::str::from_utf8(self.id_offsets.slice(i as usize, self.ids.of::<u8>())).unwrap_or_default()
     }
 
     fn check_tokens(&self, vocab: usize) -> Result<()> {

@@ -1,22 +1,28 @@
-//! The writing side of `shard`. Everything goes to a hidden directory beside the target, is synced,
-//! and gets its real name last, so a shard directory is either whole or not there.
+//! The writing side of `shard`. Everything goes to a hidden directory beside the target, part by part, each
+//! synced; the shards get their real name last. So a shard directory is either whole or not there, and
+//! what a killed preparation had finished is found again.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
+use super::binary::{BinaryWriter, put, sync};
 use super::manifest::{
-    FileEntry, HEADER, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, crc32_of_file, part_name,
-    token_width,
+    FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, crc32_of_file, token_width,
 };
+use super::parts::{self, Note, Part, PartWriter};
 use super::tokenise::Tokenizer;
 use crate::{Error, Result};
 
-/// Tokens of a part file before the next one begins (1 GiB at two bytes a token).
-const PART_TOKENS: u64 = 1 << 29;
+/// Tokens after which a part is finished: 64 MiB at two bytes a token, so that a kill costs seconds of work
+/// and a hundred parts hold ORCAS.
+pub const PART_TOKENS: u64 = 1 << 25;
+/// Texts after which a part is finished: their lengths and ids wait in memory.
+const PART_TEXTS: usize = 1 << 20;
 /// Held by the process that writes the hidden directory.
 const LOCK: &str = "lock";
+/// Says what the finished parts were made from.
+const PLAN: &str = "plan";
 
 /// What the manifest holds beyond counts.
 #[derive(Clone, Debug, Default)]
@@ -28,47 +34,108 @@ pub struct About {
     pub dropped: BTreeMap<String, u64>,
 }
 
-/// Writes one shard directory; dropped before `finish`, it leaves nothing.
-pub struct ShardWriter {
+/// The hidden directory of a target, this process's own.
+pub struct Workplace {
     target: PathBuf,
-    partial: PathBuf,
-    vocab: usize,
-    documents: TextWriter,
-    queries: TextWriter,
-    clicks: Vec<[u32; 2]>,
-    finished: bool,
+    root: PathBuf,
+    /// What does not go into the shards.
+    pub(super) work: PathBuf,
+    /// What will be the shard directory.
+    dir: PathBuf,
+    keep: bool,
     _lock: File,
+}
+
+impl Workplace {
+    /// Claims the hidden directory of `target`. What an earlier process left there stays if it was made
+    /// by the same `plan`, else it goes.
+    ///
+    /// # Errors
+    /// `Error::Data` where `target` is there already, another process is writing it, or nothing can be
+    /// written beside it.
+    pub fn claim(target: &Path, plan: &str) -> Result<Self> {
+        check_free(target)?;
+        let root = partial_of(target)?;
+        let (work, dir) = (root.join("work"), root.join("shards"));
+        std::fs::create_dir_all(&root).map_err(|cause| Error::io("made", &root, cause))?;
+        let lock = lock(&root)?;
+        let resumed = std::fs::read_to_string(work.join(PLAN)).is_ok_and(|old| old == plan);
+        if !resumed {
+            for old in [&work, &dir].into_iter().filter(|old| old.exists()) {
+                std::fs::remove_dir_all(old).map_err(|cause| Error::io("removed", old, cause))?;
+            }
+        }
+        for new in [&work, &dir] {
+            std::fs::create_dir_all(new).map_err(|cause| Error::io("made", new, cause))?;
+        }
+        put(&work.join(PLAN), plan.as_bytes())?;
+        Ok(Self { target: target.to_owned(), root, work, dir, keep: false, _lock: lock })
+    }
+
+    /// Gives the shards their name and removes the rest.
+    fn publish(mut self) -> Result<()> {
+        let failed = |path: &Path, cause| Error::io("written", path, cause);
+        sync(&self.dir)?;
+        if self.target.exists() {
+            // An empty directory, as `check_free` saw.
+            std::fs::remove_dir(&self.target).map_err(|cause| failed(&self.target, cause))?;
+        }
+        std::fs::rename(&self.dir, &self.target).map_err(|cause| failed(&self.target, cause))?;
+        self.keep = false;
+        match self.target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => sync(parent),
+            None => sync(Path::new(".")),
+        }
+    }
+}
+
+impl Drop for Workplace {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Best effort: what stays behind is removed by the next prepare with the same target.
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+/// Removes what a process that was killed after its last step left beside a finished target.
+pub(super) fn tidy(target: &Path) {
+    if let Ok(root) = partial_of(target)
+        && root.exists()
+        && lock(&root).is_ok()
+    {
+        // Best effort, as above.
+        let _ = std::fs::remove_dir_all(&root);
+    }
+}
+
+/// Writes one shard directory; dropped before `finish`, it leaves nothing, unless the disk itself failed.
+pub struct ShardWriter {
+    place: Workplace,
+    vocab: usize,
+    documents: Texts,
+    queries: Texts,
+    clicks: Vec<[u32; 2]>,
 }
 
 impl ShardWriter {
     /// Begins a directory that will appear at `target` for a tokenizer of `vocab` pieces.
     ///
     /// # Errors
-    /// `Error::Data` where `target` is there already, another process is writing it, or nothing can be
-    /// written beside it.
+    /// As `Workplace::claim`.
     pub fn create(target: &Path, vocab: usize) -> Result<Self> {
-        Self::create_in_parts(target, vocab, PART_TOKENS)
+        Self::at(Workplace::claim(target, "")?, vocab)
     }
 
-    /// As `create`, with part files of about `part_tokens` tokens.
+    /// Goes on in a claimed place behind the parts that are finished there.
     ///
     /// # Errors
-    /// As `create`.
-    pub fn create_in_parts(target: &Path, vocab: usize, part_tokens: u64) -> Result<Self> {
-        check_free(target)?;
-        let partial = partial_of(target)?;
-        let lock = claim(&partial)?;
-        let text = |kind| TextWriter::create(&partial, kind, token_width(vocab), part_tokens);
-        Ok(Self {
-            documents: text("documents")?,
-            queries: text("queries")?,
-            target: target.to_owned(),
-            vocab,
-            clicks: Vec::new(),
-            finished: false,
-            _lock: lock,
-            partial,
-        })
+    /// `Error::Data` where a file cannot be written or removed.
+    pub fn at(place: Workplace, vocab: usize) -> Result<Self> {
+        let width = token_width(vocab);
+        let documents = Texts::resume(&place, "documents", width)?;
+        let queries = Texts::resume(&place, "queries", width)?;
+        Ok(Self { documents, queries, vocab, clicks: Vec::new(), place })
     }
 
     /// Appends a document; its index is returned.
@@ -76,7 +143,8 @@ impl ShardWriter {
     /// # Errors
     /// `Error::Data` where a token is not below V, there are too many documents, or the disk refuses.
     pub fn document(&mut self, id: &str, tokens: &[u32]) -> Result<u32> {
-        self.documents.push(id, tokens, self.vocab)
+        let pushed = self.documents.push(&self.place, id, tokens, self.vocab);
+        self.keeping(pushed)
     }
 
     /// Appends a query; its index is returned.
@@ -84,12 +152,56 @@ impl ShardWriter {
     /// # Errors
     /// As `document`.
     pub fn query(&mut self, id: &str, tokens: &[u32]) -> Result<u32> {
-        self.queries.push(id, tokens, self.vocab)
+        let pushed = self.queries.push(&self.place, id, tokens, self.vocab);
+        self.keeping(pushed)
     }
 
     /// Appends a click. Both indices must have been returned before `finish`.
     pub fn click(&mut self, query: u32, document: u32) {
         self.clicks.push([query, document]);
+    }
+
+    /// Ends the part of the documents (or queries) that is being filled.
+    ///
+    /// # Errors
+    /// `Error::Data` where the disk refuses.
+    pub fn seal(&mut self, queries: bool) -> Result<()> {
+        self.seal_with(queries, &Note::default())
+    }
+
+    /// As `seal`, with a note for the process that goes on should this one be killed.
+    pub(super) fn seal_with(&mut self, queries: bool, note: &Note) -> Result<()> {
+        let texts = if queries { &mut self.queries } else { &mut self.documents };
+        let sealed = texts.seal(&self.place, note);
+        self.keeping(sealed)
+    }
+
+    /// Whether the part that is being filled has `most` tokens, or texts enough, to be sealed.
+    pub(super) fn is_full(&self, queries: bool, most: u64) -> bool {
+        let texts = if queries { &self.queries } else { &self.documents };
+        texts.open.as_ref().is_some_and(|part| part.tokens() >= most || part.texts() >= PART_TEXTS)
+    }
+
+    /// Finished parts of documents (or queries), read back one by one.
+    pub(super) fn sealed(&self, queries: bool) -> impl Iterator<Item = Result<Part>> {
+        let texts = if queries { &self.queries } else { &self.documents };
+        (0..texts.sealed).map(move |number| texts.part(&self.place, number))
+    }
+
+    /// Work folder for what must survive a kill and does not go into the shards.
+    pub(super) fn work(&self) -> &Path {
+        &self.place.work
+    }
+
+    /// The directory that will be the shards.
+    pub(super) fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// A failure to write keeps what is finished, so that the user can make room and go on.
+    fn keeping<T>(&mut self, result: Result<T>) -> Result<T> {
+        self.place.keep |= result.is_err() && self.documents.sealed > 0;
+        result
     }
 
     /// Writes what is left, syncs, and gives the directory its name.
@@ -103,11 +215,12 @@ impl ShardWriter {
         if let Some([query, document]) = self.clicks.iter().find(|[q, d]| *q >= queries || *d >= documents) {
             return Err(Error::data(format!("click of query {query} on document {document}: no such index")));
         }
-        let (document_tokens, query_tokens) = (self.documents.tokens, self.queries.tokens);
-        let mut files = self.documents.finish()?;
-        files.extend(self.queries.finish()?);
+        self.place.keep = true;
+        let (mut files, document_tokens) = self.documents.finish(&self.place)?;
+        let (more, query_tokens) = self.queries.finish(&self.place)?;
+        files.extend(more);
         files.extend(self.write_clicks(queries)?);
-        files.extend(write_tokenizer(tokenizer, &self.partial)?);
+        files.extend(write_tokenizer(tokenizer, &self.place.dir)?);
         let manifest = Manifest {
             magic: MAGIC.into(),
             version: VERSION,
@@ -125,14 +238,15 @@ impl ShardWriter {
             files,
             dropped: about.dropped,
         };
-        write_manifest(&manifest, &self.partial)?;
-        self.publish()?;
+        write_manifest(&manifest, &self.place.dir)?;
+        self.place.publish()?;
         Ok(manifest)
     }
 
     fn write_clicks(&mut self, queries: u32) -> Result<Vec<FileEntry>> {
         let clicks = std::mem::take(&mut self.clicks);
-        let mut log = BinaryWriter::create(&self.partial, "clicks.bin", 4)?;
+        let dir = &self.place.dir;
+        let mut log = BinaryWriter::create(dir, "clicks.bin", 4)?;
         log.write(clicks.as_flattened())?;
         // A counting sort by query keeps this linear in the clicks.
         let mut ends = vec![0u64; queries as usize + 1];
@@ -149,8 +263,8 @@ impl ShardWriter {
             sorted[*place as usize] = *document;
             *place += 1;
         }
-        let mut by_query = BinaryWriter::create(&self.partial, "clicks_by_query.bin", 4)?;
-        let mut offsets = BinaryWriter::create(&self.partial, "clicks_by_query.offsets", 8)?;
+        let mut by_query = BinaryWriter::create(dir, "clicks_by_query.bin", 4)?;
+        let mut offsets = BinaryWriter::create(dir, "clicks_by_query.offsets", 8)?;
         offsets.write(&[0u64])?;
         let mut row = Vec::new();
         for range in ends.windows(2) {
@@ -162,31 +276,6 @@ impl ShardWriter {
             offsets.write(&[by_query.count])?;
         }
         Ok(vec![log.finish()?, by_query.finish()?, offsets.finish()?])
-    }
-
-    fn publish(mut self) -> Result<()> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |cause| Error::io("written", &path, cause)
-        };
-        let lock = self.partial.join(LOCK);
-        std::fs::remove_file(&lock).map_err(failed(&lock))?;
-        sync(&self.partial)?;
-        std::fs::rename(&self.partial, &self.target).map_err(failed(&self.target))?;
-        self.finished = true;
-        match self.target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => sync(parent),
-            None => sync(Path::new(".")),
-        }
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Best effort: what stays behind is removed by the next prepare with the same target.
-            let _ = std::fs::remove_dir_all(&self.partial);
-        }
     }
 }
 
@@ -216,26 +305,17 @@ fn partial_of(target: &Path) -> Result<PathBuf> {
     Ok(target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
 }
 
-/// Makes the hidden directory this process's own and empty, unless another process is at work in it.
-fn claim(partial: &Path) -> Result<File> {
-    std::fs::create_dir_all(partial).map_err(|cause| Error::io("made", partial, cause))?;
-    let path = partial.join(LOCK);
+/// Locks the hidden directory for as long as the file is open; a killed process holds no lock.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join(LOCK);
     let lock = File::create(&path).map_err(|cause| Error::io("written", &path, cause))?;
     if lock.try_lock().is_err() {
         return Err(Error::data(format!(
             "{}: another prepare is writing it; wait or end it",
-            partial.display()
+            root.display()
         )));
     }
-    let entries = std::fs::read_dir(partial).map_err(|cause| Error::io("read", partial, cause))?;
-    for entry in entries.flatten().filter(|entry| entry.file_name() != LOCK) {
-        std::fs::remove_file(entry.path()).map_err(|cause| Error::io("removed", &entry.path(), cause))?;
-    }
     Ok(lock)
-}
-
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("synced", path, cause))
 }
 
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> {
@@ -254,58 +334,44 @@ fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(manifest)
         .map_err(|cause| Error::data(format!("{}: {MANIFEST} cannot be made: {cause}", dir.display())))?
         + "\n";
-    let crc = format!("{:08x}\n", crc32fast::hash(text.as_bytes()));
-    for (name, content) in [(MANIFEST_CRC, crc), (MANIFEST, text)] {
-        let path = dir.join(name);
-        std::fs::write(&path, content).map_err(|cause| Error::io("written", &path, cause))?;
-        sync(&path)?;
-    }
-    Ok(())
+    put(&dir.join(MANIFEST_CRC), format!("{:08x}\n", crc32fast::hash(text.as_bytes())).as_bytes())?;
+    put(&dir.join(MANIFEST), text.as_bytes())
 }
 
-/// Documents or queries, token parts and ids.
-struct TextWriter {
-    dir: PathBuf,
+/// Documents or queries: finished parts and the one that is being filled.
+struct Texts {
     kind: &'static str,
     width: usize,
-    part_tokens: u64,
-    parts: Vec<FileEntry>,
-    part: BinaryWriter,
-    offsets: BinaryWriter,
-    ids: BinaryWriter,
-    id_offsets: BinaryWriter,
-    tokens: u64,
-    narrow: Vec<u16>,
+    sealed: usize,
+    /// Texts in finished parts.
+    before: u64,
+    open: Option<PartWriter>,
 }
 
-impl TextWriter {
-    fn create(dir: &Path, kind: &'static str, width: usize, part_tokens: u64) -> Result<Self> {
-        let create = |name: &str, width: usize| BinaryWriter::create(dir, name, width);
-        let mut offsets = create(&format!("{kind}.offsets"), 8)?;
-        let mut id_offsets = create(&format!("{kind}.ids.offsets"), 8)?;
-        offsets.write(&[0u64])?;
-        id_offsets.write(&[0u64])?;
-        Ok(Self {
-            part: create(&part_name(kind, 0), width)?,
-            ids: create(&format!("{kind}.ids"), 1)?,
-            dir: dir.to_owned(),
-            kind,
-            width,
-            part_tokens,
-            parts: Vec::new(),
-            offsets,
-            id_offsets,
-            tokens: 0,
-            narrow: Vec::new(),
+impl Texts {
+    /// Counts the parts that are finished and whole; what lies behind them is written anew.
+    fn resume(place: &Workplace, kind: &'static str, width: usize) -> Result<Self> {
+        let mut texts = Self { kind, width, sealed: 0, before: 0, open: None };
+        while let Some(part) = parts::read(&place.dir, &place.work, kind, texts.sealed, true) {
+            texts.before += part.lengths.len() as u64;
+            texts.sealed += 1;
+        }
+        Ok(texts)
+    }
+
+    fn part(&self, place: &Workplace, number: usize) -> Result<Part> {
+        parts::read(&place.dir, &place.work, self.kind, number, false).ok_or_else(|| {
+            Error::data(format!("{}: a finished part of {} was changed", place.root.display(), self.kind))
         })
     }
 
     fn count(&self) -> Result<u32> {
-        u32::try_from(self.offsets.count - 1)
+        let open = self.open.as_ref().map_or(0, PartWriter::texts) as u64;
+        u32::try_from(self.before + open)
             .map_err(|_| Error::data(format!("more than 2^32 - 1 {}", self.kind)))
     }
 
-    fn push(&mut self, id: &str, tokens: &[u32], vocab: usize) -> Result<u32> {
+    fn push(&mut self, place: &Workplace, id: &str, tokens: &[u32], vocab: usize) -> Result<u32> {
         let index = self.count()?;
         if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
             return Err(Error::data(format!(
@@ -313,77 +379,50 @@ impl TextWriter {
                 self.kind
             )));
         }
-        if self.part.count > 0 && self.part.count + tokens.len() as u64 > self.part_tokens {
-            let next =
-                BinaryWriter::create(&self.dir, &part_name(self.kind, self.parts.len() + 1), self.width)?;
-            self.parts.push(std::mem::replace(&mut self.part, next).finish()?);
-        }
-        if self.width == 2 {
-            self.narrow.clear();
-            // Below V <= 65,536, as checked above.
-            self.narrow.extend(tokens.iter().map(|&token| token as u16));
-            self.part.write(&self.narrow)?;
-        } else {
-            self.part.write(tokens)?;
-        }
-        self.tokens += tokens.len() as u64;
-        self.offsets.write(&[self.tokens])?;
-        self.ids.write(id.as_bytes())?;
-        self.id_offsets.write(&[self.ids.count])?;
+        self.part_to_fill(place)?.push(id, tokens, token_width(vocab) == 4)?;
         Ok(index)
     }
 
-    /// Ends all files. The writer must not be used after.
-    fn finish(&mut self) -> Result<Vec<FileEntry>> {
-        let mut files = std::mem::take(&mut self.parts);
-        for file in [&mut self.part, &mut self.offsets, &mut self.ids, &mut self.id_offsets] {
-            files.push(file.finish()?);
+    fn part_to_fill(&mut self, place: &Workplace) -> Result<&mut PartWriter> {
+        match &mut self.open {
+            Some(part) => Ok(part),
+            open => Ok(open.insert(PartWriter::create(&place.dir, self.kind, self.sealed, self.width)?)),
         }
-        Ok(files)
-    }
-}
-
-/// One binary file: a header whose count is filled in at the end, then elements.
-struct BinaryWriter {
-    path: PathBuf,
-    file: BufWriter<File>,
-    width: usize,
-    count: u64,
-    crc: crc32fast::Hasher,
-}
-
-impl BinaryWriter {
-    fn create(dir: &Path, name: &str, width: usize) -> Result<Self> {
-        let path = dir.join(name);
-        let failed = |cause| Error::io("written", &path, cause);
-        let mut file = BufWriter::with_capacity(1 << 18, File::create(&path).map_err(failed)?);
-        file.write_all(&[0; HEADER]).map_err(failed)?;
-        Ok(Self { file, width, count: 0, crc: crc32fast::Hasher::new(), path })
     }
 
-    fn write<T: bytemuck::Pod>(&mut self, elements: &[T]) -> Result<()> {
-        debug_assert_eq!(size_of::<T>(), self.width);
-        let bytes: &[u8] = bytemuck::cast_slice(elements);
-        self.crc.update(bytes);
-        self.count += elements.len() as u64;
-        self.file.write_all(bytes).map_err(|cause| Error::io("written", &self.path, cause))
+    fn seal(&mut self, place: &Workplace, note: &Note) -> Result<()> {
+        self.part_to_fill(place)?;
+        if let Some(part) = self.open.take() {
+            self.before += part.texts() as u64;
+            part.seal(&place.work, note)?;
+            self.sealed += 1;
+        }
+        Ok(())
     }
 
-    fn finish(&mut self) -> Result<FileEntry> {
-        let mut header = [0; HEADER];
-        header[..8].copy_from_slice(MAGIC.as_bytes());
-        header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        header[12..16].copy_from_slice(&(self.width as u32).to_le_bytes());
-        header[16..24].copy_from_slice(&self.count.to_le_bytes());
-        let failed = |cause| Error::io("written", &self.path, cause);
-        self.file.rewind().map_err(failed)?;
-        self.file.write_all(&header).map_err(failed)?;
-        self.file.flush().map_err(failed)?;
-        self.file.get_ref().sync_all().map_err(failed)?;
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&header);
-        crc.combine(&self.crc);
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(FileEntry { name, bytes: HEADER as u64 + self.count * self.width as u64, crc32: crc.finalize() })
+    /// Puts the notes of all parts together: offsets and ids. Returns the files and the number of tokens.
+    fn finish(&mut self, place: &Workplace) -> Result<(Vec<FileEntry>, u64)> {
+        if self.open.is_some() || self.sealed == 0 {
+            self.seal(place, &Note::default())?;
+        }
+        let create = |name: &str, width: usize| BinaryWriter::create(&place.dir, name, width);
+        let mut offsets = create(&format!("{}.offsets", self.kind), 8)?;
+        let mut ids = create(&format!("{}.ids", self.kind), 1)?;
+        let mut id_offsets = create(&format!("{}.ids.offsets", self.kind), 8)?;
+        let (mut files, mut tokens) = (Vec::new(), 0);
+        offsets.write(&[0u64])?;
+        id_offsets.write(&[0u64])?;
+        for number in 0..self.sealed {
+            let part = self.part(place, number)?;
+            for (length, id) in part.lengths.iter().zip(part.ids()) {
+                tokens += u64::from(*length);
+                offsets.write(&[tokens])?;
+                ids.write(id.as_bytes())?;
+                id_offsets.write(&[ids.count])?;
+            }
+            files.push(part.entry);
+        }
+        files.extend([offsets.finish()?, ids.finish()?, id_offsets.finish()?]);
+        Ok((files, tokens))
     }
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::vocabulary;
-use super::wordpiece::WordPieces;
+use super::vocabulary::{self, WordCounts};
+use super::wordpiece::{Cache, WordPieces};
 use crate::data::batch::Special;
 use crate::{Error, Result};
 
@@ -59,7 +59,16 @@ impl Tokenizer {
     /// # Errors
     /// `Error::Config` for a size below 16, `Error::Data` where the texts hold no word.
     pub fn train(texts: impl Iterator<Item = String>, vocab: usize) -> Result<Self> {
-        Self::from_pieces(&vocabulary::train(texts, vocab)?, true, "the trained vocabulary")
+        let mut words = WordCounts::default();
+        for text in texts {
+            words.add(&text)?;
+        }
+        Self::of_words(words, vocab)
+    }
+
+    /// As `train`, from words that are counted already.
+    pub(super) fn of_words(words: WordCounts, vocab: usize) -> Result<Self> {
+        Self::from_pieces(&words.pieces(vocab)?, true, "the trained vocabulary")
     }
 
     fn from_pieces(pieces: &[String], lower_case: bool, source: &str) -> Result<Self> {
@@ -144,25 +153,21 @@ impl Tokenizer {
     /// # Errors
     /// `Error::Data` where the tokenizer itself refuses a text.
     pub fn encode_batch(&self, texts: &[&str], at_most: usize) -> Result<Vec<Vec<u32>>> {
-        let chunks: Vec<Vec<Vec<u32>>> =
-            texts.par_chunks(CHUNK).map(|chunk| self.encode_chunk(chunk, at_most)).collect::<Result<_>>()?;
+        let encode = |chunk: &[&str]| {
+            let mut encoder = self.encoder();
+            let encode = |text: &&str| {
+                let mut pieces = Vec::new();
+                encoder.append(&[*text], at_most, &mut pieces).map(|()| pieces)
+            };
+            chunk.iter().map(encode).collect::<Result<Vec<_>>>()
+        };
+        let chunks: Vec<Vec<Vec<u32>>> = texts.par_chunks(CHUNK).map(encode).collect::<Result<_>>()?;
         Ok(chunks.into_iter().flatten().collect())
     }
 
-    fn encode_chunk(&self, texts: &[&str], at_most: usize) -> Result<Vec<Vec<u32>>> {
-        let Some(fast) = &self.fast else {
-            return texts.iter().map(|text| self.encode_by_crate(text, at_most)).collect();
-        };
-        let mut cache = fast.lend();
-        let pieces = texts
-            .iter()
-            .map(|text| match fast.takes(text) {
-                true => fast.encode(text, at_most, &mut cache),
-                false => self.encode_by_crate(text, at_most),
-            })
-            .collect();
-        fast.give_back(cache);
-        pieces
+    /// What one thread tokenises many texts with.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder { tokenizer: self, cache: self.fast.as_ref().map(WordPieces::lend) }
     }
 
     /// What the `tokenizers` crate itself makes of `text`: the slow way, and the one that tests trust.
@@ -205,6 +210,42 @@ impl Tokenizer {
     /// The text of a piece, `None` for an id without one.
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+}
+
+/// A tokenizer with the words that one thread met; they are handed on when it is dropped.
+pub struct Encoder<'t> {
+    tokenizer: &'t Tokenizer,
+    cache: Option<Cache>,
+}
+
+impl Encoder<'_> {
+    /// Appends the pieces of the text whose parts these are, joined with spaces, at most `at_most` of them.
+    /// What lies beyond is never looked at.
+    ///
+    /// # Errors
+    /// `Error::Data` where the tokenizer refuses the text.
+    pub fn append(&mut self, parts: &[&str], at_most: usize, out: &mut Vec<u32>) -> Result<()> {
+        let end = out.len().saturating_add(at_most);
+        match (&self.tokenizer.fast, &mut self.cache) {
+            (Some(fast), Some(cache)) => {
+                // Pieces never reach over a space, so the parts can be taken one by one.
+                parts.iter().try_for_each(|part| fast.append_text(part, end, cache, out))
+            }
+            _ => {
+                let pieces = self.tokenizer.encode_by_crate(&parts.join(" "), at_most)?;
+                out.extend_from_slice(&pieces);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for Encoder<'_> {
+    fn drop(&mut self) {
+        if let (Some(fast), Some(cache)) = (&self.tokenizer.fast, self.cache.take()) {
+            fast.give_back(cache);
+        }
     }
 }
 

@@ -8,8 +8,9 @@
 //! pieces are older.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
+use hashbrown::HashMap;
 use rayon::prelude::*;
 use tokenizers::normalizers::BertNormalizer;
 
@@ -18,8 +19,6 @@ use crate::{Error, Result};
 
 /// Words of more characters are never split by WordPiece, so they teach nothing.
 const LONGEST_WORD: usize = 100;
-/// Texts counted at once by all threads.
-const BATCH: usize = 4096;
 /// Distinct words kept while counting; beyond it the rare ones go.
 const MOST_WORDS: usize = 1 << 23;
 /// Distinct words that take part in merging (the most frequent ones).
@@ -29,64 +28,66 @@ pub(super) const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MAS
 
 type Pair = (u32, u32);
 
-/// The pieces of the vocabulary; a piece's place is its id.
-///
-/// # Errors
-/// `Error::Config` where `size` is too small for any vocabulary or beyond u32, `Error::Data` where
-/// the texts hold no word.
-pub(super) fn train(texts: impl Iterator<Item = String>, size: usize) -> Result<Vec<String>> {
-    if !(16..=1 << 24).contains(&size) {
-        return Err(Error::config(format!("vocab = {size}: must be from 16 to {}", 1 << 24)));
-    }
-    let words = count_words(texts)?;
-    if words.is_empty() {
-        return Err(Error::data("no word in the texts to train a vocabulary on"));
-    }
-    let mut pieces: Vec<String> = SPECIAL.iter().map(ToString::to_string).collect();
-    pieces.extend(alphabet(&words, size));
-    Merger::new(&words, pieces).run(size)
+/// Normalised words and how often each occurs.
+#[derive(Default)]
+pub(super) struct WordCounts {
+    counts: HashMap<String, u64>,
+    normalizer: BertNormalizer,
 }
 
-/// Words with their counts, most frequent first, then alphabetical.
-fn count_words(mut texts: impl Iterator<Item = String>) -> Result<Vec<(String, u64)>> {
-    let normalizer = BertNormalizer::default();
-    let mut counts: HashMap<String, u64> = HashMap::new();
-    loop {
-        let batch: Vec<String> = texts.by_ref().take(BATCH).collect();
-        if batch.is_empty() {
-            break;
-        }
-        let parts: Vec<HashMap<String, u64>> =
-            batch.par_chunks(256).map(|chunk| count_chunk(&normalizer, chunk)).collect::<Result<_>>()?;
-        for (word, count) in parts.into_iter().flatten() {
-            *counts.entry(word).or_default() += count;
-        }
-        // Which words go depends on counts alone, so the result stays the same on every run.
-        let mut least = 2;
-        while counts.len() > MOST_WORDS {
-            counts.retain(|_, count| *count >= least);
-            least += 1;
-        }
-    }
-    let mut words: Vec<(String, u64)> = counts.into_iter().collect();
-    words.par_sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    words.truncate(MERGE_WORDS);
-    Ok(words)
-}
-
-fn count_chunk(normalizer: &BertNormalizer, texts: &[String]) -> Result<HashMap<String, u64>> {
-    let mut counts: HashMap<String, u64> = HashMap::new();
-    for text in texts {
-        each_word(normalizer, text, |word| {
+impl WordCounts {
+    /// Counts the words of a text.
+    ///
+    /// # Errors
+    /// `Error::Data` where the text cannot be normalised.
+    pub(super) fn add(&mut self, text: &str) -> Result<()> {
+        let counts = &mut self.counts;
+        each_word(&self.normalizer, text, |word| {
             if let Some(count) = counts.get_mut(word) {
                 *count += 1;
             } else if word.chars().count() <= LONGEST_WORD {
                 counts.insert(word.to_owned(), 1);
             }
             true
-        })?;
+        })
     }
-    Ok(counts)
+
+    /// Adds the counts of another text. When there are too many words the rare ones go; which ones depends on
+    /// counts alone, so the same texts in the same order always leave the same words.
+    pub(super) fn merge(&mut self, other: Self) {
+        if self.counts.is_empty() {
+            self.counts = other.counts;
+        } else {
+            for (word, count) in other.counts {
+                *self.counts.entry(word).or_default() += count;
+            }
+        }
+        let mut least = 2;
+        while self.counts.len() > MOST_WORDS {
+            self.counts.retain(|_, count| *count >= least);
+            least += 1;
+        }
+    }
+
+    /// The pieces of a vocabulary of at most `size`; a piece's place is its id.
+    ///
+    /// # Errors
+    /// `Error::Config` where `size` is too small for any vocabulary or beyond u32, `Error::Data` where
+    /// there is no word.
+    pub(super) fn pieces(self, size: usize) -> Result<Vec<String>> {
+        if !(16..=1 << 24).contains(&size) {
+            return Err(Error::config(format!("vocab = {size}: must be from 16 to {}", 1 << 24)));
+        }
+        if self.counts.is_empty() {
+            return Err(Error::data("no word in the texts to train a vocabulary on"));
+        }
+        let mut words: Vec<(String, u64)> = self.counts.into_iter().collect();
+        words.par_sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        words.truncate(MERGE_WORDS);
+        let mut pieces: Vec<String> = SPECIAL.iter().map(ToString::to_string).collect();
+        pieces.extend(alphabet(&words, size));
+        Merger::new(&words, pieces).run(size)
+    }
 }
 
 /// One-character pieces: those that begin words and, with `##`, those inside words. Rare characters

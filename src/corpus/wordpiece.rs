@@ -5,8 +5,9 @@
 //! normaliser. Pieces of a word are found once and then come from a cache.
 //! The result is that of the crate, piece for piece, which `tests/corpus.rs` checks.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
+
+use hashbrown::HashMap;
 
 use tokenizers::{
     AddedToken, Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, OffsetReferential,
@@ -15,6 +16,8 @@ use tokenizers::{
 
 use crate::{Error, Result};
 
+/// What every special token of BERT begins with, so that one fast search finds all of them.
+const SPECIAL_START: u8 = b'[';
 /// Words that one cache holds before it starts anew: about 10 MB.
 const CACHE_WORDS: usize = 1 << 17;
 
@@ -30,8 +33,8 @@ pub(super) struct WordPieces {
     longest: usize,
     /// Words with more characters are the unknown piece.
     most_chars: usize,
-    /// Texts that contain one of these take the slow way.
-    special: Vec<String>,
+    /// Tokens that a text may spell out, with their ids; longest first.
+    special: Vec<(String, u32)>,
     caches: Mutex<Vec<Cache>>,
 }
 
@@ -52,14 +55,19 @@ impl WordPieces {
             return None;
         };
         let ModelWrapper::WordPiece(model) = tokenizer.get_model() else { return None };
-        let added: Vec<AddedToken> = tokenizer.get_added_tokens_decoder().into_values().collect();
-        let plain = |token: &AddedToken| {
-            token.special && !token.normalized && !token.single_word && !token.content.is_empty()
+        let added: Vec<(u32, AddedToken)> = tokenizer.get_added_tokens_decoder().into_iter().collect();
+        let plain = |(_, token): &(u32, AddedToken)| {
+            token.special
+                && !(token.normalized || token.single_word || token.lstrip || token.rstrip)
+                && token.content.as_bytes().first() == Some(&SPECIAL_START)
         };
         if !normalizer.clean_text || !added.iter().all(plain) || tokenizer.get_encode_special_tokens() {
             return None;
         }
-        let (mut first, mut inside) = (HashMap::new(), HashMap::new());
+        let mut special: Vec<(String, u32)> =
+            added.into_iter().map(|(id, token)| (token.content, id)).collect();
+        special.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let (mut first, mut inside) = (HashMap::default(), HashMap::default());
         let mut longest = 1;
         for (piece, id) in model.get_vocab() {
             let bare = match piece.strip_prefix(model.continuing_subword_prefix.as_str()) {
@@ -79,14 +87,9 @@ impl WordPieces {
             inside,
             longest,
             most_chars: model.max_input_chars_per_word,
-            special: added.into_iter().map(|token| token.content).collect(),
+            special,
             caches: Mutex::new(Vec::new()),
         })
-    }
-
-    /// Whether the text holds no special token, so that this way and the crate's are the same.
-    pub(super) fn takes(&self, text: &str) -> bool {
-        !self.special.iter().any(|token| text.contains(token.as_str()))
     }
 
     /// A cache for one thread's chunk of texts.
@@ -101,15 +104,39 @@ impl WordPieces {
         }
     }
 
-    /// The pieces of `text`, cut to `at_most`.
-    pub(super) fn encode(&self, text: &str, at_most: usize, cache: &mut Cache) -> Result<Vec<u32>> {
-        let mut pieces = Vec::new();
-        each_word(&self.normalizer, text, |word| {
-            self.append(word, cache, &mut pieces);
-            pieces.len() < at_most
-        })?;
-        pieces.truncate(at_most);
-        Ok(pieces)
+    /// Appends the pieces of `text` to `out` until it holds `end`.
+    pub(super) fn append_text(
+        &self,
+        text: &str,
+        end: usize,
+        cache: &mut Cache,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
+        let mut rest = text;
+        while out.len() < end {
+            let found = self.find_special(rest);
+            let plain = found.map_or(rest, |(at, _, _)| &rest[..at]);
+            each_word(&self.normalizer, plain, |word| {
+                self.append(word, cache, out);
+                out.len() < end
+            })?;
+            let Some((at, length, id)) = found else { break };
+            if out.len() < end {
+                out.push(id);
+            }
+            rest = &rest[at + length..];
+        }
+        out.truncate(end);
+        Ok(())
+    }
+
+    /// The first special token that the text spells out, the longest of those that begin there: place,
+    /// length and id.
+    fn find_special(&self, text: &str) -> Option<(usize, usize, u32)> {
+        let starts =
+            |at: usize| self.special.iter().find(move |(token, _)| text[at..].starts_with(token.as_str()));
+        memchr::memchr_iter(SPECIAL_START, text.as_bytes())
+            .find_map(|at| starts(at).map(|(token, id)| (at, token.len(), *id)))
     }
 
     fn append(&self, word: &str, cache: &mut Cache, out: &mut Vec<u32>) {

@@ -55,6 +55,8 @@ pub struct Step {
     pub after: Cursor,
     pub samples: usize,
     pub tokens: usize,
+    /// Sum over sequences of their squared length: pairs of tokens that attend to each other.
+    pub attended: u64,
     /// Equals every batch's `step_masked`.
     pub masked: usize,
     /// Equals every batch's `step_pairs`.
@@ -175,6 +177,7 @@ impl Stream {
             after: self.at,
             samples: 0,
             tokens: 0,
+            attended: 0,
             masked: 0,
             pairs: 0,
             epoch: self.at.epoch,
@@ -185,6 +188,8 @@ impl Stream {
             let (batch, pairs) = self.batch()?;
             step.samples += self.packs[self.at.pack as usize].len();
             step.tokens += batch.tokens();
+            step.attended +=
+                batch.cu_seqlens.windows(2).map(|ends| u64::from(ends[1] - ends[0]).pow(2)).sum::<u64>();
             step.masked += batch.masked;
             step.pairs += pairs;
             if pack % self.options.world == self.options.rank {

@@ -5,6 +5,7 @@
 //! (seed, epoch, sample id) and of lengths, so every rank computes the same without a message.
 
 pub mod batch;
+pub mod held_out;
 pub mod loader;
 pub mod mask;
 pub mod negatives;

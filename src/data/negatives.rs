@@ -80,16 +80,17 @@ fn unclicked_document(log: &dyn ClickLog, query: u32, random: impl Fn(u32) -> u3
 
 fn other_query(log: &dyn ClickLog, document: u32, random: impl Fn(u32) -> u32) -> Option<u32> {
     let queries = log.queries();
+    let fits = |query| log.admits(query) && !clicked(log, query, document);
     let mut query = 0;
     for lane in 0..DRAWS {
         query = below(random(lane), queries);
-        if !clicked(log, query, document) {
+        if fits(query) {
             return Some(query);
         }
     }
     (1..queries)
         .map(|step| ((u64::from(query) + u64::from(step)) % u64::from(queries)) as u32)
-        .find(|&other| !clicked(log, other, document))
+        .find(|&other| fits(other))
 }
 
 fn nearby_document(

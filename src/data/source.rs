@@ -45,6 +45,10 @@ pub trait ClickLog: Send + Sync {
     fn click(&self, click: u32) -> (u32, u32);
     /// Documents that the query clicked, ascending and distinct.
     fn clicked(&self, query: u32) -> &[u32];
+    /// Whether the query may be part of a drawn pair.
+    fn admits(&self, _query: u32) -> bool {
+        true
+    }
     /// Tokens of a query.
     fn query_len(&self, query: u32) -> usize;
     /// Tokens of a document.

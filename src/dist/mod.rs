@@ -1,8 +1,10 @@
 //! Ranks. `World` says who a process is and carries small agreements and, on CPU, the gradients.
 //! Started alone, a process makes no MPI call and runs the same code as a world of one.
 
+mod beat;
 mod nccl;
 mod reduce;
+mod watchdog;
 
 use std::panic;
 use std::sync::Arc;
@@ -15,10 +17,12 @@ use mpi::traits::*;
 use signal_hook::consts::SIGTERM;
 use signal_hook::flag;
 
+pub use beat::{Beat, Look, late};
 pub use nccl::version as nccl_version;
 pub use reduce::{Collective, Distributed, MpiCollective, pieces};
+pub use watchdog::{Address, OnEnd, Verdict, Watchdog, host};
 
-use crate::{Error, Result};
+use crate::{Error, Result, journal};
 
 /// Variables by which a launcher says "you are one of several" and gives the rank: Open MPI, PMIx
 /// (SLURM's and Open MPI's), PMI (MPICH, Intel MPI, SLURM).
@@ -32,12 +36,17 @@ const PANIC_CODE: i32 = 4;
 /// spoken and ended the job by then, and the user reads one line instead of one a rank.
 const ERROR_DELAY: Duration = Duration::from_millis(400);
 
+/// How long rank 0 stays after it told the others to end, so that they hear it and not its silence.
+const GRACE: Duration = Duration::from_millis(300);
+
 /// The processes of a run, seen from one of them.
 pub struct World {
     rank: usize,
     size: usize,
     local_rank: usize,
     local_size: usize,
+    /// What this rank is doing, for its watchdog.
+    beat: Arc<Beat>,
     mpi: Option<Mpi>,
 }
 
@@ -55,7 +64,7 @@ pub fn launched_rank() -> Option<usize> {
 impl World {
     /// A world of one, without MPI.
     pub fn solo() -> Self {
-        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, mpi: None }
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, beat: Arc::default(), mpi: None }
     }
 
     /// Joins the ranks that the launcher started, or is alone without one.
@@ -78,6 +87,7 @@ impl World {
             size: comm.size() as usize,
             local_rank: local.rank() as usize,
             local_size: local.size() as usize,
+            beat: Arc::default(),
             mpi: Some(Mpi { comm, _universe: universe }),
         })
     }
@@ -115,10 +125,50 @@ impl World {
         asked.filter(|n| *n > 0).unwrap_or((cores / self.local_size).max(1))
     }
 
+    /// Ends the job when a rank is gone, or when a training stands still for `limit`.
+    ///
+    /// # Errors
+    /// `Error::Device` when the watchdog's port or thread cannot be had.
+    pub fn watch(&self, limit: Duration) -> Result<()> {
+        if self.size == 1 {
+            return Ok(());
+        }
+        let on_end = || Box::new(end_job) as OnEnd;
+        let mut text = String::new();
+        let lead = match self.leads() {
+            true => Some(Watchdog::lead(self.size, limit, self.beat.clone(), on_end())),
+            false => None,
+        };
+        if let Some((watchdog, address)) = self.agree(lead)? {
+            watchdog::keep(Some(watchdog));
+            text = serde_json::to_string(&address).unwrap_or_default();
+        }
+        self.broadcast_text(&mut text);
+        if self.leads() {
+            return Ok(());
+        }
+        let address: Address = serde_json::from_str(&text)
+            .map_err(|e| Error::device(format!("the watchdog's address does not arrive: {e}")))?;
+        let watchdog = Watchdog::follow(self.rank, &address, limit, self.beat.clone(), on_end())?;
+        if watchdog.is_none() {
+            tracing::warn!(
+                "rank {}: no connection to rank 0's watchdog at {address:?}: a hang of this rank is not noticed",
+                self.rank
+            );
+        }
+        watchdog::keep(watchdog);
+        Ok(())
+    }
+
+    /// What this rank is doing, for its watchdog.
+    pub fn beat(&self) -> &Beat {
+        &self.beat
+    }
+
     /// Waits for all ranks.
     pub fn barrier(&self) {
         if let Some(mpi) = &self.mpi {
-            mpi.comm.barrier();
+            self.beat.collective(|| mpi.comm.barrier());
         }
     }
 
@@ -135,14 +185,14 @@ impl World {
     pub fn gather_f64(&self, values: &[f64]) -> Vec<f64> {
         let Some(mpi) = &self.mpi else { return values.to_vec() };
         let mut all = vec![0.0; values.len() * self.size];
-        mpi.comm.all_gather_into(values, &mut all[..]);
+        self.beat.collective(|| mpi.comm.all_gather_into(values, &mut all[..]));
         all
     }
 
     /// Sends rank 0's bytes to every rank; all have the same number of them.
     pub fn broadcast_bytes(&self, bytes: &mut [u8]) {
         if let Some(mpi) = &self.mpi {
-            mpi.comm.process_at_rank(0).broadcast_into(bytes);
+            self.beat.collective(|| mpi.comm.process_at_rank(0).broadcast_into(bytes));
         }
     }
 
@@ -155,13 +205,13 @@ impl World {
         let Some(mpi) = &self.mpi else { return };
         let root = mpi.comm.process_at_rank(rank as i32);
         let mut len = text.len() as u64;
-        root.broadcast_into(&mut len);
+        self.beat.collective(|| root.broadcast_into(&mut len));
         let mut bytes = std::mem::take(text).into_bytes();
         bytes.resize(len as usize, 0);
         if bytes.is_empty() {
             return; // an empty Vec has no address that MPI accepts
         }
-        root.broadcast_into(&mut bytes[..]);
+        self.beat.collective(|| root.broadcast_into(&mut bytes[..]));
         *text = String::from_utf8_lossy(&bytes).into_owned();
     }
 
@@ -192,13 +242,14 @@ impl World {
         // Training may have taken SIGTERM for itself: from now on it ends the process again, so that
         // rank 0's report ends the ranks that still wait to make theirs.
         let _ = flag::register_conditional_default(SIGTERM, Arc::new(AtomicBool::new(true)));
+        watchdog::dismiss();
         if !self.leads() {
             std::thread::sleep(ERROR_DELAY);
         }
         if self.size > 1 {
-            eprintln!("ctune-dist: rank {}: {error}", self.rank);
+            journal::complain(&format!("rank {}: {error}", self.rank));
         } else {
-            eprintln!("ctune-dist: {error}");
+            journal::complain(&error.to_string());
         }
         match &self.mpi {
             Some(mpi) => mpi.comm.abort(error.exit_code()),
@@ -223,13 +274,40 @@ fn told_error(text: &str) -> Option<Error> {
     })
 }
 
+/// The watchdog's last act. Its thread may not call MPI, so it leaves the process; the launcher ends
+/// the ranks that are left.
+fn end_job(verdict: Verdict) {
+    if verdict.speak {
+        journal::complain(&format!("{}; the job ends", verdict.text));
+        std::thread::sleep(GRACE);
+    } else {
+        journal::note(&format!("ending: {}", verdict.text));
+    }
+    signal_hook::low_level::exit(PANIC_CODE);
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.mpi.is_some() {
+            watchdog::dismiss();
+        }
+    }
+}
+
 /// A panic would unwind into MPI_Finalize and wait there for ranks that wait for this one: end the
-/// job instead.
+/// job instead. Only the main thread may call MPI; another leaves the process, which has the launcher
+/// end the others.
 fn abort_on_panic(rank: usize) {
     let report = panic::take_hook();
+    let main = std::thread::current().id();
     panic::set_hook(Box::new(move |info| {
-        eprintln!("ctune-dist: rank {rank} failed:");
+        watchdog::dismiss();
+        journal::complain(&format!("rank {rank} on {} failed:", watchdog::host()));
+        journal::note(&info.to_string());
         report(info);
-        SimpleCommunicator::world().abort(PANIC_CODE);
+        if std::thread::current().id() == main {
+            SimpleCommunicator::world().abort(PANIC_CODE);
+        }
+        signal_hook::low_level::exit(PANIC_CODE);
     }));
 }

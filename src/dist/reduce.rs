@@ -85,7 +85,8 @@ impl<'w> MpiCollective<'w> {
         }
         self.received.resize(longest * size, 0.0);
         if let Some(mpi) = &self.world.mpi {
-            mpi.comm.all_to_all_into(&self.sent[..], &mut self.received[..]);
+            let (sent, received) = (&self.sent[..], &mut self.received[..]);
+            self.world.beat().collective(|| mpi.comm.all_to_all_into(sent, received));
         }
         self.sum.clear();
         self.sum.extend_from_slice(&self.received[..longest]);
@@ -101,7 +102,8 @@ impl<'w> MpiCollective<'w> {
     fn gather(&mut self) -> &[f32] {
         self.received.resize(self.sum.len() * self.world.size(), 0.0);
         if let Some(mpi) = &self.world.mpi {
-            mpi.comm.all_gather_into(&self.sum[..], &mut self.received[..]);
+            let (sum, received) = (&self.sum[..], &mut self.received[..]);
+            self.world.beat().collective(|| mpi.comm.all_gather_into(sum, received));
         }
         &self.received
     }

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 use trial::Outcome;
 
 /// Largest |device - CPU| / |CPU| (Euclidean norms) of an operation's result. On the software device
-/// rounding left at most 5e-6 in f32 and 8e-3 in bf16; a wrong lane or a lost term leaves 1e-1 and more.
+/// rounding left at most 1.8e-7 in f32 and 2.7e-3 in bf16; a wrong lane or a lost term leaves 1e-1 and more.
 const ALLOWED_F32: f64 = 1e-4;
 const ALLOWED_BF16: f64 = 3e-2;
 

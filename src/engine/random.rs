@@ -36,6 +36,8 @@ pub mod purpose {
     pub const FOLDS: u32 = 5;
     /// Which passage of a document a ranking group takes.
     pub const PASSAGE: u32 = 6;
+    /// Which queries are held out of training.
+    pub const HELD_OUT: u32 = 6;
     /// Dropout sites: `DROPOUT + site`.
     pub const DROPOUT: u32 = 0x100;
 }

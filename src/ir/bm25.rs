@@ -16,20 +16,22 @@ use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, Tanti
 
 use super::read_text;
 use super::run::{Hit, Run};
-use super::topics::read_topics;
+use super::topics::{Field as TopicField, read_topics_fields};
 use super::words::Words;
-use crate::corpus::documents as document;
+use crate::corpus::{Source, documents as document};
 use crate::{Error, Result};
 
 /// What `retrieve` reads, does and writes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RetrieveOptions {
-    /// MS MARCO's TSV: `docid<TAB>url<TAB>title<TAB>body`, plain or gzipped.
-    pub documents: PathBuf,
+    /// The collection, in any format that `prepare` reads.
+    pub documents: Vec<Source>,
     /// A file with one document id a line: only these are indexed, and their statistics are the
     /// collection's.
     pub only: Option<PathBuf>,
     pub topics: PathBuf,
+    /// Parts of a topic that make the query.
+    pub topic_fields: Vec<TopicField>,
     /// The TREC run to write.
     pub out: PathBuf,
     /// Documents a topic.
@@ -275,27 +277,32 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if o.fields.is_empty() {
         return Err(Error::config("no document field to index: choose of url, title and body"));
     }
-    let topics = read_topics(&o.topics)?;
+    let topics = read_topics_fields(&o.topics, &o.topic_fields)?;
+    let path = o.documents.first().and_then(|source| source.path.first()).cloned().unwrap_or_default();
     let only = o.only.as_deref().map(read_ids).transpose()?;
     let folder = match o.out.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
     let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
-    document::read_documents(&o.documents, &o.fields, |document| match &only {
-        Some(ids) if !ids.contains(&document.id) => Ok(()),
-        _ => indexer.add(&document.id, &document.text),
-    })?;
+    let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
+    document::read_documents(
+        &o.documents,
+        &o.fields,
+        &document::ReadOptions::default(),
+        wanted,
+        |document| indexer.add(&document.id, &document.text),
+    )?;
     let found = indexer.ids.len();
     if found == 0 && only.is_some() {
         let text = "none of the listed document ids is in it; are both of the same MS MARCO version?";
-        return Err(Error::data(format!("{}: {text}", o.documents.display())));
+        return Err(Error::data(format!("{}: {text}", path.display())));
     }
     if let Some(ids) = only.filter(|ids| ids.len() > found) {
         tracing::warn!("{} of {} listed document ids were not found", ids.len() - found, ids.len());
     }
     let retriever = indexer.finish(o.k1, o.b).map_err(|error| match error {
-        Error::Data(text) => Error::data(format!("{}: {text}", o.documents.display())),
+        Error::Data(text) => Error::data(format!("{}: {text}", path.display())),
         other => other,
     })?;
     tracing::info!("{found} documents of {:.1} terms on average", retriever.average_length());

@@ -1,6 +1,6 @@
 //! Folds for cross-validation. Results on a small collection depend on the split, and several splits
-//! of the same topics are in public use, so folds are a file that is named and kept; the form is
-//! Capreolus' json, which the public ones have.
+//! of the same topics are in public use, so folds are a file that is named and kept. Capreolus' json is
+//! what is written; Pyserini's lists and CEDR's folder of runs and training pairs are read too.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -42,33 +42,101 @@ enum TopicId {
     Number(u64),
 }
 
-/// Reads `{"s1": {"train_qids": [..], "predict": {"dev": [..], "test": [..]}}, ..}`. Topics that stand
-/// twice in a list (GOV2's lists are padded) are kept once. Folds come in the order of the number in
-/// their names. Errors: other json, no fold, a fold without test topics, a topic in two lists of a fold.
+/// Reads folds in one of three forms:
+/// * Capreolus: `{"s1": {"train_qids": [..], "predict": {"dev": [..], "test": [..]}}, ..}`, folds in the order of the
+///   number in their names;
+/// * Pyserini: a list of lists of topics; fold i tests on list i and validates on the next, as `make_folds` does;
+/// * CEDR: a folder of `f1.train.pairs`, `f1.valid.run`, `f1.test.run`, `f2...`, of which only the topics count.
+///
+/// Topics that stand twice in a list (GOV2's lists are padded) are kept once. Errors: any other form, no
+/// fold, a fold without test topics, a topic in two lists of a fold.
 pub fn read_folds(path: &Path) -> Result<Vec<Fold>> {
     let fail = |text: String| Error::data(format!("{}: {text}", path.display()));
-    let file: Map<String, Value> = serde_json::from_str(&read_text(path)?).map_err(|error| {
-        fail(format!("not a fold file {{\"s1\": {{\"train_qids\": .., \"predict\": ..}}}}: {error}"))
-    })?;
+    let folds = if path.is_dir() {
+        cedr_folds(path)?
+    } else {
+        match serde_json::from_str(&read_text(path)?) {
+            Ok(Value::Object(file)) => capreolus_folds(file).map_err(&fail)?,
+            Ok(Value::Array(lists)) => pyserini_folds(lists).map_err(&fail)?,
+            Ok(_) => return Err(fail("not a fold file: an object or a list is due".into())),
+            Err(error) => {
+                return Err(fail(format!(
+                    "not a fold file {{\"s1\": {{\"train_qids\": .., \"predict\": ..}}}}: {error}"
+                )));
+            }
+        }
+    };
+    if folds.is_empty() {
+        return Err(fail("no fold in it".into()));
+    }
+    for (name, fold) in &folds {
+        check(fold).map_err(|text| fail(format!("fold '{name}': {text}")))?;
+    }
+    Ok(folds.into_iter().map(|(_, fold)| fold).collect())
+}
+
+/// Folds with their names, or what is wrong.
+type Named = std::result::Result<Vec<(String, Fold)>, String>;
+
+fn capreolus_folds(file: Map<String, Value>) -> Named {
     let mut folds = Vec::new();
     for (name, value) in file {
         let fold: FileFold =
-            serde_json::from_value(value).map_err(|error| fail(format!("fold '{name}': {error}")))?;
+            serde_json::from_value(value).map_err(|error| format!("fold '{name}': {error}"))?;
         let fold = Fold {
             train: distinct(fold.train_qids),
             validation: distinct(fold.predict.dev),
             test: distinct(fold.predict.test),
         };
-        check(&fold).map_err(|text| fail(format!("fold '{name}': {text}")))?;
         let number =
             name.trim_start_matches(|c: char| !c.is_ascii_digit()).parse::<u64>().unwrap_or(u64::MAX);
         folds.push((number, name, fold));
     }
-    if folds.is_empty() {
-        return Err(fail("no fold in it".into()));
-    }
     folds.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    Ok(folds.into_iter().map(|(_, _, fold)| fold).collect())
+    Ok(folds.into_iter().map(|(_, name, fold)| (name, fold)).collect())
+}
+
+fn pyserini_folds(lists: Vec<Value>) -> Named {
+    let lists: Vec<Vec<TopicId>> = serde_json::from_value(Value::Array(lists))
+        .map_err(|error| format!("a list of folds holds a list of topics each: {error}"))?;
+    let lists: Vec<Vec<String>> = lists.into_iter().map(distinct).collect();
+    let name = |i: usize| format!("{}", i + 1);
+    Ok(rotated(&lists).into_iter().enumerate().map(|(i, fold)| (name(i), fold)).collect())
+}
+
+/// Fold i tests on part i, validates on the part after it and trains on the rest.
+fn rotated(parts: &[Vec<String>]) -> Vec<Fold> {
+    let k = parts.len();
+    let fold = |i: usize| {
+        let validation = (i + 1) % k;
+        let rest = (0..k).filter(|&p| p != i && p != validation);
+        Fold {
+            train: rest.flat_map(|p| parts[p].clone()).collect(),
+            validation: parts[validation].clone(),
+            test: parts[i].clone(),
+        }
+    };
+    (0..k).map(fold).collect()
+}
+
+fn cedr_folds(folder: &Path) -> Result<Vec<(String, Fold)>> {
+    let topics = |name: String| -> Result<Vec<String>> {
+        let path = folder.join(name);
+        let text = read_text(&path)?;
+        let ids = text.lines().filter_map(|line| line.split_whitespace().next());
+        Ok(distinct(ids.map(|id| TopicId::Text(id.to_owned())).collect()))
+    };
+    let mut folds = Vec::new();
+    while folder.join(format!("f{}.test.run", folds.len() + 1)).is_file() {
+        let name = format!("f{}", folds.len() + 1);
+        let fold = Fold {
+            train: topics(format!("{name}.train.pairs"))?,
+            validation: topics(format!("{name}.valid.run"))?,
+            test: topics(format!("{name}.test.run"))?,
+        };
+        folds.push((name, fold));
+    }
+    Ok(folds)
 }
 
 /// Writes folds as `read_folds` reads them, named s1, s2, ... in their order.
@@ -103,13 +171,7 @@ pub fn make_folds(topics: &[String], k: usize, seed: u32) -> Vec<Fold> {
         order.swap(i, j);
     }
     let part = |p: usize| order.iter().skip(p).step_by(k).map(|topic| (*topic).clone()).collect::<Vec<_>>();
-    (0..k)
-        .map(|i| {
-            let validation = (i + 1) % k;
-            let rest = (0..k).filter(|&p| p != i && p != validation);
-            Fold { train: rest.flat_map(part).collect(), validation: part(validation), test: part(i) }
-        })
-        .collect()
+    rotated(&(0..k).map(part).collect::<Vec<_>>())
 }
 
 fn distinct(topics: Vec<TopicId>) -> Vec<String> {

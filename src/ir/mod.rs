@@ -13,25 +13,13 @@ pub mod significance;
 pub mod topics;
 mod words;
 
-use std::io::Read;
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// A whole file, decompressed when it starts as gzip does, without a UTF-8 byte order mark.
+/// A whole file, decompressed when its first bytes say so, without a UTF-8 byte order mark.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        let mut plain = Vec::with_capacity(bytes.len() * 4);
-        flate2::read::MultiGzDecoder::new(bytes.as_slice())
-            .read_to_end(&mut plain)
-            .map_err(|cause| Error::io("decompressed", path, cause))?;
-        bytes = plain;
-    }
-    if bytes.starts_with(b"\xef\xbb\xbf") {
-        bytes.drain(..3);
-    }
-    Ok(bytes)
+    crate::corpus::input::read_whole(path)
 }
 
 /// As `read_bytes`, refusing what is not UTF-8 with the line where it starts.

@@ -1,6 +1,6 @@
-//! Topics (queries). Three forms are in use and none is marked by its file name, so the content
+//! Topics (queries). Four forms are in use and none is marked by its file name, so the content
 //! decides: TREC's SGML, where tags are not closed and values wrap over lines; XML, as TREC-COVID's;
-//! and tab-separated lines.
+//! JSON lines, as BEIR's; and tab-separated lines.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -8,15 +8,16 @@ use std::path::Path;
 use super::{at_line, line_of, read_text};
 use crate::{Error, Result};
 
-/// One topic: its id and the text of the chosen field, on one line.
+/// One topic: its id and the text of the chosen fields, on one line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Topic {
     pub id: String,
     pub text: String,
 }
 
-/// Which part of a topic is the query. Tab-separated files have only one.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Which part of a topic is the query. Tab-separated files have only the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Field {
     /// SGML `<title>`, XML `<title>` or `<query>`.
     #[default]
@@ -30,7 +31,7 @@ pub enum Field {
 impl Field {
     fn of_tag(tag: &str) -> Option<Self> {
         match tag.to_ascii_lowercase().as_str() {
-            "title" | "query" => Some(Self::Title),
+            "title" | "query" | "text" => Some(Self::Title),
             "desc" | "description" | "question" => Some(Self::Description),
             "narr" | "narrative" => Some(Self::Narrative),
             _ => None,
@@ -60,50 +61,119 @@ impl std::str::FromStr for Field {
     }
 }
 
-/// Reads topics, the title where there is a choice. See `read_topics_field`.
+/// Reads topics, the title where there is a choice. See `read_topics_fields`.
 pub fn read_topics(path: &Path) -> Result<Vec<Topic>> {
-    read_topics_field(path, Field::Title)
+    read_topics_fields(path, &[Field::Title])
 }
 
-/// Reads topics in file order from SGML, XML or `id<TAB>text`, plain or gzipped; runs of white space
-/// become one space. Errors: a line without a tab, a topic without id or without the field, an id
-/// twice, no topic at all.
-pub fn read_topics_field(path: &Path, field: Field) -> Result<Vec<Topic>> {
+/// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `corpus::input` knows it; several
+/// fields are joined with a space, runs of white space become one space. Errors: a line that is none of
+/// these, a topic without id or without one of the fields, an id twice, no topic at all.
+pub fn read_topics_fields(path: &Path, fields: &[Field]) -> Result<Vec<Topic>> {
+    if fields.is_empty() {
+        return Err(Error::config("no topic field is chosen: title, description or narrative"));
+    }
     let text = read_text(path)?;
-    let found = if text.trim_start().starts_with('<') { tagged(&text, field) } else { lines(&text) };
-    let found = found.map_err(|(offset, error)| at_line(path, line_of(text.as_bytes(), offset), &error))?;
+    let place = |offset| line_of(text.as_bytes(), offset);
+    let mut topics = Vec::new();
+    for Found { offset, id, values } in found(path, &text)? {
+        let mut query = String::new();
+        for &field in fields {
+            let value = &values[field as usize];
+            if value.is_empty() {
+                let error = format!("topic '{id}' has no {field:?}").to_lowercase();
+                return Err(at_line(path, place(offset), &error));
+            }
+            query.push_str(if query.is_empty() { "" } else { " " });
+            query.push_str(value);
+        }
+        topics.push(Topic { id, text: query });
+    }
+    Ok(topics)
+}
+
+/// Every text of every topic, whatever its field: what must not be in a query log.
+pub(crate) fn all_texts(path: &Path) -> Result<Vec<String>> {
+    let texts = found(path, &read_text(path)?)?.into_iter().flat_map(|topic| topic.values);
+    Ok(texts.filter(|text| !text.is_empty()).collect())
+}
+
+/// A topic with the byte offset of its start; the text of each `Field`, empty where there is none.
+#[derive(Debug, Default)]
+struct Found {
+    offset: usize,
+    id: String,
+    values: [String; 3],
+}
+
+/// Topics, or what is wrong and at which byte offset.
+type Parsed = std::result::Result<Vec<Found>, (usize, String)>;
+
+fn found(path: &Path, text: &str) -> Result<Vec<Found>> {
+    let parsed = match text.trim_start().as_bytes().first() {
+        Some(b'<') => tagged(text),
+        Some(b'{') => lines(text, object),
+        _ => lines(text, columns),
+    };
+    let fail = |(offset, error): (usize, String)| at_line(path, line_of(text.as_bytes(), offset), &error);
+    let topics = parsed.map_err(fail)?;
     let mut seen = HashSet::new();
-    for (offset, topic) in &found {
+    for topic in &topics {
+        if topic.id.is_empty() {
+            return Err(fail((
+                topic.offset,
+                "a topic without id (<num>, number attribute, first column)".into(),
+            )));
+        }
         if !seen.insert(&topic.id) {
-            let line = line_of(text.as_bytes(), *offset);
-            return Err(at_line(path, line, &format!("topic '{}' is in the file twice", topic.id)));
+            return Err(fail((topic.offset, format!("topic '{}' is in the file twice", topic.id))));
         }
     }
-    if found.is_empty() {
+    if topics.is_empty() {
         return Err(Error::data(format!("{}: no topic in it", path.display())));
     }
-    Ok(found.into_iter().map(|(_, topic)| topic).collect())
+    Ok(topics)
 }
 
-/// Topics with their byte offsets, or an error with its own.
-type Found = std::result::Result<Vec<(usize, Topic)>, (usize, String)>;
-
-fn lines(text: &str) -> Found {
+fn lines(text: &str, parse: impl Fn(&str) -> std::result::Result<Found, String>) -> Parsed {
     let (mut topics, mut offset) = (Vec::new(), 0);
     for line in text.split('\n') {
         if !line.trim().is_empty() {
-            let Some((id, query)) = line.split_once('\t') else {
-                return Err((offset, "no tab; a topic line is id<TAB>query".into()));
-            };
-            let (id, query) = (id.trim(), one_line(query));
-            if id.is_empty() || query.is_empty() {
-                return Err((offset, "an empty topic id or query".into()));
-            }
-            topics.push((offset, Topic { id: id.to_owned(), text: query }));
+            topics.push(Found { offset, ..parse(line).map_err(|error| (offset, error))? });
         }
         offset += line.len() + 1;
     }
     Ok(topics)
+}
+
+fn columns(line: &str) -> std::result::Result<Found, String> {
+    let (id, query) = line.split_once('\t').ok_or("no tab; a topic line is id<TAB>query")?;
+    let (id, query) = (id.trim().to_owned(), one_line(query));
+    if id.is_empty() || query.is_empty() {
+        return Err("an empty topic id or query".into());
+    }
+    Ok(Found { id, values: [query, String::new(), String::new()], ..Found::default() })
+}
+
+/// A JSON object; the id is under one of the names in use, numbers are taken as text.
+fn object(line: &str) -> std::result::Result<Found, String> {
+    let object: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(line).map_err(|cause| format!("not a JSON object: {cause}"))?;
+    let text = |value: &serde_json::Value| match value {
+        serde_json::Value::String(text) => one_line(text),
+        serde_json::Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    };
+    let id = ["_id", "id", "qid", "query_id", "topic_id", "number"].iter().find_map(|key| object.get(*key));
+    let mut topic = Found { id: id.map(text).unwrap_or_default(), ..Found::default() };
+    for (key, value) in &object {
+        if let Some(field) = Field::of_tag(key)
+            && topic.values[field as usize].is_empty()
+        {
+            topic.values[field as usize] = text(value);
+        }
+    }
+    Ok(topic)
 }
 
 /// A tag and the text between it and the next one.
@@ -145,30 +215,24 @@ fn elements(text: &str) -> Vec<Element<'_>> {
         .collect()
 }
 
-fn tagged(text: &str, field: Field) -> Found {
+fn tagged(text: &str) -> Parsed {
     // Only XML escapes characters; in SGML topics `R&D` is plain text.
     let xml = !text.trim_start().get(..5).is_some_and(|tag| tag.eq_ignore_ascii_case("<top>"));
-    let mut topics: Vec<(usize, Topic)> = Vec::new();
+    let mut topics: Vec<Found> = Vec::new();
     for element in elements(text) {
         let value = || if xml { one_line(&unescape(element.text)) } else { one_line(element.text) };
         if element.tag.eq_ignore_ascii_case("top") || element.tag.eq_ignore_ascii_case("topic") {
-            let id = attribute(element.attributes, "number").unwrap_or_default();
-            topics.push((element.offset, Topic { id: id.to_owned(), text: String::new() }));
+            let id = attribute(element.attributes, "number").unwrap_or_default().to_owned();
+            topics.push(Found { offset: element.offset, id, ..Found::default() });
             continue;
         }
-        let Some((_, topic)) = topics.last_mut() else { continue };
+        let Some(topic) = topics.last_mut() else { continue };
         if element.tag.eq_ignore_ascii_case("num") || element.tag.eq_ignore_ascii_case("number") {
             topic.id = without(&value(), "number:").to_owned();
-        } else if Field::of_tag(element.tag) == Some(field) && topic.text.is_empty() {
-            topic.text = without(&value(), field.label()).to_owned();
-        }
-    }
-    for (offset, topic) in &topics {
-        if topic.id.is_empty() {
-            return Err((*offset, "a topic without <num> or number attribute".into()));
-        }
-        if topic.text.is_empty() {
-            return Err((*offset, format!("topic '{}' has no {field:?}", topic.id).to_lowercase()));
+        } else if let Some(field) = Field::of_tag(element.tag)
+            && topic.values[field as usize].is_empty()
+        {
+            topic.values[field as usize] = without(&value(), field.label()).to_owned();
         }
     }
     Ok(topics)

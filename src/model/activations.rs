@@ -176,6 +176,33 @@ impl<B: Backend> Activations<B> {
     }
 }
 
+impl<B: Backend> Activations<B> {
+    /// Zeros in everything that the products of gradients of weights read. Launches may cover rows
+    /// behind a pack's last, where an earlier pack's values still lie: they meet gradients of 0,
+    /// which changes nothing unless they are NaN. So: after a step that was not finite.
+    pub fn forget(&mut self, b: &B, layout: &Layout, heads: HeadSet, capacity: Capacity) -> Result<()> {
+        let (t, h, i) = (capacity.tokens, layout.shape.hidden, layout.shape.intermediate);
+        for x in &mut self.x {
+            b.clear(x, 0..t * h)?;
+        }
+        for (layer, at) in self.layers.iter_mut().zip(&layout.layers) {
+            b.clear(&mut layer.context, 0..t * h)?;
+            for (down, adapter) in layer.down.iter_mut().zip(&at.adapters) {
+                b.clear(down, 0..t * adapter.a.n)?;
+            }
+        }
+        for ffn in &mut self.ffns {
+            b.clear(&mut ffn.normed1, 0..t * h)?;
+            b.clear(&mut ffn.act, 0..t * i)?;
+        }
+        let m = if heads.mlm { capacity.masked } else { 0 };
+        for buffer in [&mut self.heads.masked, &mut self.heads.transformed] {
+            b.clear(buffer, 0..m * h)?;
+        }
+        b.clear(&mut self.heads.cls, 0..capacity.sequences * h)
+    }
+}
+
 fn layer<B: Backend>(backend: &B, shape: &Shape, at: &LayerAt, t: usize) -> Result<LayerActivations<B>> {
     let (h, i) = (shape.hidden, shape.intermediate);
     Ok(LayerActivations {

@@ -119,6 +119,12 @@ impl<B: Backend> Bert<B> {
         Ok(std::array::from_fn(|i| f64::from(values[i])))
     }
 
+    /// Leaves nothing of a step that was not finite behind for the next (`Activations::forget`).
+    pub fn forget(&mut self) -> Result<()> {
+        let (heads, capacity) = (self.options.heads, self.options.capacity);
+        self.acts.forget(&self.backend, &self.layout, heads, capacity)
+    }
+
     /// Puts a pack on the device.
     ///
     /// # Errors

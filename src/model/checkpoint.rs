@@ -243,7 +243,7 @@ fn canonical(name: &str) -> String {
 }
 
 /// Reads the sizes from a `config.json`.
-fn read_shape(path: &Path) -> Result<Shape> {
+pub fn read_shape(path: &Path) -> Result<Shape> {
     let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
     let config: Value =
         serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))?;

@@ -85,7 +85,7 @@ impl<B: Backend> Bert<B> {
         }
         b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
         if let Some((n, adapter)) = at.adapter(Place::Down) {
-            adapter.backward(b, w, t, (&f.act, &a.down[n], &d.dy), &mut d.ddown, &mut d.dact, grads)?;
+            adapter.backward(b, w, t, [&f.act, &a.down[n], &d.dy], &mut d.ddown, &mut d.dact, grads)?;
         }
         b.gelu_backward(&a.pre, &mut d.dact, t, i)?;
         if learns {
@@ -97,7 +97,7 @@ impl<B: Backend> Bert<B> {
                 b,
                 w,
                 t,
-                (&f.normed1, &a.down[n], &d.dact),
+                [&f.normed1, &a.down[n], &d.dact],
                 &mut d.ddown,
                 &mut d.dnormed,
                 grads,
@@ -124,7 +124,7 @@ impl<B: Backend> Bert<B> {
         }
         b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
         if let Some((n, adapter)) = at.adapter(Place::Output) {
-            let kept = (&a.context, &a.down[n], &d.dy);
+            let kept = [&a.context, &a.down[n], &d.dy];
             adapter.backward(b, w, t, kept, &mut d.ddown, &mut d.dcontext, grads)?;
         }
         let (qkv, lse, context) = (&a.qkv, &a.lse, &a.context);
@@ -136,7 +136,7 @@ impl<B: Backend> Bert<B> {
             b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)?;
         }
         if let Some((n, adapter)) = at.adapter(Place::Qkv) {
-            adapter.backward(b, w, t, (x, &a.down[n], &d.dqkv), &mut d.ddown, &mut d.dx, grads)?;
+            adapter.backward(b, w, t, [x, &a.down[n], &d.dqkv], &mut d.ddown, &mut d.dx, grads)?;
         }
         Ok(())
     }

@@ -186,13 +186,13 @@ impl AdapterAt {
 
     /// From dy [T, N] and what forward had: adds the gradients of A and B, and the adapter's part to
     /// dx [T, K]. `ddown` [T, r] is overwritten.
-    #[allow(clippy::too_many_arguments)] // one buffer each, as the engine's operations
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)] // one buffer each, as the engine's operations
     pub fn backward<B: Backend>(
         &self,
         b: &B,
         weights: &B::Buf<B::Real>,
         t: Rows,
-        (x, down, dy): (&B::Buf<B::Real>, &B::Buf<B::Real>, &B::Buf<B::Real>),
+        [x, down, dy]: [&B::Buf<B::Real>; 3],
         ddown: &mut B::Buf<B::Real>,
         dx: &mut B::Buf<B::Real>,
         grads: &mut B::Buf<f32>,

@@ -54,8 +54,8 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
     run_dir::announce(backend, world);
-    let data = pairs.source.to_string();
-    let identity = Identity { command: "probe".into(), data, config: resume::plan_of(config, &[])? };
+    let data = pairs.source.clone();
+    let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
     world.agree(world.leads().then(|| resume::check_command(&config.run.out, "probe")))?;
     let dir = run_dir::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();

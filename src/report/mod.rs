@@ -8,11 +8,13 @@ pub mod metrics;
 pub mod plot;
 pub mod probe;
 pub mod results;
+mod shards;
 
 use std::path::{Path, PathBuf};
 
 pub use compare::table_text;
 pub use results::{Cell, Results, Training};
+pub use shards::write_shards_report;
 
 use crate::{Error, Result};
 

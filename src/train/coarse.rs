@@ -2,7 +2,7 @@
 //! is the samples (`data::source`, `train::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::Train;
@@ -11,9 +11,11 @@ use crate::dist::{Collective, Distributed, World};
 use crate::engine::{Backend, stats};
 use crate::model::{Bert, Mode, Objective};
 use crate::train::check::against_reference;
+use crate::train::health::{Health, Signs};
 use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
 use crate::train::signals;
+use crate::train::speed::Work;
 use crate::train::state::SavedOptimiser;
 
 /// Updates with a non-finite gradient that may follow each other before training goes back to the
@@ -38,12 +40,18 @@ pub struct Update {
     /// Milliseconds of the whole step, waiting for the loader included.
     pub step_ms: f64,
     pub waited_ms: f64,
+    /// Milliseconds in which this rank's host was busy with, or waited for, exchanges between ranks.
+    pub exchange_ms: f64,
+    /// Floating-point operations of all ranks.
+    pub flops: f64,
     /// Updates of the run that a non-finite gradient made void.
     pub skipped: u64,
     /// How many of them in a row end with this one.
     pub skipped_in_row: u32,
     /// What the ranks agreed on in this step's exchange.
     pub agreed: Agreed,
+    /// How unusual the step was.
+    pub signs: Signs,
 }
 
 /// What one rank tells the others once a step, beside its sums.
@@ -118,6 +126,9 @@ pub struct Trainer<'w, B: Backend> {
     /// Updates that a non-finite gradient made void.
     skipped: u64,
     skipped_in_row: u32,
+    health: Health,
+    /// Time in collectives before this step.
+    waited: Duration,
     /// Steps between two checks; 0 is off.
     check: u64,
 }
@@ -133,6 +144,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             cursor: Cursor::default(),
             skipped: 0,
             skipped_in_row: 0,
+            health: Health::default(),
+            waited: Duration::ZERO,
             check: 0,
         })
     }
@@ -140,8 +153,11 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     // ---- the training loop -----------------------------------------------------------------------
     /// Makes the planned updates, or fewer when the watcher stops; says which.
     pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+        let world = self.world;
+        let _armed = world.beat().armed(); // from here on a standstill is a hang
         while self.optimiser.state.updates < self.lr.steps {
             let start = Instant::now();
+            self.mark_step();
             let step = loader.next_step()?; // packed ahead by the loader's thread
             self.debug(&step)?; // nothing unless run.check is set
             let (optimiser, reducer) = (&mut self.optimiser, &mut *self.reducer);
@@ -174,6 +190,12 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         self
     }
 
+    /// For the watchdog, and for the comparison of ranks.
+    fn mark_step(&mut self) {
+        self.world.beat().step(self.optimiser.state.updates + 1);
+        self.waited = self.world.beat().waited();
+    }
+
     fn debug(&mut self, step: &Step) -> Result<()> {
         let updates = self.optimiser.state.updates;
         let due = self.check > 0 && updates.is_multiple_of(self.check);
@@ -203,7 +225,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         start: Instant,
     ) -> Result<Update> {
         self.count_non_finite(norm_sq);
-        let (sums, agreed) = self.exchange(word)?;
+        let (sums, agreed, busy) = self.exchange(word, start)?;
+        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
         let mut update = Update {
             step: self.optimiser.state.updates,
             skipped: self.skipped,
@@ -215,9 +238,12 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             lr,
             tokens: step.tokens,
             waited_ms: step.waited_ms,
+            exchange_ms: self.optimiser.take_exchange_ms(),
+            flops: work.flops(&self.model.layout.shape),
             ..Update::default()
         };
         update.loss = self.loss(&update);
+        update.signs = self.health.record(update.loss, update.grad_norm, busy.into_iter());
         update.step_ms = start.elapsed().as_secs_f64() * 1e3;
         Ok(update)
     }
@@ -247,23 +273,30 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         }
     }
 
-    /// One exchange a step carries everything that ranks tell each other: the sums of the losses, and
-    /// whether to save or to end.
-    fn exchange(&mut self, word: Word) -> Result<([f64; stats::SLOTS], Agreed)> {
-        let mut told = [0.0; stats::SLOTS + 3];
+    /// One exchange a step carries everything that ranks tell each other: the sums of the losses,
+    /// whether to save or to end, and how long each has been busy. By the host's clock: a device that
+    /// works behind shows the time that it kept the host waiting.
+    fn exchange(&mut self, word: Word, start: Instant) -> Result<([f64; stats::SLOTS], Agreed, Vec<f64>)> {
+        const STOP: usize = stats::SLOTS;
+        const SAVE: usize = STOP + 1;
+        const WRITTEN: usize = STOP + 2;
+        const BUSY: usize = STOP + 3;
+        let mut told = [0.0; BUSY + 1];
         told[..stats::SLOTS].copy_from_slice(&self.model.take_sums()?);
-        told[stats::SLOTS] = f64::from(u8::from(signals::asked().is_some()));
-        told[stats::SLOTS + 1] = f64::from(u8::from(word.save));
-        told[stats::SLOTS + 2] = word.written as f64;
+        told[STOP] = f64::from(u8::from(signals::asked().is_some()));
+        told[SAVE] = f64::from(u8::from(word.save));
+        told[WRITTEN] = word.written as f64;
+        let waited = self.world.beat().waited() - self.waited;
+        told[BUSY] = 1e3 * start.elapsed().saturating_sub(waited).as_secs_f64();
         let all = self.world.gather_f64(&told);
         let ranks = || all.chunks_exact(told.len());
         let sums = std::array::from_fn(|i| ranks().map(|rank| rank[i]).sum());
         let agreed = Agreed {
-            stop: ranks().any(|rank| rank[stats::SLOTS] > 0.0),
-            save: all[stats::SLOTS + 1] > 0.0,
-            written: ranks().map(|rank| rank[stats::SLOTS + 2] as u64).min().unwrap_or(0),
+            stop: ranks().any(|rank| rank[STOP] > 0.0),
+            save: all[SAVE] > 0.0,
+            written: ranks().map(|rank| rank[WRITTEN] as u64).min().unwrap_or(0),
         };
-        Ok((sums, agreed))
+        Ok((sums, agreed, ranks().map(|rank| rank[BUSY]).collect()))
     }
 
     // ---- state -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::passages::{Cut, passages};
 use crate::config::Config;
-use crate::corpus::documents::read_documents;
+use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
 use crate::ir::qrels::Qrels;
@@ -109,7 +109,7 @@ impl Collection {
         tokenizer: &Tokenizer,
         more: &HashMap<String, Vec<String>>,
     ) -> Result<()> {
-        let path = Config::need("data.documents", &config.data.documents)?;
+        let sources = config.documents()?;
         let listed = self.topics.values().flat_map(|c| c.documents.iter());
         let wanted: HashSet<String> = listed.chain(more.values().flatten()).cloned().collect();
         let cut = config.fine.cut();
@@ -121,10 +121,10 @@ impl Collection {
             batch.clear();
             Ok(())
         };
-        read_documents(path, &config.data.fields, |document| {
-            if wanted.contains(&document.id) {
-                batch.push((document.id, document.text));
-            }
+        let fields = &config.data.fields;
+        let wants = |id: &str| wanted.contains(id);
+        read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
+            batch.push((document.id, document.text));
             if batch.len() < BATCH { Ok(()) } else { flush(&mut batch) }
         })?;
         flush(&mut batch)?;
@@ -134,7 +134,10 @@ impl Collection {
                 "document {id} of the run (and {} others) is not in {}: use the documents that the run was \
                  retrieved from",
                 wanted.len() - self.documents.len() - 1,
-                path.display()
+                sources
+                    .first()
+                    .and_then(|source| source.path.first())
+                    .map_or("".into(), |path| path.display().to_string())
             ))),
         }
     }

@@ -61,7 +61,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     let _lock = run_dir::lock(dir, world)?;
     // Every task says what its result depends on, so a study may change and keep what still holds.
     let plan = resume::plan_of(config, &[])?;
-    let identity = Identity { command: "experiment".into(), data: String::new(), config: plan };
+    let identity = Identity { command: "experiment".into(), data: String::new(), plan };
     run_dir::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());

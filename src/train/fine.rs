@@ -455,7 +455,7 @@ fn identity(config: &Config, model: &Path) -> Result<Identity> {
     Ok(Identity {
         command: "fine".into(),
         data: format!("{:08x}", sum.finalize()),
-        config: resume::plan_of(config, &unused)?,
+        plan: resume::plan_of(config, &unused)?,
     })
 }
 

@@ -1,28 +1,67 @@
-//! What a run says while it trains: one JSON object a step in `metrics.jsonl`, and a line on the
-//! terminal every few steps.
+//! What a run says while it trains: one JSON object a step in `metrics.jsonl`, the same numbers for
+//! TensorBoard, a progress bar on a terminal, and a line every few steps.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::path::Path;
 use std::time::Instant;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::coarse::{Flow, Trainer, Update, Watcher};
+use super::health::Running;
+use super::tensorboard::Events;
+use super::validation::Scores;
 use crate::engine::{Backend, stats};
 use crate::{Error, Result};
+
+/// What some steps took together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    steps: u64,
+    ms: f64,
+    tokens: usize,
+    flops: f64,
+    loader_ms: f64,
+    exchange_ms: f64,
+}
+
+impl Spent {
+    fn add(&mut self, update: &Update) {
+        self.steps += 1;
+        self.ms += update.step_ms;
+        self.tokens += update.tokens;
+        self.flops += update.flops;
+        self.loader_ms += update.waited_ms;
+        self.exchange_ms += update.exchange_ms;
+    }
+
+    fn tokens_per_s(&self) -> f64 {
+        if self.ms > 0.0 { self.tokens as f64 / self.ms * 1e3 } else { 0.0 }
+    }
+}
 
 /// Writes metrics and step lines; only the leading rank has one that does.
 pub struct Meter {
     file: Option<BufWriter<File>>,
+    events: Option<Events>,
+    bar: Option<ProgressBar>,
     /// Steps between two lines; 0 prints none.
     every: u64,
     steps: u64,
-    start: Instant,
+    /// FLOP/s of large matrix products on all ranks; `None` where it was not measured.
+    product_speed: Option<f64>,
+    /// End of the first step that was recorded.
+    start: Option<Instant>,
     /// Steps recorded: fewer than the run's step number when it was resumed.
     recorded: u64,
-    /// Milliseconds and tokens since the first step, which warms caches and is left out.
-    measured: (f64, usize),
+    /// Since the first step, which warms caches and is left out.
+    all: Spent,
+    /// Since the last line, likewise.
+    recent: Spent,
+    /// Of loss, MLM and QDPP.
+    unusual: [Running; 3],
 }
 
 impl Meter {
@@ -32,59 +71,154 @@ impl Meter {
             let file = File::options().create(true).append(true).open(path);
             file.map_err(|e| Error::io("written", path, e))
         };
-        let file = path.map(open).transpose()?.map(BufWriter::new);
-        Ok(Self { file, every, steps, start: Instant::now(), recorded: 0, measured: (0.0, 0) })
+        Ok(Self {
+            file: path.map(open).transpose()?.map(BufWriter::new),
+            events: None,
+            bar: None,
+            every,
+            steps,
+            product_speed: None,
+            start: None,
+            recorded: 0,
+            all: Spent::default(),
+            recent: Spent::default(),
+            unusual: Default::default(),
+        })
+    }
+
+    /// Also writes for TensorBoard into `dir` and, on a terminal, draws a bar; `done` steps have been
+    /// made already. `product_speed` is what `speed::product_speed` found.
+    pub fn visible(mut self, dir: &Path, done: u64, product_speed: f64) -> Result<Self> {
+        if self.file.is_some() {
+            self.events = Some(Events::create(dir, done)?);
+        }
+        if self.every > 0 && std::io::stderr().is_terminal() {
+            let template = "{bar:30} {pos}/{len} steps, {elapsed_precise}, {msg} left";
+            // a bar is no reason to fail: without the style it has the usual one
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(self.steps).with_position(done).with_style(style);
+            self.bar = Some(bar);
+        }
+        self.product_speed = Some(product_speed).filter(|speed| *speed > 0.0);
+        Ok(self)
     }
 
     /// Records one update.
     pub fn record(&mut self, update: &Update) -> Result<()> {
         self.recorded += 1;
         if self.recorded > 1 {
-            self.measured.0 += update.step_ms;
-            self.measured.1 += update.tokens;
+            self.all.add(update);
+            self.recent.add(update);
+        } else {
+            self.start = Some(Instant::now());
         }
-        if let Some(file) = &mut self.file {
-            writeln!(file, "{}", line_json(update))
-                .and_then(|()| file.flush())
-                .map_err(|e| Error::data(format!("metrics.jsonl cannot be written: {e}")))?;
+        let scores = self.scores(update);
+        self.write(update.step, &line_json(update, scores, self.share(update.flops, update.step_ms)))?;
+        if let Some(bar) = &self.bar {
+            bar.set_position(update.step);
+            bar.set_message(self.left(update.step));
         }
-        if self.every > 0
-            && (update.step.is_multiple_of(self.every) || self.recorded == 1 || update.step == self.steps)
-        {
-            self.print(update);
+        let due = update.step.is_multiple_of(self.every.max(1)) || self.recorded == 1;
+        if self.every > 0 && (due || update.step == self.steps) {
+            self.say(&self.line(update, scores));
+            self.recent = Spent::default();
+        }
+        if let (Some(bar), true) = (&self.bar, update.step == self.steps) {
+            bar.finish_and_clear();
+        }
+        Ok(())
+    }
+
+    /// Records a validation after step `step`; `best` when it is the best so far.
+    pub fn validated(&mut self, step: u64, scores: &Scores, best: bool) -> Result<()> {
+        self.write(step, &scores.line(step))?;
+        if self.every > 0 {
+            self.say(&format!("step {step:>6} | {scores}{}", if best { " | best" } else { "" }));
         }
         Ok(())
     }
 
     /// Tokens a second of all ranks, the first step left out; 0 before the second step.
     pub fn tokens_per_s(&self) -> f64 {
-        if self.measured.0 > 0.0 { self.measured.1 as f64 / self.measured.0 * 1e3 } else { 0.0 }
+        self.all.tokens_per_s()
     }
 
-    fn print(&self, update: &Update) {
-        let part = |name: &str, sum, count| {
-            update.mean(sum, count).map(|mean| format!(" | {name} {mean:.4}")).unwrap_or_default()
+    fn write(&mut self, step: u64, line: &Value) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            writeln!(file, "{line}")
+                .and_then(|()| file.flush())
+                .map_err(|e| Error::data(format!("metrics.jsonl cannot be written: {e}")))?;
+        }
+        let (Some(events), Some(line)) = (&mut self.events, line.as_object()) else { return Ok(()) };
+        let number = |(key, value): (&'_ String, &Value)| Some((key.clone(), value.as_f64()?));
+        let numbers: Vec<(String, f64)> = line.iter().filter_map(number).collect();
+        let scalars: Vec<_> =
+            numbers.iter().filter(|(k, _)| k != "step").map(|(k, v)| (k.as_str(), *v)).collect();
+        events.scalars(step, &scalars)
+    }
+
+    /// z-scores of the loss, of MLM and of QDPP.
+    fn scores(&mut self, update: &Update) -> [Option<f64>; 3] {
+        let values = [
+            Some(update.loss),
+            update.mean(stats::MLM_LOSS, stats::MLM_COUNT),
+            update.mean(stats::QDPP_LOSS, stats::QDPP_COUNT),
+        ];
+        std::array::from_fn(|i| values[i].and_then(|value| self.unusual[i].record(value)))
+    }
+
+    /// Share of the speed of large matrix products.
+    fn share(&self, flops: f64, ms: f64) -> Option<f64> {
+        self.product_speed.filter(|_| ms > 0.0 && flops > 0.0).map(|speed| flops / ms * 1e3 / speed)
+    }
+
+    fn left(&self, step: u64) -> String {
+        let Some(start) = self.start.filter(|_| self.all.steps > 0) else { return "?".into() };
+        let each = start.elapsed().as_secs_f64() / self.all.steps as f64;
+        duration(each * self.steps.saturating_sub(step) as f64)
+    }
+
+    fn line(&self, update: &Update, scores: [Option<f64>; 3]) -> String {
+        let z = |i: usize| scores[i].map(|z| format!(" ({z:+.1})")).unwrap_or_default();
+        let part = |name: &str, sum, count, z: String| {
+            update.mean(sum, count).map(|mean| format!(" | {name} {mean:.4}{z}")).unwrap_or_default()
         };
         let parts = [
-            part("mlm", stats::MLM_LOSS, stats::MLM_COUNT),
-            part("qdpp", stats::QDPP_LOSS, stats::QDPP_COUNT),
-            part("qdpp acc", stats::QDPP_CORRECT, stats::QDPP_COUNT),
-            part("top acc", stats::RANK_CORRECT, stats::RANK_COUNT),
+            part("mlm", stats::MLM_LOSS, stats::MLM_COUNT, z(1)),
+            part("qdpp", stats::QDPP_LOSS, stats::QDPP_COUNT, z(2)),
+            part("qdpp acc", stats::QDPP_CORRECT, stats::QDPP_COUNT, String::new()),
+            part("top acc", stats::RANK_CORRECT, stats::RANK_COUNT, String::new()),
         ];
-        let left = self.start.elapsed().as_secs_f64() / self.recorded as f64
-            * self.steps.saturating_sub(update.step) as f64;
-        println!(
-            "step {:>6}/{} | loss {:.4}{} | norm {:.2} | lr {:.2e} | {:.0} ms | {:.0} tok/s | {} left",
+        let mut spent = self.recent;
+        if spent.steps == 0 {
+            spent.add(update); // the first step has no other to be averaged with
+        }
+        let share = self.share(spent.flops, spent.ms).map(|s| format!(" | mfu {:.0}%", 100.0 * s));
+        format!(
+            "step {:>6}/{} | loss {:.4}{}{} | norm {:.2} | lr {:.2e} | {:.0} ms | {:.0} tok/s{} | loader {:.0}% | \
+             comm {:.0}% | {} left",
             update.step,
             self.steps,
             update.loss,
+            z(0),
             parts.concat(),
             update.grad_norm,
             update.lr,
-            update.step_ms,
-            update.tokens as f64 / update.step_ms * 1e3,
-            duration(left),
-        );
+            spent.ms / spent.steps as f64,
+            spent.tokens_per_s(),
+            share.unwrap_or_default(),
+            100.0 * spent.loader_ms / spent.ms,
+            100.0 * spent.exchange_ms / spent.ms,
+            self.left(update.step),
+        )
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
     }
 }
 
@@ -105,15 +239,18 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-fn line_json(update: &Update) -> Value {
+fn line_json(update: &Update, [z, mlm_z, qdpp_z]: [Option<f64>; 3], mfu: Option<f64>) -> Value {
     let mean = |sum, count| update.mean(sum, count);
     json!({
         "step": update.step,
         "epoch": update.epoch,
         "loss": update.loss,
+        "loss_z": z,
         "mlm_loss": mean(stats::MLM_LOSS, stats::MLM_COUNT),
+        "mlm_z": mlm_z,
         "mlm_accuracy": mean(stats::MLM_CORRECT, stats::MLM_COUNT),
         "qdpp_loss": mean(stats::QDPP_LOSS, stats::QDPP_COUNT),
+        "qdpp_z": qdpp_z,
         "qdpp_accuracy": mean(stats::QDPP_CORRECT, stats::QDPP_COUNT),
         "rank_loss": mean(stats::RANK_LOSS, stats::RANK_COUNT),
         "rank_accuracy": mean(stats::RANK_CORRECT, stats::RANK_COUNT),
@@ -122,6 +259,8 @@ fn line_json(update: &Update) -> Value {
         "tokens": update.tokens,
         "step_ms": update.step_ms,
         "loader_ms": update.waited_ms,
+        "exchange_ms": update.exchange_ms,
         "tokens_per_s": update.tokens as f64 / update.step_ms * 1e3,
+        "mfu": mfu,
     })
 }

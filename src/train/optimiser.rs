@@ -12,6 +12,7 @@
 //! digit.
 
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::{Optimizer, Sharding, Train};
@@ -68,6 +69,8 @@ pub struct Optimiser<B: Backend> {
     norm_sq: B::Buf<f32>,
     /// LAMB: squared norms of tensor and direction, [groups, 2]; else empty
     norms: B::Buf<f32>,
+    /// Time that the host spent in exchanges.
+    exchanged: Duration,
 }
 
 impl<B: Backend> Optimiser<B> {
@@ -100,7 +103,16 @@ impl<B: Backend> Optimiser<B> {
         };
         let norms = backend.zeros(if lamb { 2 * groups.len() } else { 0 })?;
         let norm_sq = backend.zeros(1)?;
-        Ok(Self { state, settings: settings.clone(), groups, buckets, measured, norm_sq, norms })
+        Ok(Self {
+            state,
+            settings: settings.clone(),
+            groups,
+            buckets,
+            measured,
+            norm_sq,
+            norms,
+            exchanged: Duration::ZERO,
+        })
     }
 
     /// Whether each rank keeps its share of the state alone.
@@ -110,23 +122,35 @@ impl<B: Backend> Optimiser<B> {
 
     /// Starts the sum over ranks of a bucket that backward has completed.
     pub fn reduce(
-        &self,
+        &mut self,
         reducer: &mut dyn Collective<B>,
         backend: &B,
         grads: &mut B::Buf<f32>,
         range: &Range<usize>,
     ) -> Result<()> {
         let Some(bucket) = self.buckets.iter().find(|b| b.range == *range) else { return Ok(()) };
+        let start = Instant::now();
         if self.sharded() {
-            return reducer.reduce_scatter(backend, grads, &bucket.shares);
+            reducer.reduce_scatter(backend, grads, &bucket.shares)?;
+        } else {
+            let whole = bucket.shares[0].start..bucket.shares[bucket.shares.len() - 1].end;
+            reducer.all_reduce(backend, grads, whole)?;
         }
-        let whole = bucket.shares[0].start..bucket.shares[bucket.shares.len() - 1].end;
-        reducer.all_reduce(backend, grads, whole)
+        self.exchanged += start.elapsed();
+        Ok(())
+    }
+
+    /// Milliseconds that the host has spent in exchanges since the last call.
+    pub fn take_exchange_ms(&mut self) -> f64 {
+        std::mem::take(&mut self.exchanged).as_secs_f64() * 1e3
     }
 
     /// Takes part in the sums with this rank's gradients as they are (zero): for a rank without packs.
-    pub fn join(&self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>) -> Result<()> {
-        self.buckets.iter().try_for_each(|b| self.reduce(reducer, &model.backend, &mut model.grads, &b.range))
+    pub fn join(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>) -> Result<()> {
+        for range in self.buckets.iter().map(|b| b.range.clone()).collect::<Vec<_>>() {
+            self.reduce(reducer, &model.backend, &mut model.grads, &range)?;
+        }
+        Ok(())
     }
 
     /// Applies the summed gradients at learning rate `lr`, and sets them to zero. Returns the squared
@@ -135,14 +159,18 @@ impl<B: Backend> Optimiser<B> {
         let backend = &model.backend;
         reducer.finish(backend)?; // the device waits, not the host
         backend.sum_squares(&model.grads, &self.measured, &mut self.norm_sq, 0)?;
+        let start = Instant::now();
         reducer.all_reduce(backend, &mut self.norm_sq, 0..1)?;
         reducer.finish(backend)?;
+        self.exchanged += start.elapsed();
         self.update(reducer, model, lr)?;
         if self.sharded() {
+            let start = Instant::now();
             for bucket in &self.buckets {
                 reducer.all_gather(&model.backend, &mut model.weights, &bucket.shares)?;
             }
             reducer.finish(&model.backend)?;
+            self.exchanged += start.elapsed();
         }
         self.state.updates += 1;
         Ok(f64::from(model.backend.download(&self.norm_sq, 0..1)?[0]))

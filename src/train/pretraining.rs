@@ -14,9 +14,12 @@ use super::run_dir::{self, on_engine};
 use super::schedule::steps;
 use super::session::Session;
 use super::signals;
+use super::speed::product_speed;
+use super::validation::Validation;
 use crate::config::{Config, Model};
 use crate::corpus::shard::Shards;
 use crate::corpus::tokenise::Tokenizer;
+use crate::data::held_out;
 use crate::data::loader::{Cursor, LoaderOptions, packs_per_epoch};
 use crate::data::source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource};
 use crate::dist::{Distributed, World};
@@ -49,6 +52,8 @@ impl Stage {
 /// Everything that a run needs before its first step.
 struct Prepared {
     source: Arc<dyn SampleSource>,
+    /// Held-out pairs.
+    measured: Option<ClickSource>,
     tokenizer: Tokenizer,
     shards: Arc<Shards>,
     objective: Objective,
@@ -82,6 +87,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     }
     let _lock = run_dir::lock(dir, world)?;
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
+    let product_speed = product_speed(&backend, world)?;
     let model = make_model(backend, config, &prepared, from, world)?;
     if world.leads() {
         println!("{} parameters, {steps} steps", model.layout.parameters());
@@ -92,7 +98,8 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
     let tokenizer = prepared.shards.dir().to_owned();
     let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);
-    let mut session = Session::new(config, saver, steps, world)?;
+    let validation = prepared.validation(config, world)?;
+    let mut session = Session::new(config, saver, steps, (validation, product_speed), world)?;
     if let Some(from) = from {
         session.go_back(from, &mut trainer)?;
     } else {
@@ -101,6 +108,14 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     options.start = trainer.progress().cursor;
     session.train(&mut trainer, prepared.source.clone(), options)?;
     session.finish(&mut trainer, stage)
+}
+
+impl Prepared {
+    fn validation(&self, config: &Config, world: &World) -> Result<Option<Validation>> {
+        let masks = (self.rule, self.tokenizer.continues());
+        let pack = |source| Validation::new(config, source, masks, world);
+        self.measured.as_ref().map(|source| pack(source)).transpose()
+    }
 }
 
 /// What the run is: from the plan without what these commands do not read.
@@ -116,11 +131,12 @@ fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identi
         "data.folds",
     ];
     let data = prepared.shards.fingerprint().to_string();
-    Ok(Identity { command: stage.name().into(), data, config: resume::plan_of(config, &unused)? })
+    Ok(Identity { command: stage.name().into(), data, plan: resume::plan_of(config, &unused)? })
 }
 
 fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
     let shards = Arc::new(Shards::open(Config::need("data.shards", &config.data.shards)?)?);
+    shards.verify()?;
     let tokenizer = shards.tokenizer()?;
     let log: Arc<dyn ClickLog> = shards.clone();
     let qdpp = if stage == Stage::Pretrain { 0.0 } else { config.objective.qdpp };
@@ -130,15 +146,29 @@ fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
             "objective.mlm and objective.qdpp are both 0: there is nothing to learn (pretrain uses MLM alone)",
         ));
     }
+    let pairs = config.data.validation_pairs;
+    if config.train.validate_every > 0 && (pairs == 0 || stage == Stage::Pretrain) {
+        return Err(Error::config(
+            "train.validate_every: coarse validates on data.validation_pairs; set that, and leave this out of \
+             pretrain, which reads documents alone",
+        ));
+    }
+    let mut measured = None;
     let source: Arc<dyn SampleSource> = match stage {
         Stage::Pretrain => Arc::new(DocumentSource::new(log, config.data.max_tokens)?),
+        Stage::Coarse if pairs > 0 => {
+            let [train, held] = held_out::divide(&log, pairs)?;
+            measured = Some(ClickSource::new(Arc::new(held), click_options(config))?);
+            Arc::new(ClickSource::new(Arc::new(train), click_options(config))?)
+        }
         Stage::Coarse => Arc::new(ClickSource::new(log, click_options(config))?),
     };
     let rule = config.objective.mask_rule(config.seed, tokenizer.vocab(), tokenizer.special());
-    Ok(Prepared { source, tokenizer, shards, objective, rule })
+    Ok(Prepared { source, measured, tokenizer, shards, objective, rule })
 }
 
-fn click_options(config: &Config) -> ClickOptions {
+/// How the log's clicks become samples under this plan.
+pub fn click_options(config: &Config) -> ClickOptions {
     ClickOptions {
         seed: config.seed,
         max_tokens: config.data.max_tokens,
@@ -204,7 +234,8 @@ fn make_model<B: Backend>(
     }
 }
 
-fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> {
+/// The sizes of a model made from scratch.
+pub fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> {
     let size = |key: &str, value: &Option<usize>| {
         value.ok_or_else(|| {
             Error::config(format!("set model.path, or model.{key} for a model made from scratch"))

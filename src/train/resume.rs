@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use toml::Table;
 
 use super::checkpoints::{Identity, State, find, folder, steps_in, sweep};
 use super::coarse::{Progress, Trainer};
@@ -20,16 +21,14 @@ use crate::{Error, Result};
 pub const FINISHED: &str = "DONE";
 
 /// Keys whose change leaves what was learnt so far as it is; `--resume-with-changes` allows them.
-const SAFE: [&str; 10] = [
+const SAFE: [&str; 8] = [
     "train.steps",
     "train.epochs",
     "train.recompute",
     "train.sharding",
     "train.validate_every",
     "checkpoint.",
-    "run.log_every",
-    "run.hang_limit_s",
-    "run.device",
+    "run.",
     "model.path",
 ];
 
@@ -90,7 +89,7 @@ fn decide_alone(dir: &Path, resume: &Resume, identity: &Identity) -> Result<Star
     if let Some(start) = named(Some(&root))? {
         return Ok(start);
     }
-    if dir.join(FINISHED).exists() && flat(&was.config) == flat(&identity.config) {
+    if dir.join(FINISHED).exists() && flat(&was.plan)? == flat(&identity.plan)? {
         return Ok(Start::Finished(format!("{}: this run is finished; nothing to do", dir.display())));
     }
     let (found, skipped) = find::latest(&root, u64::MAX)?;
@@ -193,12 +192,12 @@ fn check_same(what: &Path, was: &Identity, is: &Identity, with_changes: bool) ->
         differences.push(format!("fingerprint of data.shards: was {}, is {}", was.data, is.data));
     }
     let mut only_safe = differences.is_empty();
-    let (old, new) = (flat(&was.config), flat(&is.config));
+    let (old, new) = (flat(&was.plan)?, flat(&is.plan)?);
     let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
     keys.sort_unstable();
     keys.dedup();
     for key in keys.into_iter().filter(|key| old.get(*key) != new.get(*key)) {
-        let show = |value: Option<&Value>| value.map_or("not set".into(), Value::to_string);
+        let show = |value: Option<&String>| value.map_or("not set".into(), String::clone);
         let safe = SAFE.iter().any(|prefix| key.starts_with(prefix));
         if !(safe && with_changes) {
             differences.push(format!("{key}: was {}, is {}", show(old.get(key)), show(new.get(key))));
@@ -220,52 +219,46 @@ fn check_same(what: &Path, was: &Identity, is: &Identity, with_changes: bool) ->
     )))
 }
 
-/// The keys of a plan that matter to pre-training, `a.b` by `a.b`. Keys that an older program did not
-/// know count as their defaults.
-fn flat(config: &Value) -> BTreeMap<String, Value> {
+/// The keys of a plan, `a.b` by `a.b`, without those that only say where things are. Keys that an older
+/// program did not know count as their defaults.
+fn flat(plan: &str) -> Result<BTreeMap<String, String>> {
+    let bad = |e: toml::de::Error| Error::data(format!("the plan of a checkpoint is damaged: {e}"));
     let mut keys = BTreeMap::new();
-    if let Ok(defaults) = serde_json::to_value(Config::default()) {
-        flatten("", &defaults, &mut keys);
+    for text in [&Config::default().to_toml()?, plan] {
+        flatten("", &text.parse::<Table>().map_err(bad)?, &mut keys);
     }
-    flatten("", config, &mut keys);
-    keys.retain(|key, value| {
-        let place = PLACES.contains(&key.as_str());
-        !value.is_null() && !place
-    });
-    keys
+    keys.retain(|key, _| !PLACES.contains(&key.as_str()));
+    Ok(keys)
 }
 
-fn flatten(prefix: &str, value: &Value, keys: &mut BTreeMap<String, Value>) {
-    match value {
-        Value::Object(table) => {
-            for (key, value) in table {
-                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&name, value, keys);
-            }
-        }
-        _ => {
-            keys.insert(prefix.to_owned(), value.clone());
+fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&name, inner, keys),
+            _ => drop(keys.insert(name, value.to_string())),
         }
     }
 }
 
-/// The plan as a checkpoint keeps it: without what the command does not read.
+/// The plan as a checkpoint keeps it: without the keys and tables that the command does not read.
 ///
 /// # Errors
-/// `Error::Config` when the plan cannot be written as JSON.
-pub fn plan_of(config: &Config, unused: &[&str]) -> Result<Value> {
-    let mut plan = serde_json::to_value(config)
-        .map_err(|e| Error::config(format!("the plan cannot be written as JSON: {e}")))?;
+/// `Error::Config` when the plan cannot be written as TOML.
+pub fn plan_of(config: &Config, unused: &[&str]) -> Result<String> {
+    let mut plan: Table = config
+        .to_toml()?
+        .parse()
+        .map_err(|e: toml::de::Error| Error::config(format!("the plan cannot be read back: {e}")))?;
     for path in unused {
-        let (table, key) = path.split_once('.').unwrap_or((path, ""));
-        let entry = plan.get_mut(table).and_then(Value::as_object_mut);
-        match (key, entry) {
-            ("", _) => drop(plan.as_object_mut().and_then(|plan| plan.remove(table))),
-            (key, Some(entry)) => drop(entry.remove(key)),
-            _ => {}
+        match path.split_once('.') {
+            None => drop(plan.remove(*path)),
+            Some((table, key)) => {
+                drop(plan.get_mut(table).and_then(|table| table.as_table_mut()?.remove(key)));
+            }
         }
     }
-    Ok(plan)
+    Ok(plan.to_string())
 }
 
 /// Puts a checkpoint's weights, optimiser and place into `trainer`.

@@ -13,7 +13,7 @@ use crate::dist::World;
 use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda};
-use crate::{Error, Result};
+use crate::{Error, Result, journal};
 
 /// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
 pub enum Engine {
@@ -35,7 +35,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
             Ok(found) => Some(found),
             Err(reason) => {
                 if world.leads() {
-                    println!("computing on the CPU: {reason}");
+                    eprintln!("computing on the CPU: {reason}");
                 }
                 None
             }
@@ -60,6 +60,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
     let settings = cuda::Settings {
         graph: config.run.graph && config.run.check == 0,
         narrow_sums: config.train.reduce == Precision::Bf16,
+        ..cuda::Settings::default()
     };
     Ok(match precision.unwrap_or(Precision::Bf16) {
         Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
@@ -99,6 +100,7 @@ pub fn create(
 ) -> Result<PathBuf> {
     let dir = config.run.out.clone();
     world.agree(world.leads().then(|| describe(&dir, config, identity, facts, world.size())))?;
+    world.agree_all(journal::open(&dir, world.rank()))?;
     Ok(dir)
 }
 
@@ -109,6 +111,7 @@ fn describe(
     facts: &[(&str, Value)],
     ranks: usize,
 ) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
     let plan = config.to_toml()?;
     let command = &identity.command;
     println!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());

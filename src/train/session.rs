@@ -10,38 +10,58 @@ use super::checkpoints::saver::Saver;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
 use super::metrics::{Meter, duration};
 use super::pretraining::Stage;
+use super::validation::Validation;
 use super::{resume, run_dir, signals};
 use crate::config::Config;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::dist::{Distributed, World};
 use crate::model::checkpoint;
-use crate::{Error, Result};
+use crate::{Error, Result, journal};
 
 /// Watches a run of `pretrain` or `coarse`.
 pub struct Session<'w> {
     world: &'w World,
     dir: PathBuf,
     saver: Saver,
+    validation: Option<Validation>,
+    validate_every: u64,
+    /// The least loss on validation pairs so far in this process.
+    best: f64,
     meter: Option<Meter>,
     every: u64,
+    /// FLOP/s of large matrix products, as `speed::product_speed` measured.
+    product_speed: f64,
     steps: u64,
     start: Instant,
     /// The step that training went back to after non-finite gradients.
     went_back: Option<u64>,
+    /// Ranks that were called slow.
+    slow: Vec<usize>,
 }
 
 impl<'w> Session<'w> {
-    pub fn new(config: &Config, saver: Saver, steps: u64, world: &'w World) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        saver: Saver,
+        steps: u64,
+        (validation, product_speed): (Option<Validation>, f64),
+        world: &'w World,
+    ) -> Result<Self> {
         Ok(Self {
+            validation,
+            validate_every: config.train.validate_every,
+            best: f64::INFINITY,
             world,
             dir: config.run.out.clone(),
             saver,
             meter: None,
+            product_speed,
             every: if world.leads() { config.run.log_every } else { 0 },
             steps,
             start: Instant::now(),
             went_back: None,
+            slow: Vec::new(),
         })
     }
 
@@ -79,12 +99,12 @@ impl<'w> Session<'w> {
         self.saver.resumed_at(state.progress.updates);
         if self.world.leads() {
             let step = state.progress.updates;
-            println!(
+            journal::say(&format!(
                 "resumed from {}, made by {} rank(s); {} steps are left",
                 from.display(),
                 state.ranks,
                 self.steps.saturating_sub(step)
-            );
+            ));
         }
         self.cut_metrics(trainer)
     }
@@ -95,8 +115,35 @@ impl<'w> Session<'w> {
         self.meter = None;
         let cut = || resume::cut_metrics(&path, trainer.progress());
         self.world.agree(self.world.leads().then(cut))?;
-        self.meter = Some(Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?);
+        let meter = Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?;
+        self.meter = Some(meter.visible(&self.dir, trainer.progress().updates, self.product_speed)?);
         Ok(())
+    }
+
+    /// Measures the held-out pairs when it is time, and at the end.
+    fn validate<B: Distributed>(&mut self, step: u64, trainer: &mut Trainer<B>) -> Result<()> {
+        let Some(validation) = &self.validation else { return Ok(()) };
+        let due = self.validate_every > 0 && step.is_multiple_of(self.validate_every);
+        if !due && step != self.steps {
+            return Ok(());
+        }
+        let scores = validation.measure(&mut trainer.model, self.world)?;
+        self.saver.note_validation(scores.loss);
+        let best = scores.loss < self.best;
+        self.best = self.best.min(scores.loss);
+        if let Some(meter) = &mut self.meter {
+            meter.validated(step, &scores, best)?;
+        }
+        Ok(())
+    }
+
+    /// Signs of trouble: on the terminal, and a rank that is slow again in the log alone.
+    fn report(&mut self, update: &Update) {
+        let known = update.signs.slow.is_some_and(|slow| self.slow.contains(&slow.rank));
+        self.slow.extend(update.signs.slow.map(|slow| slow.rank).filter(|_| !known));
+        for line in update.signs.lines(update.step, update.loss, update.grad_norm) {
+            if known { journal::note(&line) } else { tracing::warn!("{line}") }
+        }
     }
 
     /// Where to go back to, said to the user; an error where that cannot help.
@@ -110,7 +157,7 @@ impl<'w> Session<'w> {
         let found = self.world.agree(self.world.leads().then(|| find::latest(&root, step)))?;
         let mut text = String::new();
         if let Some((found, skipped)) = found {
-            skipped.iter().for_each(|line| println!("{line}"));
+            skipped.iter().for_each(|line| journal::say(line));
             text = found.map(|path| path.display().to_string()).unwrap_or_default();
         }
         self.world.broadcast_text(&mut text);
@@ -122,7 +169,9 @@ impl<'w> Session<'w> {
         }
         self.went_back = Some(step);
         if self.world.leads() {
-            println!("step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: back to {text}");
+            journal::say(&format!(
+                "step {step}: {NON_FINITE_LIMIT} gradients in a row were not finite: back to {text}"
+            ));
         }
         Ok(text.into())
     }
@@ -157,7 +206,11 @@ impl<'w> Session<'w> {
         if self.world.leads() {
             let took = duration(self.start.elapsed().as_secs_f64());
             let speed = self.meter.as_ref().map_or(0.0, Meter::tokens_per_s);
-            println!("{} done in {took}, {speed:.0} tokens/s; model: {}", stage.name(), model.display());
+            journal::say(&format!(
+                "{} done in {took}, {speed:.0} tokens/s; model: {}",
+                stage.name(),
+                model.display()
+            ));
         }
         Ok(())
     }
@@ -172,9 +225,13 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
         if let Some(meter) = &mut self.meter {
             meter.record(update)?;
         }
+        if self.world.leads() {
+            self.report(update);
+        }
         if update.skipped_in_row >= NON_FINITE_LIMIT {
             return Ok(Flow::Diverged);
         }
+        self.validate(update.step, trainer)?;
         self.saver.after(update, trainer)?;
         let stop = update.agreed.stop && update.step < self.steps;
         Ok(if stop { Flow::Preempted } else { Flow::Continue })

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ctune_dist::corpus::debian::{SampleOptions, SampleSource, run};
 use ctune_dist::corpus::documents::Field;
-use ctune_dist::corpus::{Shards, prepare};
+use ctune_dist::corpus::{Filter, Shards, Source, prepare};
 
 use super::message;
 
@@ -121,8 +121,13 @@ fn the_sample_can_be_prepared() {
     let (lists, out) = (lists(), tempfile::tempdir().unwrap());
     sample(lists.path(), out.path()).unwrap();
     let options = prepare::PrepareOptions {
-        clicks: out.path().join("clicks.tsv"),
-        documents: out.path().join("documents.tsv"),
+        sources: vec![
+            Source::clicks(out.path().join("clicks.tsv")),
+            Source::documents(out.path().join("documents.tsv")),
+        ],
+        repair: false,
+        part_tokens: 1 << 25,
+        filter: Filter::default(),
         out: out.path().join("shards"),
         tokenizer: None,
         vocab: 100,

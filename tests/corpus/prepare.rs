@@ -5,9 +5,9 @@ use std::path::Path;
 use ctune_dist::corpus::documents::Field;
 use ctune_dist::corpus::inspect::{self, InspectOptions};
 use ctune_dist::corpus::prepare::{PrepareOptions, run};
-use ctune_dist::corpus::{Shards, Tokenizer};
+use ctune_dist::corpus::{Filter, Role, Shards, Source, Tokenizer};
 
-use super::message;
+use super::{message, shared};
 
 const DOCUMENTS: &str = "D1\tu1\tFoxes\tThe quick brown fox jumps over the lazy dog again and again and again\n\
                          D2\tu2\tDogs\tLazy dogs sleep over there\n\
@@ -35,8 +35,10 @@ fn case(clicks: &[u8], documents: &[u8]) -> Case {
         path
     };
     let options = PrepareOptions {
-        clicks: put("clicks.tsv", clicks),
-        documents: put("documents.tsv", documents),
+        sources: vec![
+            Source::clicks(put("clicks.tsv", clicks)),
+            Source::documents(put("documents.tsv", documents)),
+        ],
         out: folder.path().join("out/shards"),
         tokenizer: None,
         vocab: 120,
@@ -46,6 +48,9 @@ fn case(clicks: &[u8], documents: &[u8]) -> Case {
         exclude_topics: vec![],
         exclude_qrels: vec![],
         strict: false,
+        repair: false,
+        part_tokens: 1 << 25,
+        filter: Filter::default(),
     };
     Case { folder, options }
 }
@@ -66,6 +71,14 @@ impl Case {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path
+    }
+
+    fn clicks(&mut self, path: std::path::PathBuf) {
+        self.options.sources[0] = Source::clicks(path);
+    }
+
+    fn documents(&mut self, path: std::path::PathBuf) {
+        self.options.sources[1] = Source::documents(path);
     }
 
     /// The error, and that nothing is left behind.
@@ -109,7 +122,11 @@ fn text_becomes_tokens_and_rows_become_pairs() {
     let text = inspect::describe(&shards);
     assert!(text.contains("clicks           3\n"), "{text}");
     assert!(inspect::is_shard_directory(&case.options.out));
-    inspect::run(&InspectOptions { path: case.options.out.clone() }).unwrap();
+    inspect::run(&InspectOptions {
+        path: case.options.out.clone(),
+        report: Some(case.folder.path().join("shards.html")),
+    })
+    .unwrap();
 }
 
 #[test]
@@ -201,11 +218,11 @@ fn no_pair_is_an_error_that_says_why() {
 #[test]
 fn missing_and_empty_files_are_named() {
     let mut case = usual();
-    case.options.documents = case.folder.path().join("none.tsv");
+    case.documents(case.folder.path().join("none.tsv"));
     assert!(case.error().contains("none.tsv"));
-    case.options.documents = case.put("empty.tsv", "");
+    case.documents(case.put("empty.tsv", ""));
     assert!(case.error().contains("empty.tsv: is empty"));
-    case.options.clicks = case.put("empty-clicks.tsv", "");
+    case.clicks(case.put("empty-clicks.tsv", ""));
     assert!(case.error().contains("empty-clicks.tsv: is empty"));
 }
 
@@ -224,7 +241,10 @@ fn test_topics_and_documents_stay_out() {
     case.options.exclude_topics = vec![case.put("topics.tsv", "301\tLAZY dogs, sleep!\n302\tother words\n")];
     let shards = case.shards();
     assert_eq!(ids(&shards).1, ["q1"]);
-    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic"], 1);
+    assert_eq!(
+        shards.manifest().dropped["clicks whose query is an excluded topic but for case and punctuation"],
+        1
+    );
     case.options.out = case.folder.path().join("out2/shards");
     case.options.exclude_qrels = vec![case.put("qrels.txt", "301 0 D1 0\n301 0 D2 2\n")];
     let shards = case.shards();
@@ -252,6 +272,106 @@ fn options_that_cannot_be_are_refused() {
     assert!(case.error().contains("vocab = 5"));
     assert!("headline".parse::<Field>().is_err());
     assert_eq!("body".parse::<Field>().unwrap(), Field::Body);
+}
+
+#[test]
+fn queries_and_qrels_as_two_files() {
+    let mut case = usual();
+    let queries =
+        case.put("queries.tsv", "q1\tQuick fox\nq2\tlazy dogs sleep\nq9\tnobody clicked\nq2\ttwice\n");
+    let qrels = case.put("qrels.txt", "q2 0 D2 1\nq1 0 D1 1\nq1 0 D2 0\nq7 0 D1 1\nq1 0 D1 1\n");
+    let documents = case.options.sources[1].clone();
+    case.options.sources =
+        vec![Source::of(Role::Queries, queries), Source::of(Role::Qrels, qrels), documents];
+    let shards = case.shards();
+    assert_eq!(ids(&shards).1, ["q1", "q2"]);
+    assert_eq!((0..shards.clicks()).map(|i| shards.click(i)).collect::<Vec<_>>(), [(1, 1), (0, 0)]);
+    let dropped = &shards.manifest().dropped;
+    assert_eq!(dropped["clicks whose query is not among the queries"], 1);
+    assert_eq!(dropped["clicks with a label of 0 or less"], 1);
+    assert_eq!(dropped["queries whose id came before"], 1);
+    assert_eq!(dropped["clicks that came before"], 1);
+    // The guard knows the queries of such a log by their ids.
+    case.options.out = case.folder.path().join("out2/shards");
+    case.options.exclude_topics = vec![case.put("topics.tsv", "301\tlazy dogs sleep\n")];
+    let shards = case.shards();
+    assert_eq!(ids(&shards).1, ["q1"]);
+    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic, to the letter"], 1);
+}
+
+#[test]
+fn repaired_text() {
+    let mut case =
+        case("q1\tcafÃ© menu\tD1\tu\n".as_bytes(), "D1\tu\tcafÃƒÂ©\tâ€œquotedâ€\u{9d} naïve\n".as_bytes());
+    case.options.repair = true;
+    case.options.max_tokens = 64;
+    let shards = case.shards();
+    let tokenizer = shards.tokenizer().unwrap();
+    let pieces = |text: &str| tokenizer.encode_batch(&[text], usize::MAX).unwrap().remove(0);
+    assert_eq!(shards.query(0).to_vec(), pieces("café menu"));
+    assert_eq!(shards.document(0).to_vec(), pieces("café \u{201c}quoted\u{201d} naïve"));
+}
+
+#[test]
+fn filters_count_what_they_leave_out() {
+    let german =
+        "Der schnelle braune Fuchs springt über den faulen Hund und läuft danach in den dunklen Wald zurück";
+    let english = "The quick brown fox jumps over the lazy dog and then runs back into the dark forest again";
+    let documents = format!("D1\tu\t\t{english}\nD2\tu\t\t{german}\nD3\tu\t\t{english}\nD4\tu\t\ttiny\n");
+    let clicks = "q1\tquick fox\tD1\tu\nq2\tQuick, FOX!\tD2\tu\nq3\tx\tD1\tu\nq4\tone two three four\tD1\tu\nq5\tlazy dog\tD3\tu\n\
+                  q6\tlazy dog\tD1\tu\n";
+    let mut case = case(clicks.as_bytes(), documents.as_bytes());
+    case.options.filter = Filter {
+        languages: vec!["eng".into()],
+        min_query_words: 2,
+        max_query_words: 3,
+        min_document_words: 3,
+        duplicate_documents: true,
+        duplicate_queries: true,
+    };
+    case.options.max_tokens = 64;
+    let shards = case.shards();
+    assert_eq!(ids(&shards), (vec!["D1"], vec!["q1", "q5"]));
+    let dropped = &shards.manifest().dropped;
+    for (reason, count) in [
+        ("documents in another language", 1),
+        ("documents with the tokens of an earlier one", 1),
+        ("documents with too few words", 1),
+        ("clicks whose query has too few words", 1),
+        ("clicks whose query has too many words", 1),
+        ("queries whose words came before (their clicks are kept)", 2),
+        ("clicks whose document is filtered out", 2),
+    ] {
+        assert_eq!(dropped.get(reason), Some(&count), "{reason}: {dropped:?}");
+    }
+    assert_eq!(shards.clicked(1), [0], "q6 gave its click to q5");
+    case.options.filter.languages = vec!["english".into()];
+    case.options.out = case.folder.path().join("out2/shards");
+    assert!(case.error().contains("ISO 639-3"));
+}
+
+/// A real collection whose training queries are a log of two files, guarded against its own test topics.
+#[test]
+fn nfcorpus_becomes_shards() {
+    let Some(data) = shared("nfcorpus") else { return };
+    let mut case = usual();
+    case.options.sources = vec![
+        Source::of(Role::Queries, data.join("train.titles.queries")),
+        Source::of(Role::Qrels, data.join("train.2-1-0.qrel")),
+        Source::documents(data.join("docs_union_dev_test.tsv")),
+    ];
+    case.options.exclude_topics =
+        ["dev", "test"].map(|part| data.join(format!("{part}.titles.queries"))).into();
+    (case.options.vocab, case.options.max_tokens) = (4000, 512);
+    let shards = case.shards();
+    let dropped = &shards.manifest().dropped;
+    println!("{} clicks of {} queries; {dropped:?}", shards.clicks(), shards.queries());
+    assert_eq!(shards.documents(), 3_395);
+    // 110,075 links whose document is here, of 2,563 titles, 8 of which are test or dev topics too.
+    let excluded: u64 =
+        dropped.iter().filter(|(why, _)| why.contains("excluded topic")).map(|(_, n)| n).sum();
+    assert!(excluded > 0 && u64::from(shards.clicks()) + excluded >= 110_075, "{dropped:?}");
+    assert!(shards.clicks() < 110_075 && (2_500..=2_555).contains(&shards.queries()), "{}", shards.queries());
 }
 
 /// More text than one batch holds, so that reading and tokenising overlap.

@@ -1,12 +1,10 @@
-//! The readers of documents and clicks, on clean, dirty and foreign files.
+//! The readers of every format, on clean, dirty and foreign files.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-use ctune_dist::corpus::clicks::read_clicks;
-use ctune_dist::corpus::documents::{
-    Document, Field, ReadCounts, ReadOptions, read_documents, read_documents_with,
-};
+use ctune_dist::corpus::documents::{Document, Field, ReadCounts, ReadOptions, read_documents, read_rows};
+use ctune_dist::corpus::{Format, Role, Source};
 use ctune_dist::{Error, Result};
 use proptest::prelude::*;
 
@@ -21,11 +19,37 @@ fn file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn documents(content: &[u8], fields: &[Field]) -> Result<(Vec<(String, String)>, ReadCounts)> {
+/// Documents as the named format, or as the detected one.
+fn documents_as(
+    content: &[u8],
+    format: Option<Format>,
+    fields: &[Field],
+) -> Result<(Vec<(String, String)>, ReadCounts)> {
     let (_folder, path) = file(content);
+    let source = Source { format, ..Source::documents(path) };
     let mut all = Vec::new();
-    let counts = read_documents(&path, fields, |Document { id, text }| {
-        all.push((id, text));
+    let counts = read_documents(
+        &[source],
+        fields,
+        &ReadOptions::default(),
+        |_| true,
+        |Document { id, text }| {
+            all.push((id, text));
+            Ok(())
+        },
+    )?;
+    Ok((all, counts))
+}
+
+fn documents(content: &[u8], fields: &[Field]) -> Result<(Vec<(String, String)>, ReadCounts)> {
+    documents_as(content, Some(Format::MsmarcoV1), fields)
+}
+
+fn rows(source: Source, strict: bool) -> Result<(Vec<[String; 4]>, ReadCounts)> {
+    let mut all = Vec::new();
+    let role = source.role;
+    let counts = read_rows(&[source], role, &ReadOptions { strict, done: None }, |row| {
+        all.push(row);
         Ok(())
     })?;
     Ok((all, counts))
@@ -33,12 +57,9 @@ fn documents(content: &[u8], fields: &[Field]) -> Result<(Vec<(String, String)>,
 
 fn clicks(content: &[u8], strict: bool) -> Result<(Vec<[String; 3]>, ReadCounts)> {
     let (_folder, path) = file(content);
-    let mut all = Vec::new();
-    let counts = read_clicks(&path, &ReadOptions { strict, done: None }, |click| {
-        all.push([click.query_id, click.query, click.document_id].map(ToOwned::to_owned));
-        Ok(())
-    })?;
-    Ok((all, counts))
+    let source = Source { format: Some(Format::Orcas), ..Source::clicks(path) };
+    let (all, counts) = rows(source, strict)?;
+    Ok((all.into_iter().map(|[query_id, query, document, _]| [query_id, query, document]).collect(), counts))
 }
 
 fn pair(id: &str, text: &str) -> (String, String) {
@@ -81,14 +102,8 @@ fn damaged_rows_are_counted_and_the_first_ten_shown() {
 #[test]
 fn strict_ends_at_the_first_fault() {
     let (_folder, path) = file(b"D1\tu\tt\tb\nD2 broken\nD3\tu\tt\tb\n");
-    let strict = ReadOptions { strict: true, done: None };
-    let mut seen = 0;
-    let text = message(read_documents_with(&path, &ALL, &strict, |_| {
-        seen += 1;
-        Ok(())
-    }));
+    let text = message(rows(Source::documents(path), true));
     assert!(text.contains("line 2") && text.contains("--strict"), "{text}");
-    assert_eq!(seen, 1);
 }
 
 #[test]
@@ -109,12 +124,11 @@ fn gzip_is_known_by_its_bytes_and_a_cut_one_is_an_error() {
 #[test]
 fn missing_empty_and_foreign_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let text = message(read_documents(&folder.path().join("none.tsv"), &ALL, |_| Ok(())));
+    let text = message(rows(Source::documents(folder.path().join("none.tsv")), false));
     assert!(text.contains("none.tsv: cannot be read"), "{text}");
     assert!(message(documents(b"", &ALL)).contains("is empty"));
     assert!(message(documents(b"\n\n", &ALL)).contains("is empty"));
     assert!(message(clicks(b"", false)).contains("is empty"));
-    assert!(message(documents(b"{\"docid\": \"msmarco_doc_00_0\"}\n", &ALL)).contains("version 2"));
     let text = message(clicks(b"q1 a query D1\n", false));
     assert!(text.contains("none of its 1 rows") && text.contains("line 1: 1 columns"), "{text}");
 }
@@ -131,8 +145,10 @@ fn a_line_without_end_does_not_fill_the_memory() {
 #[test]
 fn an_error_of_the_caller_ends_the_reading() {
     let (_folder, path) = file(b"D1\tu\tt\tb\nD2\tu\tt\tb\n");
-    let text = message(read_documents(&path, &ALL, |_| Err(Error::data("enough"))));
-    assert_eq!(text, "enough");
+    let result = read_rows(&[Source::documents(path)], Role::Documents, &ReadOptions::default(), |_| {
+        Err(Error::data("enough"))
+    });
+    assert_eq!(message(result), "enough");
 }
 
 #[test]
@@ -154,20 +170,13 @@ fn clicks_with_and_without_url_and_header() {
 fn the_published_sample_of_orcas_parses() {
     let Some(path) = shared("fixtures/orcas_format/orcas_i_gold_1000.tsv") else { return };
     // One header line; the rest are rows, however many the copy at hand holds.
-    let rows = std::fs::read_to_string(&path).unwrap().lines().count() as u64 - 1;
-    assert!(rows > 900, "{rows} rows");
-    let mut first = None;
-    let mut ids = std::collections::HashSet::new();
-    let counts = read_clicks(&path, &ReadOptions { strict: true, done: None }, |click| {
-        assert!(click.document_id.starts_with('D'), "{click:?}");
-        ids.insert(click.query_id.to_owned());
-        first.get_or_insert_with(|| format!("{click:?}"));
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (rows, rows, 0, 0));
-    assert!(first.unwrap().contains("best reads"));
-    assert!(ids.len() > 900);
+    let lines = std::fs::read_to_string(&path).unwrap().lines().count() as u64 - 1;
+    assert!(lines > 900, "{lines} rows");
+    let (all, counts) = rows(Source::clicks(path), true).unwrap();
+    assert_eq!((counts.rows, counts.kept, counts.damaged, counts.not_utf8), (lines, lines, 0, 0));
+    assert!(all.iter().all(|row| row[2].starts_with('D')));
+    assert!(all[0][1].contains("best reads"));
+    assert!(all.iter().map(|row| &row[0]).collect::<std::collections::HashSet<_>>().len() > 900);
 }
 
 proptest! {

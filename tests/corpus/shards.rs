@@ -8,14 +8,21 @@ use ctune_dist::corpus::{Manifest, Shards, Tokens};
 use super::{message, small_tokenizer};
 
 /// Three documents, two queries, four clicks (one twice).
-fn write(target: &Path, part_tokens: u64) -> Manifest {
+fn write(target: &Path, texts_a_part: usize) -> Manifest {
     let tokenizer = small_tokenizer(200);
-    let mut writer = ShardWriter::create_in_parts(target, tokenizer.vocab(), part_tokens).unwrap();
-    for (id, tokens) in [("D1", &[5, 6, 7][..]), ("D-é", &[]), ("D3", &[8, 9])] {
-        writer.document(id, tokens).unwrap();
+    let mut writer = ShardWriter::create(target, tokenizer.vocab()).unwrap();
+    for (i, (id, tokens)) in [("D1", &[5, 6, 7][..]), ("D-é", &[]), ("D3", &[8, 9])].into_iter().enumerate()
+    {
+        assert_eq!(writer.document(id, tokens).unwrap(), i as u32);
+        if (i + 1).is_multiple_of(texts_a_part) {
+            writer.seal(false).unwrap();
+        }
     }
-    for (id, tokens) in [("q1", &[10, 11][..]), ("q2", &[12])] {
-        writer.query(id, tokens).unwrap();
+    for (i, (id, tokens)) in [("q1", &[10, 11][..]), ("q2", &[12])].into_iter().enumerate() {
+        assert_eq!(writer.query(id, tokens).unwrap(), i as u32);
+        if (i + 1).is_multiple_of(texts_a_part) {
+            writer.seal(true).unwrap();
+        }
     }
     for (query, document) in [(0, 2), (1, 0), (0, 0), (0, 2)] {
         writer.click(query, document);
@@ -26,7 +33,7 @@ fn write(target: &Path, part_tokens: u64) -> Manifest {
 fn made() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let target = folder.path().join("shards");
-    write(&target, 1 << 20);
+    write(&target, 9);
     (folder, target)
 }
 
@@ -39,11 +46,11 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn what_is_written_is_read() {
-    // Part sizes that put every text into its own part, split between them, and hold all.
-    for part_tokens in [1, 3, 1 << 20] {
+    // Every text in a part of its own, two in one, all in one.
+    for texts_a_part in [1, 2, 9] {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("shards");
-        let manifest = write(&target, part_tokens);
+        let manifest = write(&target, texts_a_part);
         assert_eq!(names(folder.path()), ["shards"], "only the finished directory stays");
         let shards = Shards::open(&target).unwrap();
         assert_eq!(*shards.manifest(), manifest);
@@ -102,9 +109,9 @@ fn nothing_stays_of_a_directory_that_was_not_finished() {
     drop(writer);
     assert_eq!(names(folder.path()), Vec::<String>::new());
     // What a killed process leaves is taken over.
-    std::fs::create_dir(folder.path().join(".shards.partial")).unwrap();
-    std::fs::write(folder.path().join(".shards.partial/documents-00007.tok"), "old").unwrap();
-    write(&target, 1 << 20);
+    std::fs::create_dir_all(folder.path().join(".shards.partial/shards")).unwrap();
+    std::fs::write(folder.path().join(".shards.partial/shards/documents-00007.tok"), "old").unwrap();
+    write(&target, 9);
     assert_eq!(names(folder.path()), ["shards"]);
     assert!(!target.join("documents-00007.tok").exists());
     let again = message(ShardWriter::create(&target, 200).map(|_| ()));
@@ -205,7 +212,7 @@ fn foreign_and_newer_files_are_refused() {
 
 /// Files whose checksums agree but whose numbers lie.
 #[test]
-fn numbers_out_of_range_are_found_when_opened() {
+fn numbers_out_of_range_are_found_when_verified() {
     let header = ctune_dist::corpus::shard::HEADER;
     let cases: [(&str, usize, &[u8], &str); 8] = [
         ("clicks.bin", header, &[2, 0, 0, 0], "click 0"),
@@ -220,7 +227,15 @@ fn numbers_out_of_range_are_found_when_opened() {
     for (name, at, bytes, wanted) in cases {
         let (_folder, target) = made();
         forge(&target, name, at, bytes);
-        let error = message(Shards::open(&target));
+        // Unverified, such a directory is read without a panic.
+        if let Ok(shards) = Shards::open(&target) {
+            for i in 0..4 {
+                let (query, document) = shards.click(i);
+                let _ = (shards.query(query).len(), shards.document(document).len(), shards.clicked(query));
+                let _ = (shards.query_id(query), shards.document_id(document));
+            }
+        }
+        let error = message(Shards::open(&target).and_then(|shards| shards.verify()));
         assert!(error.contains(name) && error.contains(wanted), "{name} at {at}: {error}");
     }
     let (_folder, target) = made();

@@ -10,7 +10,7 @@ fn of<F: Num>(values: &[f32]) -> Vec<F> {
 }
 
 /// (loss, dlogits, dbias)
-fn mlm<F: Num>(logits: &[f32], bias: &[f32], labels: &[u32], scale: f32) -> (F, Vec<F>, Vec<F>) {
+pub fn mlm<F: Num>(logits: &[f32], bias: &[f32], labels: &[u32], scale: f32) -> (F, Vec<F>, Vec<F>) {
     let (bias, v) = (of::<F>(bias), bias.len());
     let (mut loss, mut d) = (F::of(0.0), vec![]);
     for (row, &label) in of::<F>(logits).chunks(v).zip(labels) {
@@ -137,15 +137,15 @@ fn mlm_loss_edge_values() {
 }
 
 /// Everything that a head makes: logits, loss, dpre, dbias_pool, dw, db.
-struct HeadResult<F> {
-    logits: Vec<F>,
-    loss: F,
-    dpre: Vec<F>,
-    grads: Vec<F>,
+pub struct HeadResult<F> {
+    pub logits: Vec<F>,
+    pub loss: F,
+    pub dpre: Vec<F>,
+    pub grads: Vec<F>,
 }
 
 /// `factors` [S, H] multiply the pooled rows; `dlogits` gives loss and gradient of a row's logits.
-fn head<F: Num>(
+pub fn head<F: Num>(
     at: HeadAt,
     k: usize,
     weights: &[f32],
@@ -177,7 +177,7 @@ fn head<F: Num>(
     r
 }
 
-fn head_at(h: usize, k: usize) -> HeadAt {
+pub fn head_at(h: usize, k: usize) -> HeadAt {
     HeadAt { pool_bias: 0, w: h, b: h + k * h, hidden: h }
 }
 
@@ -336,7 +336,7 @@ fn rank_loss() {
 }
 
 /// A group's loss straight from its formula.
-fn group_loss(loss: RankLoss, s: &[f64], t: &[f64]) -> f64 {
+pub fn group_loss(loss: RankLoss, s: &[f64], t: &[f64]) -> f64 {
     let mean = |terms: Vec<f64>| terms.iter().sum::<f64>() / terms.len().max(1) as f64;
     let pairs = |term: &dyn Fn(usize) -> f64| mean((1..s.len()).map(term).collect());
     let log_softmax = |x: &[f64], i: usize| x[i] - x.iter().map(|x| x.exp()).sum::<f64>().ln();

@@ -4,9 +4,9 @@ use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::{AdamW, Backend, ParamGroup};
 
-const N: usize = 40_000;
+pub const N: usize = 40_000;
 
-fn groups() -> Vec<ParamGroup> {
+pub fn groups() -> Vec<ParamGroup> {
     vec![
         ParamGroup { range: 0..17_001, decay: true, lr_scale: 1.0 },
         ParamGroup { range: 17_001..17_010, decay: false, lr_scale: 1.0 },
@@ -15,25 +15,25 @@ fn groups() -> Vec<ParamGroup> {
     ]
 }
 
-fn update(step: u32) -> AdamW {
+pub fn update(step: u32) -> AdamW {
     AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, clip_norm: 50.0 }
 }
 
 /// Plain state of one run, in f64 or (every value rounded after each statement) in f32.
-struct Plain {
+pub struct Plain {
     round: fn(f64) -> f64,
-    w: Vec<f64>,
-    m: Vec<f64>,
-    v: Vec<f64>,
+    pub w: Vec<f64>,
+    pub m: Vec<f64>,
+    pub v: Vec<f64>,
 }
 
 impl Plain {
-    fn new(w: &[f32], round: fn(f64) -> f64) -> Self {
+    pub fn new(w: &[f32], round: fn(f64) -> f64) -> Self {
         Self { round, w: to64(w), m: vec![0.0; w.len()], v: vec![0.0; w.len()] }
     }
 
     /// As the documentation of torch.optim.AdamW states it.
-    fn step(&mut self, u: AdamW, g: &[f32], norm: f64) {
+    pub fn step(&mut self, u: AdamW, g: &[f32], norm: f64) {
         let r = self.round;
         let f = |x: f32| f64::from(x);
         let clip = (f(u.clip_norm) / (norm + 1e-6)).min(1.0);
@@ -97,7 +97,7 @@ fn adamw_for_ten_steps() {
 }
 
 /// LAMB as the paper states it, in f64: one group is one tensor.
-fn plain_lamb(u: AdamW, g: &[f32], norm: f64, state: &mut [Vec<f64>; 3]) {
+pub fn plain_lamb(u: AdamW, g: &[f32], norm: f64, state: &mut [Vec<f64>; 3]) {
     let f = |x: f32| f64::from(x);
     let [w, m, v] = state;
     for group in groups() {

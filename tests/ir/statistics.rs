@@ -98,12 +98,43 @@ fn damaged_folds_are_refused() {
         let error = read_folds(&file(&folder, "folds.json", text)).unwrap_err();
         assert!(error.to_string().contains(word) && error.to_string().contains("folds.json"), "{error}");
     };
-    refused("[]", "not a fold file");
+    refused("5", "not a fold file");
+    refused("[]", "no fold");
+    refused(r#"[["1"], ["2"], ["1"]]"#, "fold '1'");
     refused("{}", "no fold");
     refused(r#"{"s1": {"train_qids": ["1"]}}"#, "fold 's1'");
     refused(r#"{"s1": {"train_qids": ["1"], "predict": {"dev": ["2"], "test": ["1"]}}}"#, "topic '1'");
     refused(r#"{"s1": {"train_qids": ["1"], "predict": {"dev": ["1"], "test": ["2"]}}}"#, "topic '1'");
     refused(r#"{"s1": {"train_qids": ["1"], "predict": {"dev": [], "test": []}}}"#, "no test topic");
+}
+
+#[test]
+fn folds_of_pyserini_and_cedr() {
+    let folder = folder();
+    let folds = read_folds(&file(&folder, "lists.json", r#"[["1", 2, "2"], ["3"], ["4"]]"#)).unwrap();
+    assert_eq!((folds.len(), folds[0].test.as_slice()), (3, &["1".to_owned(), "2".into()][..]));
+    assert_eq!(
+        (folds[0].validation.as_slice(), folds[0].train.as_slice()),
+        (&["3".to_owned()][..], &["4".to_owned()][..])
+    );
+    for (name, content) in [
+        ("train.pairs", "1\td1\n1\td2\n2\td1\n"),
+        ("valid.run", "3 Q0 d 1 2 t\n"),
+        ("test.run", "4 Q0 d 1 2 t\n"),
+    ] {
+        file(&folder, &format!("f1.{name}"), content);
+    }
+    let folds = read_folds(folder.path()).unwrap();
+    assert_eq!(
+        (folds[0].train.join(" "), folds[0].validation.join(" "), folds[0].test.join(" ")),
+        ("1 2".into(), "3".into(), "4".into())
+    );
+    assert!(read_folds(&folder.path().join("none")).is_err());
+    let Some(cedr) = shared("topics_qrels/robust04/cedr") else { return };
+    let folds = read_folds(&cedr).unwrap();
+    let tested: std::collections::HashSet<_> = folds.iter().flat_map(|fold| &fold.test).collect();
+    // The runs hold topic 672, which has no relevant document; the published json leaves it out.
+    assert_eq!((folds.len(), tested.len()), (5, 250));
 }
 
 /// All fold files in public use here, and their sizes.

@@ -10,11 +10,11 @@ use super::device::check;
 use super::gemm::{Form, Operands, Product};
 use super::upload::{download_now, upload_now};
 use super::{Cuda, CudaBuf, Real};
+use crate::Result;
 use crate::engine::{
     AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, Fetch, HeadAt, Heads, LinearAt, LossScale,
     MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Segment,
 };
-use crate::{Error, Result};
 
 /// Weights that are converted and copied at once, to and from the host.
 const CHUNK: usize = 1 << 20;
@@ -35,13 +35,6 @@ impl<R: Real> Cuda<R> {
     /// The address of the first `rows` rows of `width` elements, as far as launches cover them.
     fn rows_of<T: Elem>(&self, what: &str, buf: &CudaBuf<T>, rows: Rows, width: usize) -> Result<u64> {
         Ok(buf.span(what, 0..self.capacity(rows) * width)?.0)
-    }
-
-    fn sized(&self, what: &str, range: Range<usize>, len: usize) -> Result<()> {
-        if range.len() == len {
-            return Ok(());
-        }
-        Err(Error::device(format!("{what}: {} values for {len} elements", range.len())))
     }
 }
 

@@ -51,7 +51,7 @@ fn look() -> std::result::Result<Installed, String> {
         ));
     }
     driver::init()
-        .map_err(|e| format!("no CUDA here: the driver does not start: {}; {instead}", describe(e)))?;
+        .map_err(|e| format!("no GPU here: the CUDA driver does not start: {}; {instead}", describe(e)))?;
     let mut version = 0;
     // SAFETY: `version` outlives the call.
     unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(describe)?;
@@ -64,7 +64,9 @@ fn look() -> std::result::Result<Installed, String> {
     }
     let gpus = driver::device::get_count().map_err(describe)?;
     if gpus < 1 {
-        return Err(format!("no CUDA here: the driver finds no GPU; check CUDA_VISIBLE_DEVICES, {instead}"));
+        return Err(format!(
+            "no GPU here: the CUDA driver finds none; check CUDA_VISIBLE_DEVICES, {instead}"
+        ));
     }
     Ok(Installed { driver: version, gpus: gpus as usize })
 }

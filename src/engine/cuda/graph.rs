@@ -81,11 +81,6 @@ impl Graphs {
         check("replaying", unsafe { driver::graph::launch(ready, device.compute.raw()) })
     }
 
-    /// Whether operations are being recorded, not run.
-    pub fn recording(&self) -> bool {
-        self.recording.is_some()
-    }
-
     /// Recordings that were made.
     pub fn recorded(&self) -> usize {
         self.segments.values().filter(|seen| matches!(seen, Seen::Recorded(_))).count()

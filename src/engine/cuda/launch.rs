@@ -18,7 +18,6 @@ pub(super) enum Arg {
     /// A device address.
     Ptr(u64),
     U32(u32),
-    I32(i32),
     F32(f32),
     U64(u64),
 }
@@ -28,7 +27,6 @@ impl Arg {
         let place: *const c_void = match self {
             Self::Ptr(v) | Self::U64(v) => std::ptr::from_ref(v).cast(),
             Self::U32(v) => std::ptr::from_ref(v).cast(),
-            Self::I32(v) => std::ptr::from_ref(v).cast(),
             Self::F32(v) => std::ptr::from_ref(v).cast(),
         };
         place.cast_mut()

@@ -24,6 +24,7 @@ mod upload;
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -77,17 +78,19 @@ pub struct Cuda<R: Real> {
 }
 
 /// How an engine works, the same for all models on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Record the segments of a training step and replay them.
     pub graph: bool,
     /// Sum gradients over ranks in bf16.
     pub narrow_sums: bool,
+    /// Folder for compiled kernels; `None` is $XDG_CACHE_HOME/ctune-dist or ~/.cache/ctune-dist.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { graph: true, narrow_sums: false }
+        Self { graph: true, narrow_sums: false, kernel_cache: None }
     }
 }
 
@@ -108,6 +111,8 @@ struct Inner {
     uploads: RefCell<Uploader>,
     /// Values on their way to the host.
     fetches: Rc<Fetches>,
+    /// What operations use for a moment, largest last (`ops`).
+    scratch: RefCell<Vec<CudaBuf<f32>>>,
     /// This pack's counts on the device, `PackCounts` as u32 [8].
     counts: CudaBuf<u32>,
     /// The same on the host.
@@ -118,6 +123,8 @@ struct Inner {
     trap: trap::Trap,
     /// The largest pack to come; zeros where nothing was said.
     most: PackCounts,
+    /// Tables of the optimiser's launches.
+    tables: ops::Tables,
     shared: Rc<Shared>,
 }
 
@@ -134,7 +141,7 @@ impl<R: Real> Cuda<R> {
     /// `Error::Device` when there is no usable GPU or its kernels do not compile.
     pub fn new(ordinal: usize, settings: Settings) -> Result<Self> {
         let device = Device::open(ordinal)?;
-        let module = Module::load(&device)?;
+        let module = Module::load(&device, settings.kernel_cache.as_deref())?;
         let gemm = RefCell::new(Gemm::new(&device)?);
         Self::with(Rc::new(Shared { gemm, module, settings, device }), PackCounts::default())
     }
@@ -150,11 +157,13 @@ impl<R: Real> Cuda<R> {
             graphs: RefCell::new(Graphs::new(shared.settings.graph)),
             uploads: RefCell::new(Uploader::new(device, &most)?),
             fetches: Rc::new(Fetches::new(device)),
+            scratch: RefCell::default(),
             counts: CudaBuf::zeros(device, size_of::<PackCounts>() / size_of::<u32>())?,
             pack: Cell::default(),
             segment: Cell::new(None),
             trap: trap::Trap::new(device)?,
             most,
+            tables: ops::Tables::default(),
             shared,
         };
         Ok(Self { inner: Rc::new(inner), kind: PhantomData })

@@ -36,9 +36,10 @@ pub struct Module {
 }
 
 impl Module {
-    /// Compiles or finds every kernel for `device`, whose context is current.
-    pub fn load(device: &Device) -> Result<Self> {
-        let compiler = Compiler::new(device)?;
+    /// Compiles every kernel for `device`, whose context is current, or finds it in `cache` (`None`:
+    /// the user's cache folder).
+    pub fn load(device: &Device, cache: Option<&Path>) -> Result<Self> {
+        let compiler = Compiler::new(device, cache)?;
         let mut module = Self { modules: Vec::new(), functions: RefCell::default() };
         for (name, source) in SOURCES {
             module.modules.push(compiler.module(name, source)?);
@@ -96,9 +97,10 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn new(device: &Device) -> Result<Self> {
+    fn new(device: &Device, cache: Option<&Path>) -> Result<Self> {
         let arch = device.card.arch.0 * 10 + device.card.arch.1;
-        Ok(Self { arch, version: version()?, cache: cache_folder() })
+        let cache = cache.map(Path::to_owned).or_else(users_cache).and_then(made);
+        Ok(Self { arch, version: version()?, cache })
     }
 
     /// The loaded module of one file: from the cache, or compiled.
@@ -242,16 +244,18 @@ fn load(code: &[u8]) -> std::result::Result<CUmodule, driver::DriverError> {
     unsafe { driver::module::load_data(image.as_ptr().cast()) }
 }
 
-/// $XDG_CACHE_HOME/ctune-dist or ~/.cache/ctune-dist, made where it is missing; `None` where neither
-/// can be.
-fn cache_folder() -> Option<PathBuf> {
+/// $XDG_CACHE_HOME/ctune-dist or ~/.cache/ctune-dist.
+fn users_cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    let Some(base) = base else {
+    if base.is_none() {
         tracing::warn!("neither XDG_CACHE_HOME nor HOME is set: every start compiles the kernels");
-        return None;
-    };
-    let dir = base.join("ctune-dist");
+    }
+    base.map(|base| base.join("ctune-dist"))
+}
+
+/// The folder, made where it is missing; `None` where it cannot be.
+fn made(dir: PathBuf) -> Option<PathBuf> {
     match fs::create_dir_all(&dir) {
         Ok(()) => Some(dir),
         Err(e) => {

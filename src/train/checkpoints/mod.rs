@@ -24,7 +24,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::coarse::Progress;
 use crate::model::tensor_file::Written;
@@ -42,8 +41,9 @@ pub struct Identity {
     pub command: String,
     /// Fingerprint of the shards.
     pub data: String,
-    /// The resolved plan.
-    pub config: Value,
+    /// What the command reads of the resolved plan, as TOML: its numbers come back as they were, which
+    /// JSON's reader does not promise.
+    pub plan: String,
 }
 
 /// `state.json`.

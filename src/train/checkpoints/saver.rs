@@ -119,7 +119,9 @@ impl Saver {
             self.publish();
         }
         let every = self.plan.every_steps;
-        if update.agreed.save || (every > 0 && update.step.is_multiple_of(every)) {
+        let due = update.agreed.save || (every > 0 && update.step.is_multiple_of(every));
+        // weights whose gradients are not finite are nothing to go back to
+        if due && update.skipped_in_row == 0 {
             self.save(trainer)?;
         }
         Ok(())

@@ -3,6 +3,7 @@
 //
 // The device looks like an H100; SOFTGPU_CAPABILITY (default 90) and SOFTGPU_DEVICES (default 8) change that.
 #include "device.h"
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -279,7 +280,13 @@ SOFTGPU_API CUresult cuEventDestroy_v2(SoftEvent* event) {
 SOFTGPU_API CUresult cuEventRecord(SoftEvent* event, void* stream) {
     return usable(event) ? record(resolve(stream), event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
+// A planted mistake: SOFTGPU_DROP_WAIT=k forgets the k-th wait of the process, from 0.
+static bool forgotten() {
+    static std::atomic<long> waits{0};
+    return waits++ == setting("SOFTGPU_DROP_WAIT", -1);
+}
 SOFTGPU_API CUresult cuStreamWaitEvent(void* stream, SoftEvent* event, unsigned) {
+    if (forgotten()) return CUDA_SUCCESS;
     return usable(event) ? wait(resolve(stream), event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
 SOFTGPU_API CUresult cuEventSynchronize(SoftEvent* event) {
@@ -301,7 +308,9 @@ SOFTGPU_API CUresult cuEventElapsedTime(float* milliseconds, SoftEvent* from, So
 struct SoftGraph {
     std::shared_ptr<Capture> capture;
 };
-SOFTGPU_API CUresult cuStreamBeginCapture_v2(void* stream, int) { return begin_capture(resolve(stream)); }
+SOFTGPU_API CUresult cuStreamBeginCapture_v2(void* stream, int mode) {
+    return begin_capture(resolve(stream), mode == 1);  // CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+}
 SOFTGPU_API CUresult cuStreamEndCapture(void* stream, SoftGraph** graph) {
     *graph = nullptr;
     std::shared_ptr<Capture> capture;

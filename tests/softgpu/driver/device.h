@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #define SOFTGPU_API extern "C" __attribute__((visibility("default")))
@@ -58,6 +59,7 @@ bool check_range(uintptr_t address, size_t bytes, const std::string& what);
 bool is_pinned(const void* address, size_t bytes);
 // Reports `what` when the bytes after the allocation that holds `address` were written.
 void check_guard(uintptr_t address, const std::string& what);
+bool find_live(uintptr_t address, uintptr_t* begin, size_t* bytes);  // the allocation that holds it
 void memory_info(size_t* free_bytes, size_t* total);
 void report_leaks();
 
@@ -97,6 +99,8 @@ struct Capture {
     Stream* origin = nullptr;
     std::vector<Stream*> joined;
     bool broken = false;
+    std::thread::id thread;  // that began it
+    bool thread_local_mode = false;
 };
 
 Stream* resolve(void* handle);  // null, legacy and per-thread handles are the default stream
@@ -111,11 +115,14 @@ CUresult synchronize_all();
 CUresult synchronize(const Event&);
 CUresult query(const Event&);
 CUresult query(Stream*);
-CUresult begin_capture(Stream*);
+CUresult begin_capture(Stream*, bool thread_local_mode);
 CUresult end_capture(Stream*, std::shared_ptr<Capture>*);
 CUresult run_graph(const Capture&);
 bool capturing(Stream*);
 CUresult first_error();                 // of any operation so far; sticky, as on a card
+
+// ---- record.cpp -------------------------------------------------------------------------------------------------
+void record_launch(const Launch&);
 
 // ---- used by the libraries beside libcuda ---------------------------------------------------------------------------
 void parallel(size_t count, const std::function<void(size_t)>& body);  // on the kernel workers

@@ -120,6 +120,15 @@ void check_guard(uintptr_t address, const std::string& what) {
     complain(text);
 }
 
+bool find_live(uintptr_t address, uintptr_t* begin, size_t* bytes) {
+    std::lock_guard<std::mutex> lock(heap().mutex);
+    const Allocation* a = find(address);
+    if (!a || a->freed) return false;
+    *begin = a->begin;
+    *bytes = a->bytes;
+    return true;
+}
+
 void memory_info(size_t* free_bytes, size_t* total) {
     std::lock_guard<std::mutex> lock(heap().mutex);
     *total = total_bytes();

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <dlfcn.h>
 #include <memory>
+#include <unistd.h>
 
 using namespace softgpu;
 
@@ -20,12 +21,11 @@ static const char kMagic[] = "softgpu image ";
 
 SOFTGPU_API CUresult cuModuleLoadData(SoftModule** module, const void* image) {
     const char* text = static_cast<const char*>(image);
-    if (strncmp(text, kMagic, sizeof kMagic - 1)) {
-        complain("cuModuleLoadData: this image was not made by softgpu's NVRTC");
-        return CUDA_ERROR_INVALID_IMAGE;
-    }
+    if (strncmp(text, kMagic, sizeof kMagic - 1)) return CUDA_ERROR_INVALID_IMAGE;
     std::string path(text + sizeof kMagic - 1);
     path = path.substr(0, path.find('\n'));
+    // A program may keep images longer than the kernels' folder lives; it then compiles again, as after a new driver.
+    if (access(path.c_str(), R_OK)) return CUDA_ERROR_INVALID_IMAGE;
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         complain(std::string("cuModuleLoadData: ") + dlerror());
@@ -128,16 +128,51 @@ static uintptr_t pointer(const Arguments& a, unsigned i) {
     return value;
 }
 
+// Memory that a launch can reach through its arguments, as it was.
+class Snapshot {
+public:
+    Snapshot(const Kernel& kernel, const Arguments& arguments) {
+        for (unsigned i = 0; i < kernel.arguments; i++) {
+            uintptr_t begin;
+            size_t bytes;
+            if (!kernel.pointers[i] || !find_live(pointer(arguments, i), &begin, &bytes) || parts_.count(begin)) continue;
+            parts_[begin].assign(reinterpret_cast<char*>(begin), reinterpret_cast<char*>(begin) + bytes);
+        }
+    }
+    void restore() const {
+        for (auto& part : parts_) memcpy(reinterpret_cast<void*>(part.first), part.second.data(), part.second.size());
+    }
+    bool operator==(const Snapshot& other) const { return parts_ == other.parts_; }
+
+private:
+    std::map<uintptr_t, std::vector<char>> parts_;
+};
+
+// SOFTGPU_ORDER=compare: the grid runs forward, in reverse and in one random order, and must leave the same bytes.
+static bool run_compared(const Launch& launch, const Arguments& arguments) {
+    Snapshot before(*launch.kernel, arguments);
+    if (!run_grid(launch, {Order::Forward, 0})) return false;
+    Snapshot after(*launch.kernel, arguments);
+    for (Order order : {Order{Order::Reverse, 0}, Order{Order::Random, 1}}) {
+        before.restore();
+        if (!run_grid(launch, order)) return false;
+        if (after == Snapshot(*launch.kernel, arguments)) continue;
+        complain(std::string("kernel ") + launch.kernel->name + ": the result depends on the order of threads or blocks");
+        return false;
+    }
+    return true;
+}
+
 static CUresult execute(const Launch& launch, const Arguments& arguments) {
+    static const bool compares = setting("SOFTGPU_ORDER", "forward") == "compare";
     const Kernel& k = *launch.kernel;
+    auto label = [&](unsigned i) { return std::string("kernel ") + k.name + ", argument " + std::to_string(i) + ","; };
     for (unsigned i = 0; i < k.arguments; i++)
-        if (k.pointers[i] && pointer(arguments, i) &&
-            !check_range(pointer(arguments, i), 1, std::string("kernel ") + k.name + ", argument " + std::to_string(i) + ",")) 
-            return CUDA_ERROR_ILLEGAL_ADDRESS;
-    if (!run_grid(launch)) return CUDA_ERROR_LAUNCH_FAILED;
+        if (k.pointers[i] && pointer(arguments, i) && !check_range(pointer(arguments, i), 1, label(i))) return CUDA_ERROR_ILLEGAL_ADDRESS;
+    record_launch(launch);
+    if (!(compares ? run_compared(launch, arguments) : run_grid(launch, chosen_order()))) return CUDA_ERROR_LAUNCH_FAILED;
     for (unsigned i = 0; i < k.arguments; i++)
-        if (k.pointers[i] && pointer(arguments, i))
-            check_guard(pointer(arguments, i), std::string("kernel ") + k.name + ", argument " + std::to_string(i) + ",");
+        if (k.pointers[i] && pointer(arguments, i)) check_guard(pointer(arguments, i), label(i));
     return CUDA_SUCCESS;
 }
 

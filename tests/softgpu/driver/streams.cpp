@@ -237,6 +237,10 @@ static bool breaks_capture(Stream* s) {
     s->capture->broken = true;
     return true;
 }
+// Another thread's capture in the thread-local mode, which does not mind what this thread does.
+static bool elsewhere(Stream* s) {
+    return s->capture && s->capture->thread_local_mode && s->capture->thread != std::this_thread::get_id();
+}
 CUresult synchronize(Stream* s) {
     if (!usable(s)) return CUDA_ERROR_INVALID_HANDLE;
     Lock lock(scheduler().mutex);
@@ -246,7 +250,7 @@ CUresult synchronize(Stream* s) {
 CUresult synchronize_all() {
     Lock lock(scheduler().mutex);
     for (Stream* s : scheduler().streams)
-        if (breaks_capture(s)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        if (!elsewhere(s) && breaks_capture(s)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     return drain(
         [] {
             for (Stream* s : scheduler().streams)
@@ -292,12 +296,14 @@ bool capturing(Stream* s) {
     Lock lock(scheduler().mutex);
     return s->capture != nullptr;
 }
-CUresult begin_capture(Stream* s) {
+CUresult begin_capture(Stream* s, bool thread_local_mode) {
     Lock lock(scheduler().mutex);
     if (s->capture || s == scheduler().standard) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     s->capture = std::make_shared<Capture>();
     s->capture->origin = s;
     s->capture->joined = {s};
+    s->capture->thread = std::this_thread::get_id();
+    s->capture->thread_local_mode = thread_local_mode;
     s->frontier.clear();
     return CUDA_SUCCESS;
 }

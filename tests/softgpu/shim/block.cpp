@@ -109,13 +109,15 @@ void Block::begin(const Launch& launch, dim3 index) {
         static_end_ = found.end;
         static_of_ = launch.kernel;
     }
-    if (fibers_.size() < threads_) fibers_.resize(threads_);
+    if (fibers_.size() < threads_) {
+        fibers_.resize(threads_);
+        copies_.resize(threads_);
+        tsan_.resize(threads_);
+    }
     warps_.resize((threads_ + 31) / 32);
-    memset(warps_.data(), 0, warps_.size() * sizeof(Warp));
-    size_t ring = 1;
-    while (ring <= threads_) ring *= 2;
-    queue_.resize(ring);
-    head_ = tail_ = 0;
+    for (Warp& w : warps_) w.exist = w.done = w.ready = w.in_warp = w.in_barrier = 0;
+    warp_ = order_.kind == Order::Reverse ? warps_.size() - 1 : 0;
+    random_ = order_.seed * 1000003 + index.x + index.y * 7919 + index.z * 104729 + 88172645463325252u;
     context.block = {index.x, index.y, index.z};
     context.block_dim = launch.block;
     context.grid_dim = launch.grid;
@@ -126,92 +128,127 @@ void Block::begin(const Launch& launch, dim3 index) {
     serial_ = (serial_ + 1) % 64;
 }
 
-bool Block::run(const Launch& launch, dim3 index) {
+bool Block::run(const Launch& launch, const Order& order, dim3 index) {
     block_of_worker = this;
     softgpu::context = &context;
+    order_ = order;
     begin(launch, index);
     poison_shared();
-    char* order_of_blocks = sync_[serial_] + 33;
     if (has_tsan()) {
-        home_.tsan = __tsan_get_current_fiber();
-        __tsan_release(order_of_blocks);
+        home_tsan_ = __tsan_get_current_fiber();
+        __tsan_release(sync(kStart));
     }
     for (unsigned i = 0; i < threads_; i++) {
         Fiber& f = fibers_[i];
         f.thread = {i % launch.block.x, i / launch.block.x % launch.block.y, i / launch.block.x / launch.block.y};
         f.lane = i % 32;
         f.warp = i / 32;
-        f.group = f.delivered = 0;
-        f.copies.clear();
+        copies_[i].pending.clear();
+        copies_[i].group = 0;
+        copies_[i].delivered = 0;
         warps_[f.warp].exist |= 1u << f.lane;
-        prepare(f.state_of_cpu, stacks_ + i * kStack, kStack, fiber_entry);
-        f.state_of_cpu.tsan = has_tsan() ? __tsan_create_fiber(0) : nullptr;
+        prepare(f.registers, stacks_ + i * kStack, kStack, fiber_entry);
+        if (has_tsan()) tsan_[i] = __tsan_create_fiber(0);
     }
-    static thread_local std::vector<unsigned> order;
-    order.resize(threads_);
-    order_threads(order, index.x + index.y * 7919 + index.z * 104729);
-    for (unsigned i : order) push(i);
+    for (Warp& w : warps_) w.ready = w.exist;
     current_ = nullptr;
     next(false);
     if (!failed_ && alive_) report_deadlock();
     check_guard();
     if (has_tsan()) {
-        for (unsigned i = 0; i < threads_; i++) __tsan_destroy_fiber(fibers_[i].state_of_cpu.tsan);
-        __tsan_acquire(order_of_blocks);
+        for (unsigned i = 0; i < threads_; i++) __tsan_destroy_fiber(tsan_[i]);
+        __tsan_acquire(sync(kEnd));
     }
     return !failed_;
 }
 
 void Block::fiber_body() {
     fiber_started();
-    char* order_of_blocks = sync_[serial_] + 33;
-    if (has_tsan()) __tsan_acquire(order_of_blocks);
+    if (has_tsan()) __tsan_acquire(sync(kStart));
     launch_->kernel->thunk(launch_->kernel->function, launch_->values);
-    if (has_tsan()) __tsan_release(order_of_blocks);
+    if (has_tsan()) __tsan_release(sync(kEnd));
     Warp& warp = warps_[current_->warp];
     warp.done |= 1u << current_->lane;
-    current_->state = Done;
+    for (unsigned left = warp.in_warp; left; left &= left - 1) {
+        const Fiber& other = fibers_[current_->warp * 32 + static_cast<unsigned>(__builtin_ctz(left))];
+        if (warp.mask[other.lane] >> current_->lane & 1)
+            fault(std::string(other.site.what) + ": the mask names lanes that have returned", other.site);
+    }
     alive_--;
     if (alive_ && waiting_ == alive_) complete_barrier();
     next(true);
     abort();
 }
 
-void Block::push(unsigned fiber) {
-    queue_[tail_++ & (queue_.size() - 1)] = fiber;
-    fibers_[fiber].state = Ready;
+// A lane of those that can run, as the order says.
+unsigned Block::pick(unsigned lanes) {
+    if (order_.kind == Order::Forward) return static_cast<unsigned>(__builtin_ctz(lanes));
+    if (order_.kind == Order::Reverse) return 31 - static_cast<unsigned>(__builtin_clz(lanes));
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    for (unsigned skip = static_cast<unsigned>(random_ >> 33) % static_cast<unsigned>(__builtin_popcount(lanes)); skip; skip--)
+        lanes &= lanes - 1;
+    return static_cast<unsigned>(__builtin_ctz(lanes));
+}
+
+// The next fiber that can run; null when there is none.
+Block::Fiber* Block::choose() {
+    if (failed_) return nullptr;
+    size_t count = warps_.size();
+    if (!warps_[warp_].ready) {
+        if (order_.kind == Order::Random) warp_ = (random_ >> 40) % count;
+        size_t step = order_.kind == Order::Reverse ? count - 1 : 1, tried = 0;
+        for (; tried < count && !warps_[warp_].ready; tried++) warp_ = (warp_ + step) % count;
+        if (tried == count) return nullptr;
+    }
+    unsigned lane = pick(warps_[warp_].ready);
+    warps_[warp_].ready &= ~(1u << lane);
+    return &fibers_[warp_ * 32 + lane];
 }
 
 // Hands the processor to the next fiber that can run, or back to run() when there is none.
 void Block::next(bool last) {
     Fiber* from = current_;
-    FiberState* target = &home_;
-    if (head_ != tail_ && !failed_) {
-        Fiber& to = fibers_[queue_[head_++ & (queue_.size() - 1)]];
-        to.state = Running;
-        current_ = &to;
-        context.thread = to.thread;
-        context.lane = to.lane;
-        context.warp = to.warp;
-        if (&to == from) return;
-        target = &to.state_of_cpu;
+    Fiber* to = choose();
+    if (to == from && to) return;
+    switch_to(from ? from->registers : home_, to, last);
+}
+
+void Block::switch_to(Registers& from, Fiber* to, bool last) {
+    Registers& target = to ? to->registers : home_;
+    if (to) {
+        current_ = to;
+        context.thread = to->thread;
+        context.lane = to->lane;
+        context.warp = to->warp;
     }
-    switch_fiber(from ? from->state_of_cpu : home_, *target, last);
+    if (!has_tsan() && !has_asan()) return jump(from, target);
+    Destination destination{home_tsan_, nullptr, 0};
+    if (to) destination = {tsan_[index(to)], stacks_ + index(to) * kStack, kStack};
+    switch_watched(from, target, destination, last);
 }
 
 void Block::leave() {
-    switch_fiber(current_->state_of_cpu, home_, true);
+    switch_to(current_->registers, nullptr, true);
     abort();
 }
 
+// Field by field: a whole Site handed on as a value would be read wider than it was written, which stalls the processor.
+inline void Block::place(Fiber& fiber, const char* what, const char* file, int line) {
+    fiber.site.file = file;
+    fiber.site.line = line;
+    fiber.site.what = what;
+}
+
 // ---- barriers -----------------------------------------------------------------------------------------------------
-int Block::barrier(int predicate, Site site, int kind) {
+int Block::barrier(int predicate, const char* file, int line, int kind) {
     Fiber* me = current_;
-    char* order = sync_[serial_] + 32;
-    site.what = "__syncthreads";
-    me->site = site;
-    me->state = InBarrier;
+    place(*me, "__syncthreads", file, line);
+    if (waiting_ == 0) barrier_site_ = me->site;
+    else if (line != barrier_site_.line || file != barrier_site_.file)
+        fault(std::string("divergent __syncthreads: other threads wait at ") + barrier_site_.file + ":" + std::to_string(barrier_site_.line), me->site);
+    warps_[me->warp].in_barrier |= 1u << me->lane;
     votes_ += static_cast<unsigned>(predicate);
+    char* order = sync(kBarrier);
     if (has_tsan()) __tsan_release(order);
     if (++waiting_ == alive_) complete_barrier();
     next(false);
@@ -220,20 +257,9 @@ int Block::barrier(int predicate, Site site, int kind) {
 }
 
 void Block::complete_barrier() {
-    const Fiber* first = nullptr;
-    for (unsigned i = 0; i < threads_; i++) {
-        Fiber& f = fibers_[i];
-        if (f.state != InBarrier) continue;
-        if (!first) first = &f;
-        if (f.site.line != first->site.line || f.site.file != first->site.file) {
-            current_ = &f;
-            context.thread = f.thread;
-            fault("divergent __syncthreads: thread (" + std::to_string(first->thread.x) + "," +
-                      std::to_string(first->thread.y) + "," + std::to_string(first->thread.z) + ") waits at " +
-                      first->site.file + ":" + std::to_string(first->site.line),
-                  f.site);
-        }
-        push(i);
+    for (Warp& w : warps_) {
+        w.ready |= w.in_barrier;
+        w.in_barrier = 0;
     }
     results_[1] = static_cast<int>(votes_);
     results_[2] = votes_ == alive_;
@@ -246,58 +272,59 @@ unsigned Block::active_mask() const {
     return warp.exist & ~warp.done;
 }
 
-void Block::collective(unsigned mask, Complete complete, void* payload, Site site, bool orders_memory) {
+void Block::collective(unsigned mask, Complete complete, void* payload, const char* what, const char* file, int line, bool orders_memory) {
     Fiber* me = current_;
+    place(*me, what, file, line);
     Warp& warp = warps_[me->warp];
     unsigned bit = 1u << me->lane;
-    if (!(mask & bit)) fault(std::string(site.what) + ": the calling lane is not in its own mask", site);
-    if (mask & ~warp.exist) fault(std::string(site.what) + ": the mask names lanes that the block does not have", site);
-    if (mask & warp.done) fault(std::string(site.what) + ": the mask names lanes that have returned", site);
+    if (!(mask & bit)) fault(std::string(what) + ": the calling lane is not in its own mask", me->site);
+    if (mask & ~warp.exist) fault(std::string(what) + ": the mask names lanes that the block does not have", me->site);
+    if (mask & warp.done) fault(std::string(what) + ": the mask names lanes that have returned", me->site);
     warp.mask[me->lane] = mask;
     warp.payload[me->lane] = payload;
     warp.complete[me->lane] = complete;
-    warp.arrived |= bit;
-    me->site = site;
-    me->state = InWarp;
+    warp.in_warp |= bit;
     bool order = has_tsan() && orders_memory;
-    char* object = sync_[serial_] + me->warp;
+    char* object = sync(me->warp);
     if (order) __tsan_release(object);
-    if ((warp.arrived & mask) == mask) complete_warp(warp, mask, me->warp * 32);
+    if ((warp.in_warp & mask) == mask) complete_warp(warp, mask);
     next(false);
     if (order) __tsan_acquire(object);
 }
 
-void Block::complete_warp(Warp& warp, unsigned mask, unsigned base) {
+void Block::complete_warp(Warp& warp, unsigned mask) {
+    const Fiber* lanes = &fibers_[current_->warp * 32];
+    Complete complete = warp.complete[current_->lane];
     for (unsigned left = mask; left; left &= left - 1) {
         unsigned lane = static_cast<unsigned>(__builtin_ctz(left));
-        if (warp.mask[lane] != mask) fault("lanes of one warp operation pass different masks", fibers_[base + lane].site);
-        if (warp.complete[lane] != warp.complete[current_->lane])
-            fault("lanes of one warp operation execute different operations: lane " + std::to_string(lane) + " a " +
-                      fibers_[base + lane].site.what,
+        if (warp.mask[lane] != mask) fault("lanes of one warp operation pass different masks", lanes[lane].site);
+        if (warp.complete[lane] != complete)
+            fault("lanes of one warp operation execute different operations: lane " + std::to_string(lane) + " a " + lanes[lane].site.what,
                   current_->site);
     }
-    warp.complete[current_->lane](mask, warp.payload);
-    warp.arrived &= ~mask;
-    for (unsigned left = mask; left; left &= left - 1) push(base + static_cast<unsigned>(__builtin_ctz(left)));
+    complete(mask, warp.payload);
+    warp.in_warp &= ~mask;
+    warp.ready |= mask;
 }
 
 // ---- asynchronous copies --------------------------------------------------------------------------------------------
 void Block::copy_issue(void* to, const void* from, bool valid) {
-    current_->copies.push_back({to, from, valid, current_->group});
+    Copies& mine = copies_[index(current_)];
+    mine.pending.push_back({to, from, valid, mine.group});
 }
-void Block::copy_commit() { current_->group++; }
+void Block::copy_commit() { copies_[index(current_)].group++; }
 bool Block::copy_next(unsigned pending, Copy* copy) {
-    Fiber& f = *current_;
-    if (f.delivered == f.copies.size()) {
-        f.copies.clear();
-        f.delivered = 0;
+    Copies& mine = copies_[index(current_)];
+    if (mine.delivered == mine.pending.size()) {
+        mine.pending.clear();
+        mine.delivered = 0;
         return false;
     }
-    const Copy& candidate = f.copies[f.delivered];
+    const Copy& candidate = mine.pending[mine.delivered];
     // cp.async.wait_group covers committed groups only, all but the last `pending` of them.
-    if (candidate.group + pending >= f.group) return false;
+    if (candidate.group + pending >= mine.group) return false;
     *copy = candidate;
-    f.delivered++;
+    mine.delivered++;
     return true;
 }
 
@@ -328,7 +355,8 @@ void Block::report_deadlock() {
     const Fiber* previous = nullptr;
     for (unsigned i = 0; i < threads_ && shown < 4; i++) {
         const Fiber& f = fibers_[i];
-        if (f.state != InWarp && f.state != InBarrier) continue;
+        const Warp& w = warps_[f.warp];
+        if (!((w.in_warp | w.in_barrier) >> f.lane & 1)) continue;
         if (previous && previous->site.line == f.site.line && previous->site.file == f.site.file) continue;
         text += std::string(shown++ ? "; thread " : ": thread ") + position({f.thread.x, f.thread.y, f.thread.z}) + " in " +
                 f.site.what + " at " + f.site.file + ":" + std::to_string(f.site.line);
@@ -340,11 +368,11 @@ void Block::report_deadlock() {
 
 // ---- the calls of kernels -----------------------------------------------------------------------------------------
 int barrier(int predicate, const char* file, int line, int kind) {
-    return block_of_worker->barrier(predicate, {file, line, nullptr}, kind);
+    return block_of_worker->barrier(predicate, file, line, kind);
 }
 void collective(unsigned mask, Complete complete, void* payload, const char* what, const char* file, int line,
                 bool orders_memory) {
-    block_of_worker->collective(mask, complete, payload, {file, line, what}, orders_memory);
+    block_of_worker->collective(mask, complete, payload, what, file, line, orders_memory);
 }
 unsigned active_mask() { return block_of_worker->active_mask(); }
 void copy_issue(void* to, const void* from, bool valid) { block_of_worker->copy_issue(to, from, valid); }

@@ -19,10 +19,11 @@ public:
     Block();
     ~Block();
     // Runs block `index` of the grid; false when something was reported.
-    bool run(const Launch& launch, dim3 index);
+    bool run(const Launch& launch, const Order& order, dim3 index);
 
-    int barrier(int predicate, Site site, int kind);
-    void collective(unsigned mask, Complete complete, void* payload, Site site, bool orders_memory);
+    int barrier(int predicate, const char* file, int line, int kind);
+    void collective(unsigned mask, Complete complete, void* payload, const char* what, const char* file, int line,
+                    bool orders_memory);
     unsigned active_mask() const;
     void copy_issue(void* to, const void* from, bool valid);
     void copy_commit();
@@ -34,43 +35,56 @@ public:
     Context context{};
 
 private:
-    enum State : unsigned char { Ready, Running, InWarp, InBarrier, Done };
-    struct Fiber {
-        FiberState state_of_cpu;
+    struct alignas(64) Fiber {  // one cache line: with 256 threads a switch would otherwise miss the first-level cache
+        Registers registers;
         uint3 thread;
         unsigned lane, warp;
-        State state;
-        Site site;
-        unsigned group, delivered;  // cp.async groups committed, next copy to deliver
-        std::vector<Copy> copies;
+        Site site;              // where it waits
+    };
+    struct Copies {
+        std::vector<Copy> pending;
+        unsigned group = 0;      // groups committed
+        size_t delivered = 0;    // of `pending`
     };
     struct Warp {
-        unsigned exist, done, arrived;
+        unsigned exist, done;
+        unsigned ready;          // lanes that can run
+        unsigned in_warp;        // lanes that wait in a warp operation
+        unsigned in_barrier;
         unsigned mask[32];
         void* payload[32];
         Complete complete[32];
     };
 
+    static void place(Fiber& fiber, const char* what, const char* file, int line);
     void begin(const Launch& launch, dim3 index);
     void poison_shared();
     void check_guard();
-    void push(unsigned fiber);
     void next(bool last);
+    Fiber* choose();
+    unsigned pick(unsigned lanes);
     void leave();
     void complete_barrier();
-    void complete_warp(Warp& warp, unsigned mask, unsigned base);
+    void complete_warp(Warp& warp, unsigned mask);
     void report_deadlock();
     void report(const std::string& text, Site site);
+    size_t index(const Fiber* fiber) const { return static_cast<size_t>(fiber - fibers_.data()); }
+    void switch_to(Registers& from, Fiber* to, bool last);
 
     const Launch* launch_ = nullptr;
+    Order order_;
+    uint64_t random_ = 0;
     std::vector<Fiber> fibers_;
+    std::vector<Copies> copies_;
+    std::vector<void*> tsan_;
     std::vector<Warp> warps_;
-    std::vector<unsigned> queue_;     // ring of fibers that can run; a power of two long
-    size_t head_ = 0, tail_ = 0;
-    FiberState home_{};               // the worker itself
+    Registers home_{};                // the worker itself
+    void* home_tsan_ = nullptr;
     Fiber* current_ = nullptr;
+    size_t warp_ = 0;                 // runs as far as it can before another one does: its stacks stay in the cache
     unsigned threads_ = 0, alive_ = 0, waiting_ = 0;
     unsigned votes_ = 0;
+    Site barrier_site_{};             // of the first thread that waits there
     int results_[4] = {};
     bool failed_ = false;
     char* stacks_ = nullptr;
@@ -79,12 +93,12 @@ private:
     size_t dynamic_capacity_ = 0;
     const Kernel* static_of_ = nullptr;  // whose static shared memory lies between these two
     char *static_begin_ = nullptr, *static_end_ = nullptr;
-    // ThreadSanitizer's happens-before is kept per object address; new ones each block.
-    char sync_[64][34] = {};
+    // ThreadSanitizer keeps what happens before what by object address: one a warp, the barrier, start and end of a block;
+    // new ones each block.
+    enum { kBarrier = 32, kStart = 33, kEnd = 34 };
+    char* sync(unsigned object) { return sync_[serial_][object]; }
+    char sync_[64][35][8] = {};
     unsigned serial_ = 0;
 };
 
-// Threads of a block start in this order; SOFTGPU_ORDER=forward|reverse|random:SEED. A kernel whose result depends on
-// it has a race.
-void order_threads(std::vector<unsigned>& order, unsigned seed);
 }  // namespace softgpu

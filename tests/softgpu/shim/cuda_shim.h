@@ -8,6 +8,7 @@
 #pragma once
 #define SOFTGPU 1
 
+typedef decltype(sizeof(0)) size_t;  // NVRTC knows it without a header
 struct uint3 { unsigned x, y, z; };
 struct dim3 {
     unsigned x, y, z;

@@ -25,18 +25,9 @@ namespace softgpu {
 inline bool has_tsan() { return __tsan_create_fiber != nullptr; }
 inline bool has_asan() { return __sanitizer_start_switch_fiber != nullptr && !has_tsan(); }
 
-struct FiberState {
+// Where a fiber stands. Small: a switch touches two of them, and a block has up to 1024.
 #if defined(__x86_64__)
-    void* stack_pointer;
-#else
-    ucontext_t registers;
-#endif
-    void* tsan;
-    const void* bottom;  // of the stack, for ASan
-    size_t bytes;
-};
-
-#if defined(__x86_64__)
+typedef void* Registers;  // the stack pointer; all else is on the stack
 extern "C" void softgpu_switch(void** save, void* load);
 asm(R"(
 .text
@@ -58,34 +49,37 @@ softgpu_switch:
     popq %rbp
     ret
 )");
-inline void prepare(FiberState& fiber, char* stack, size_t bytes, void (*entry)()) {
+inline void prepare(Registers& fiber, char* stack, size_t bytes, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + bytes - 64);  // stack and bytes are multiples of 16
     *--top = nullptr;                                            // where entry would return to; it never does
     *--top = reinterpret_cast<void*>(entry);
     for (int i = 0; i < 6; i++) *--top = nullptr;
-    fiber.stack_pointer = top;
-    fiber.bottom = stack;
-    fiber.bytes = bytes;
+    fiber = top;
 }
-inline void jump(FiberState& from, FiberState& to) { softgpu_switch(&from.stack_pointer, to.stack_pointer); }
+inline void jump(Registers& from, Registers& to) { softgpu_switch(&from, to); }
 #else
-inline void prepare(FiberState& fiber, char* stack, size_t bytes, void (*entry)()) {
-    getcontext(&fiber.registers);
-    fiber.registers.uc_stack.ss_sp = stack;
-    fiber.registers.uc_stack.ss_size = bytes;
-    fiber.registers.uc_link = nullptr;
-    makecontext(&fiber.registers, entry, 0);
-    fiber.bottom = stack;
-    fiber.bytes = bytes;
+typedef ucontext_t Registers;
+inline void prepare(Registers& fiber, char* stack, size_t bytes, void (*entry)()) {
+    getcontext(&fiber);
+    fiber.uc_stack.ss_sp = stack;
+    fiber.uc_stack.ss_size = bytes;
+    fiber.uc_link = nullptr;
+    makecontext(&fiber, entry, 0);
 }
-inline void jump(FiberState& from, FiberState& to) { swapcontext(&from.registers, &to.registers); }
+inline void jump(Registers& from, Registers& to) { swapcontext(&from, &to); }
 #endif
 
+// What sanitizers must know of the fiber that is switched to.
+struct Destination {
+    void* tsan;
+    const void* stack;
+    size_t bytes;
+};
 // `last`: the leaving fiber does not come back.
-inline void switch_fiber(FiberState& from, FiberState& to, bool last) {
+inline void switch_watched(Registers& from, Registers& to, const Destination& destination, bool last) {
     void* fake_stack = nullptr;
-    if (has_tsan()) __tsan_switch_to_fiber(to.tsan, 1 /* no order between the two */);
-    if (has_asan()) __sanitizer_start_switch_fiber(last ? nullptr : &fake_stack, to.bottom, to.bytes);
+    if (has_tsan()) __tsan_switch_to_fiber(destination.tsan, 1 /* no order between the two */);
+    if (has_asan()) __sanitizer_start_switch_fiber(last ? nullptr : &fake_stack, destination.stack, destination.bytes);
     jump(from, to);
     if (has_asan()) __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 }

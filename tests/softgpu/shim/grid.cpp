@@ -19,29 +19,18 @@ static uint64_t scramble(uint64_t x) {
     return x ^ x >> 31;
 }
 
-struct Order {
-    enum Kind { Forward, Reverse, Random } kind = Forward;
-    uint64_t seed = 0;
-    Order() {
-        std::string text = setting("SOFTGPU_ORDER", "forward");
-        if (text == "reverse") kind = Reverse;
-        if (text.rfind("random", 0) == 0) {
-            kind = Random;
-            seed = text.size() > 7 ? strtoull(text.c_str() + 7, nullptr, 10) : 1;
-        }
-    }
-};
-static const Order& order() {
-    static const Order chosen;
-    return chosen;
+static Order read_order() {
+    std::string text = setting("SOFTGPU_ORDER", "forward");
+    Order order;
+    if (text == "reverse") order.kind = Order::Reverse;
+    else if (text.rfind("random", 0) == 0) order.kind = Order::Random;
+    else if (text != "forward" && text != "compare") fatal("SOFTGPU_ORDER=" + text + ": forward, reverse, random:SEED or compare");
+    if (text.size() > 7) order.seed = strtoull(text.c_str() + 7, nullptr, 10);
+    return order;
 }
-
-void order_threads(std::vector<unsigned>& threads, unsigned seed) {
-    unsigned n = static_cast<unsigned>(threads.size());
-    for (unsigned i = 0; i < n; i++) threads[i] = order().kind == Order::Reverse ? n - 1 - i : i;
-    if (order().kind != Order::Random) return;
-    uint64_t state = scramble(order().seed * 1000003 + seed);
-    for (unsigned i = n - 1; i > 0; i--) std::swap(threads[i], threads[(state = scramble(state + i)) % (i + 1)]);
+const Order& chosen_order() {
+    static const Order order = read_order();
+    return order;
 }
 
 // The workers beside the calling thread. One grid at a time has them; a grid that finds them busy runs alone.
@@ -109,14 +98,14 @@ void parallel(size_t count, const std::function<void(size_t)>& body) {
     Workers::get().run([&] { for (size_t i; (i = taken.fetch_add(1)) < count;) body(i); }, count);
 }
 
-bool run_grid(const Launch& launch) {
+bool run_grid(const Launch& launch, const Order& order) {
     dim3 g = launch.grid;
     uint64_t blocks = static_cast<uint64_t>(g.x) * g.y * g.z;
     std::vector<uint64_t> shuffled;
-    if (order().kind == Order::Random) {
+    if (order.kind == Order::Random) {
         shuffled.resize(blocks);
         for (uint64_t i = 0; i < blocks; i++) shuffled[i] = i;
-        uint64_t state = scramble(order().seed + 77);
+        uint64_t state = scramble(order.seed + 77);
         for (uint64_t i = blocks - 1; i > 0; i--) std::swap(shuffled[i], shuffled[(state = scramble(state + i)) % (i + 1)]);
     }
     std::atomic<uint64_t> taken{0};
@@ -127,9 +116,9 @@ bool run_grid(const Launch& launch) {
             uint64_t k = taken.fetch_add(1);
             if (k >= blocks || !good.load(std::memory_order_relaxed)) return;
             if (!shuffled.empty()) k = shuffled[k];
-            else if (order().kind == Order::Reverse) k = blocks - 1 - k;
+            else if (order.kind == Order::Reverse) k = blocks - 1 - k;
             dim3 index(static_cast<unsigned>(k % g.x), static_cast<unsigned>(k / g.x % g.y), static_cast<unsigned>(k / g.x / g.y));
-            if (!block.run(launch, index)) good = false;
+            if (!block.run(launch, order, index)) good = false;
         }
     };
     Workers::get().run(work, blocks);

@@ -4,6 +4,8 @@
 // mma sums k in ascending order in f32. A card's order is not documented, so equality of bits is not promised.
 #pragma once
 
+#include "common.cuh"
+
 namespace softgpu {
 struct Tile {
     unsigned row[4];  // in: this lane's 16 bytes; out: its four registers
@@ -41,8 +43,6 @@ struct Product {
     unsigned a[4], b[2];
     float c[4];
 };
-inline float low_bf16(unsigned pair) { return bits<float>(pair << 16); }
-inline float high_bf16(unsigned pair) { return bits<float>(pair & 0xffff0000u); }
 // c[16][8] += a[16][16] b[16][8]
 SOFTGPU_EXCHANGE inline void multiply(unsigned, void** payloads) {
     typedef float Row __attribute__((vector_size(32)));
@@ -98,4 +98,11 @@ template <int N> inline void cp_async_wait() {
     ::softgpu::Copy copy;
     while (::softgpu::copy_next(N, &copy))
         *static_cast<uint4*>(copy.to) = copy.valid ? *static_cast<const uint4*>(copy.from) : uint4{0, 0, 0, 0};
+}
+
+inline unsigned cvt_bf16x2(float low, float high) { return pack_bf16(low, high); }
+// Exact to rounding; small results are flushed as the instruction does.
+inline float exp2_approx(float x) {
+    float y = exp2f(x);
+    return y < 1.17549435e-38f ? 0.0f : y;
 }

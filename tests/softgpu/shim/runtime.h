@@ -57,6 +57,14 @@ struct Launch {
     unsigned dynamic_shared;         // bytes
     void** values;                   // addresses of the arguments
 };
+// In a program of several .cu files: each announces its kernels before main.
+void collect(const Kernel* table, unsigned count);
+// Order in which threads of a block and blocks of a grid start: SOFTGPU_ORDER=forward|reverse|random:SEED.
+struct Order {
+    enum Kind { Forward, Reverse, Random } kind = Forward;
+    unsigned long long seed = 0;
+};
+const Order& chosen_order();
 // Runs the grid; true when nothing was reported.
-bool run_grid(const Launch& launch);
+bool run_grid(const Launch& launch, const Order& order);
 }  // namespace softgpu

@@ -2,15 +2,40 @@
 //! method: grid, block and arguments of its kernels. Launches cover `Cuda::capacity` rows; kernels
 //! read the true count from `Cuda::counts`.
 
-impl<R: super::Real> super::Cuda<R> {
-    pub(super) fn column_sum(
-        &self,
-        _: &super::CudaBuf<R>,
-        _: crate::engine::Rows,
-        _: usize,
-        _: usize,
-        _: &mut super::CudaBuf<f32>,
-    ) -> crate::Result<()> {
-        Ok(())
+mod attention;
+mod losses;
+mod mask;
+mod optimiser;
+mod rows;
+mod tables;
+
+pub use optimiser::Tables;
+
+use super::launch::Arg;
+use super::{Cuda, CudaBuf, Real};
+use crate::Result;
+use crate::engine::Dropout;
+
+/// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
+const SCRATCH_GRAIN: usize = 1 << 20;
+
+impl<R: Real> Cuda<R> {
+    /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next
+    /// operation may overwrite them. The operations of a model follow each other on one stream, so
+    /// all share them. Smaller ones that came before are kept: recorded segments know their address.
+    pub(super) fn scratch(&self, floats: usize) -> Result<u64> {
+        let mut all = self.inner.scratch.borrow_mut();
+        if all.last().is_none_or(|last| last.len() < floats) {
+            all.push(CudaBuf::zeros(self.device(), floats.next_multiple_of(SCRATCH_GRAIN))?);
+        }
+        Ok(match all.last() {
+            Some(last) => last.span("scratch", 0..floats)?.0,
+            None => 0, // nothing was asked for
+        })
     }
+}
+
+/// A dropout site as the last four arguments of a kernel.
+fn dropout_args(drop: Dropout) -> [Arg; 4] {
+    [Arg::U32(drop.threshold), Arg::F32(drop.scale), Arg::U32(drop.seed), Arg::U32(drop.site)]
 }

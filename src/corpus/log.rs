@@ -1,0 +1,296 @@
+//! The click log in memory: ids and pairs, never text. Slots are numbers in the order of first sight; indices
+//! are places in the shards, known only when a text is written. The text of each query is put aside once, in a
+//! file that is read again when it is known which queries keep a click.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::ids::{Ids, LAST};
+use super::leak;
+use super::ordered;
+use super::preparation::Preparation;
+use super::progress::Progress;
+use super::repair::repaired;
+use super::rows::Role;
+use super::source::{Files, Part, Piece, Position, Tally};
+use crate::{Error, Result};
+
+/// Index of a slot that is not in the shards: never seen in the collection (or not yet written) ...
+pub(super) const MISSING: u32 = u32::MAX;
+/// ... or without a single token ...
+pub(super) const EMPTY: u32 = u32::MAX - 1;
+/// ... or kept out by the leak guard ...
+pub(super) const EXCLUDED: u32 = u32::MAX - 2;
+/// ... or by a filter.
+pub(super) const FILTERED: u32 = u32::MAX - 3;
+
+/// Ids and pairs of the log, and where each went.
+#[derive(Default)]
+pub(super) struct Log {
+    pub(super) queries: Ids,
+    /// Documents that are clicked.
+    pub(super) documents: Ids,
+    /// (query slot, document slot) of each usable row.
+    pub(super) pairs: Vec<(u32, u32)>,
+    /// Document slot -> index in the shards, or why there is none.
+    pub(super) document_index: Vec<u32>,
+    /// Query slot -> index in the shards, or why there is none.
+    pub(super) query_index: Vec<u32>,
+    /// Why a query of a file of queries is left out, by slot; empty where the log holds the text itself.
+    barred: Vec<Option<&'static str>>,
+    /// Slot whose clicks are these, where queries with the same words are one.
+    same_as: Vec<u32>,
+    /// Distinct words of queries, and the first slot with each.
+    words: Ids,
+    first_with: Vec<u32>,
+}
+
+/// What `Log::join` decided.
+pub(super) struct Joined {
+    /// Whether each pair of the log enters.
+    pub(super) kept: Vec<bool>,
+    /// Rows that do not enter, by reason.
+    pub(super) dropped: [(&'static str, u64); 5],
+}
+
+impl Log {
+    /// Keeps the pairs whose document is in the shards, each once, and marks their queries as due
+    /// (`EMPTY` until they are written).
+    pub(super) fn join(&mut self) -> Joined {
+        let index = |&(_, slot): &(u32, u32)| self.document_index[slot as usize];
+        let mut kept: Vec<bool> = self.pairs.iter().map(|pair| index(pair) <= LAST).collect();
+        let count = |why: u32| self.pairs.iter().filter(|pair| index(pair) == why).count() as u64;
+        let mut order: Vec<u32> = (0..self.pairs.len() as u32).collect();
+        order.par_sort_unstable_by_key(|&i| (self.pairs[i as usize], i));
+        let mut repeated = 0;
+        for pair in order.windows(2) {
+            let (first, second) = (pair[0] as usize, pair[1] as usize);
+            if self.pairs[first] == self.pairs[second] && kept[second] {
+                kept[second] = false;
+                repeated += 1;
+            }
+        }
+        let dropped = [
+            ("clicks whose document is not in the collection", count(MISSING)),
+            ("clicks whose document has no text", count(EMPTY)),
+            ("clicks whose document is excluded", count(EXCLUDED)),
+            ("clicks whose document is filtered out", count(FILTERED)),
+            ("clicks that came before", repeated),
+        ];
+        for (&(query, _), kept) in self.pairs.iter().zip(&kept) {
+            if *kept {
+                self.query_index[query as usize] = EMPTY;
+            }
+        }
+        Joined { kept, dropped }
+    }
+
+    /// An id that the log names where the collection holds none of those it names.
+    pub(super) fn unjoined(&self) -> Option<String> {
+        if self.document_index.iter().any(|&index| index != MISSING) || self.pairs.is_empty() {
+            return None;
+        }
+        Some(String::from_utf8_lossy(self.documents.bytes(0)).into_owned())
+    }
+
+    fn add(&mut self, query: u32, document_id: &str) -> Result<()> {
+        let (document, _) = self.documents.insert(document_id, "documents")?;
+        let query = self.same_as.get(query as usize).copied().unwrap_or(query);
+        self.pairs.push((query, document));
+        match u32::try_from(self.pairs.len()) {
+            Ok(_) => Ok(()),
+            Err(_) => {
+                Err(Error::data("more than 2^32 - 1 clicks: prepare them in several shard directories"))
+            }
+        }
+    }
+
+    /// The slot of a query id, and whether its clicks now go to an earlier one; a new text goes to `aside`.
+    fn query(&mut self, id: &str, text: &str, merge: bool, aside: &mut impl Write) -> Result<(u32, bool)> {
+        let (slot, new) = self.queries.insert(id, "queries")?;
+        if !new {
+            return Ok((slot, false));
+        }
+        if merge {
+            let words = leak::normal(text);
+            // Queries of punctuation alone have no words to be the same.
+            let words = if words.is_empty() { text } else { words.as_str() };
+            let (place, fresh) = self.words.insert(words, "queries")?;
+            if fresh {
+                self.first_with.push(slot);
+            }
+            let first = self.first_with[place as usize];
+            self.same_as.push(first);
+            if first != slot {
+                return Ok((slot, true));
+            }
+        }
+        let line = text.split(['\t', '\n', '\r']).collect::<Vec<_>>().join(" ");
+        let written = writeln!(aside, "{id}\t{line}");
+        written.map_err(|cause| Error::data(format!("the texts of queries cannot be put aside: {cause}")))?;
+        Ok((slot, false))
+    }
+}
+
+/// Where a row's columns are in the text of its block.
+struct Span {
+    query_id: std::ops::Range<usize>,
+    query: std::ops::Range<usize>,
+    document_id: std::ops::Range<usize>,
+    /// Why it is left out.
+    barred: Option<&'static str>,
+}
+
+/// The rows of one block, parsed and judged.
+struct LogBlock {
+    part: Part,
+    text: String,
+    rows: Vec<Span>,
+}
+
+impl Preparation<'_> {
+    /// Reads the whole log. The texts of its queries go to `aside`.
+    pub(super) fn read_log(&mut self, aside: &Path) -> Result<()> {
+        let failed = |cause| Error::io("written", aside, cause);
+        let mut texts = BufWriter::with_capacity(1 << 18, File::create(aside).map_err(failed)?);
+        // A header, so that no query can be taken for one.
+        texts.write_all(b"id\ttext\n").map_err(failed)?;
+        let mut log = Log::default();
+        let roles = [Role::Clicks, Role::Queries, Role::Qrels];
+        for role in roles.into_iter().filter(|&role| self.options.sources.iter().any(|s| s.role == role)) {
+            self.read_role(role, &mut log, &mut texts)?;
+        }
+        texts.flush().map_err(failed)?;
+        if log.pairs.is_empty() {
+            self.log = log;
+            return Err(self.no_pair());
+        }
+        log.document_index = vec![MISSING; log.documents.len()];
+        log.query_index = vec![MISSING; log.queries.len()];
+        (log.words, log.first_with, log.barred) = Default::default();
+        self.log = log;
+        Ok(())
+    }
+
+    fn read_role(&mut self, role: Role, log: &mut Log, texts: &mut impl Write) -> Result<()> {
+        let files = Files::open(&self.options.sources, role)?;
+        self.note_passed_over(&files);
+        let what = if role == Role::Queries { "reading queries" } else { "reading clicks" };
+        let mut progress = Progress::new(what, files.bytes);
+        let (done, mut tally) = (progress.done.clone(), Tally::default());
+        let mut reasons: Vec<(&'static str, u64)> = Vec::new();
+        let mut count = |reason: &'static str| match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, rows)) => *rows += 1,
+            None => reasons.push((reason, 1)),
+        };
+        let (options, this) = (self.options, &*self);
+        ordered::run(
+            |pass| files.read(Position::default(), &done, pass),
+            |piece| Ok(this.judge(&files, &piece)),
+            |block| {
+                let rows = block.rows.len() as u64;
+                for row in &block.rows {
+                    let reason = match role {
+                        Role::Qrels => log.add_judged(&block.text, row)?,
+                        _ => log.add_row(role, &block.text, row, options.filter.duplicate_queries, texts)?,
+                    };
+                    reason.into_iter().for_each(&mut count);
+                }
+                progress.tick(rows);
+                tally.add(&files, block.part, options.strict)
+            },
+        )?;
+        if tally.counts.kept == 0 {
+            return Err(files.nothing(&tally.counts));
+        }
+        for (reason, rows) in reasons {
+            self.drop_rows(reason, rows);
+        }
+        self.note(&tally.counts, if role == Role::Queries { "query" } else { "click" });
+        Ok(())
+    }
+
+    /// Parses a block and decides which of its queries may not enter; on any thread.
+    fn judge(&self, files: &Files, piece: &Piece) -> LogBlock {
+        let (mut text, mut rows) = (String::new(), Vec::new());
+        let mut keep = |part: &str| {
+            let start = text.len();
+            text.push_str(part);
+            start..text.len()
+        };
+        let part = files.parse(piece, &mut |row, _| {
+            if files.role == Role::Qrels {
+                let barred = row[2].parse::<i64>().is_ok_and(|label| label <= 0);
+                let barred = barred.then_some("clicks with a label of 0 or less");
+                rows.push(Span { query_id: keep(&row[0]), query: 0..0, document_id: keep(&row[1]), barred });
+                return;
+            }
+            let query = if self.options.repair { repaired(row[1].trim()) } else { row[1].trim().into() };
+            let barred = self.guard.query(&query).or_else(|| self.options.filter.query(&query));
+            let (query_id, document_id) = (keep(&row[0]), keep(&row[2]));
+            rows.push(Span { query_id, query: keep(&query), document_id, barred });
+        });
+        LogBlock { part, text, rows }
+    }
+
+    /// The file of texts that `read_log` put aside.
+    pub(super) fn aside(work: &Path) -> PathBuf {
+        work.join("queries.tsv")
+    }
+}
+
+impl Log {
+    /// A row of clicks or queries; the result says why something was left out or merged.
+    fn add_row(
+        &mut self,
+        role: Role,
+        text: &str,
+        row: &Span,
+        merge: bool,
+        texts: &mut impl Write,
+    ) -> Result<Option<&'static str>> {
+        let (id, query) = (&text[row.query_id.clone()], &text[row.query.clone()]);
+        if role == Role::Clicks {
+            if row.barred.is_some() {
+                return Ok(row.barred);
+            }
+            let (slot, merged) = self.query(id, query, merge, texts)?;
+            self.add(slot, &text[row.document_id.clone()])?;
+            return Ok(merged.then_some("queries whose words came before (their clicks are kept)"));
+        }
+        if self.queries.get(id).is_some() {
+            return Ok(Some("queries whose id came before"));
+        }
+        let merged = match row.barred {
+            // The id is known, so that its clicks are dropped for this reason.
+            Some(_) => {
+                let (slot, _) = self.queries.insert(id, "queries")?;
+                if merge {
+                    self.same_as.push(slot);
+                }
+                false
+            }
+            None => self.query(id, query, merge, texts)?.1,
+        };
+        self.barred.push(row.barred);
+        Ok(merged.then_some("queries whose words came before (their clicks are kept)"))
+    }
+
+    /// A row of qrels.
+    fn add_judged(&mut self, text: &str, row: &Span) -> Result<Option<&'static str>> {
+        if row.barred.is_some() {
+            return Ok(row.barred);
+        }
+        let Some(query) = self.queries.get(&text[row.query_id.clone()]) else {
+            return Ok(Some("clicks whose query is not among the queries"));
+        };
+        if let Some(Some(reason)) = self.barred.get(query as usize) {
+            return Ok(Some(*reason));
+        }
+        self.add(query, &text[row.document_id.clone()])?;
+        Ok(None)
+    }
+}

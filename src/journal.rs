@@ -1,0 +1,92 @@
+//! Where a process says what happened: warnings on the terminal, and everything in a log of its own
+//! below the run directory, `logs/rank-000.log`, which a job that ended in the night is understood
+//! from. Lines that are for the log alone carry the target `journal`.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use tracing::Level;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::prelude::*;
+
+use crate::{Error, Result};
+
+/// Target of lines that the terminal does not show.
+const QUIET: &str = "journal";
+
+/// The run's log, once there is a run.
+static LOG: OnceLock<File> = OnceLock::new();
+
+/// Sets up both places; once a process. `RUST_LOG` chooses what the terminal shows.
+pub fn start() {
+    let mut shown = EnvFilter::from_default_env().add_directive(Level::WARN.into());
+    if let Ok(quiet) = format!("{QUIET}=off").parse() {
+        shown = shown.add_directive(quiet);
+    }
+    let terminal = fmt::layer()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .with_filter(shown);
+    let log =
+        fmt::layer().with_writer(Log).with_ansi(false).with_target(false).with_filter(LevelFilter::INFO);
+    tracing_subscriber::registry().with(terminal).with(log).init();
+}
+
+/// From now on this rank's lines go to its log in the run directory `dir`, behind what is there.
+///
+/// # Errors
+/// `Error::Data` when the log cannot be written.
+pub fn open(dir: &Path, rank: usize) -> Result<()> {
+    let folder = dir.join("logs");
+    fs::create_dir_all(&folder).map_err(|e| Error::io("created", &folder, e))?;
+    let path = folder.join(format!("rank-{rank:03}.log"));
+    let file = File::options().create(true).append(true).open(&path);
+    let _ = LOG.set(file.map_err(|e| Error::io("written", &path, e))?); // a second run of a process shares it
+    note(&format!("process {} on {}", std::process::id(), crate::dist::host()));
+    Ok(())
+}
+
+/// A line for the log alone.
+pub fn note(text: &str) {
+    tracing::info!(target: QUIET, "{text}");
+}
+
+/// A line for the user and the log.
+pub fn say(text: &str) {
+    println!("{text}");
+    note(text);
+}
+
+/// The line that a process fails with, on the terminal and in the log.
+pub fn complain(text: &str) {
+    eprintln!("ctune-dist: {text}");
+    tracing::error!(target: QUIET, "{text}");
+}
+
+struct Log;
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Log;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Log
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match LOG.get() {
+            Some(mut file) => file.write(bytes),
+            None => Ok(bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(()) // nothing is buffered: the last line before a crash is the one that matters
+    }
+}

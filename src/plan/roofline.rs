@@ -1,0 +1,320 @@
+//! A training step as the list of its kernels, in the order of `model::Bert`: for each the bytes that it
+//! must move at least, the bytes that it does move, its floating-point work, and the time that follows
+//! on a GPU: the longest of memory, tensor cores and lanes. Time between kernels is added by the caller.
+
+use super::hardware::Gpu;
+use crate::model::Shape;
+use crate::model::activations::Recompute;
+
+/// Sizes of one pack, averages over the data.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Pack {
+    pub shape: Shape,
+    /// T, true tokens of a pack.
+    pub tokens: usize,
+    /// S
+    pub sequences: usize,
+    /// Tokens that a token attends to, averaged over tokens.
+    pub attended: f64,
+    /// M, masked tokens.
+    pub masked: usize,
+    /// Rows that products over masked tokens work on: a recorded step runs at capacity.
+    pub masked_capacity: usize,
+    pub mlm: bool,
+    pub qdpp: bool,
+    pub dropout: bool,
+    /// What backward computes a second time.
+    pub recompute: Recompute,
+}
+
+/// What limits a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A matrix product by cuBLASLt: [m, n, k].
+    Product([usize; 3]),
+    AttentionForward,
+    AttentionBackward,
+    /// One pass over rows.
+    Rows,
+}
+
+/// One kernel of the step.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Kernel {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Launches a pack (or a step, for the optimiser).
+    pub calls: usize,
+    /// Of one call. Bytes that any implementation of the step's data flow moves through memory.
+    pub must: f64,
+    /// Bytes that this program's kernel moves.
+    pub moves: f64,
+    /// Tensor-core FLOPs.
+    pub flops: f64,
+    /// Instructions of the ordinary lanes: GELU, LayerNorm, losses, dropout's Philox (of attention's
+    /// only the dropout).
+    pub lanes: f64,
+}
+
+impl Kernel {
+    /// Seconds of one call.
+    pub fn seconds(&self, gpu: &Gpu) -> f64 {
+        let memory = gpu.memory_seconds(self.moves);
+        let lanes = self.lanes / gpu.lanes;
+        let tensor = match self.kind {
+            Kind::Product(shape) => gpu.product_seconds(shape),
+            Kind::AttentionForward => self.flops / (gpu.peak * gpu.attention_share[0]),
+            Kind::AttentionBackward => self.flops / (gpu.peak * gpu.attention_share[1]),
+            Kind::Rows => 0.0,
+        };
+        match self.kind {
+            // the rates count softmax in, and were measured without dropout, whose draws come on top
+            Kind::AttentionForward | Kind::AttentionBackward => memory.max(tensor + lanes),
+            _ => memory.max(tensor).max(lanes),
+        }
+    }
+}
+
+/// Training FLOPs of one token, forward and backward, as MFU counts them (no recomputation):
+/// 3 (L (8 h² + 4 h i) + 4 L s h + p (2 h² + 2 h V)) with p the masked share; Chowdhery et al. 2022,
+/// appendix B, for an encoder.
+pub fn flops_per_token(shape: &Shape, attended: f64, masked_share: f64) -> f64 {
+    let (l, h, i) = (shape.layers as f64, shape.hidden as f64, shape.intermediate as f64);
+    let v = shape.vocab as f64;
+    3.0 * (l * (8.0 * h * h + 4.0 * h * i)
+        + 4.0 * l * attended * h
+        + masked_share * (2.0 * h * h + 2.0 * h * v))
+}
+
+/// Bytes of bf16 and f32.
+const R: f64 = 2.0;
+const F: f64 = 4.0;
+/// Lane instructions of dropout for one element: a Philox4x32-10 block (10 rounds of 2 wide products, 2
+/// three-way xors and 2 key additions) serves 8 elements; cutting out 16 bits, comparing and scaling.
+const DROP: f64 = 60.0 / 8.0 + 3.0;
+
+/// The kernels of one pack, forward and backward.
+pub fn pack_kernels(p: &Pack) -> Vec<Kernel> {
+    let mut list = Vec::new();
+    embedding(p, &mut list);
+    layer_products(p, &mut list);
+    layer_rows(p, &mut list);
+    attention(p, &mut list);
+    if p.mlm {
+        mlm_head(p, &mut list);
+    }
+    if p.qdpp {
+        pooler(p, &mut list);
+    }
+    recomputed(p, &mut list);
+    list
+}
+
+/// Forward kernels of a layer that backward calls again.
+fn recomputed(p: &Pack, list: &mut [Kernel]) {
+    const CHEAP: [&str; 2] = ["bias and GELU", "dropout, residual, LayerNorm"];
+    const DEAR: [&str; 5] = ["q, k, v", "attention", "output", "FFN up", "FFN down"];
+    for kernel in list {
+        let again = match p.recompute {
+            Recompute::None => false,
+            Recompute::GeluNorm => CHEAP.contains(&kernel.name),
+            Recompute::Layer => CHEAP.contains(&kernel.name) || DEAR.contains(&kernel.name),
+        };
+        if again {
+            // of a layer's two LayerNorms, GeluNorm repeats the first
+            let first = p.recompute == Recompute::GeluNorm && kernel.name == CHEAP[1];
+            kernel.calls += if first { kernel.calls / 2 } else { kernel.calls };
+        }
+    }
+}
+
+/// The kernels of the update: `owned` of the `parameters` belong to this rank.
+pub fn update_kernels(parameters: usize, owned: usize) -> Vec<Kernel> {
+    let (all, owned) = (parameters as f64, owned as f64);
+    // reads the gradient, master and two moments, writes master, moments, weight and a zero gradient
+    let bytes = owned * (4.0 * F + 3.0 * F + R) + all * F;
+    vec![rows("sum_squares", 1, all * F, all * F, 2.0 * all), rows("adamw", 1, bytes, bytes, 20.0 * owned)]
+}
+
+fn product(name: &'static str, calls: usize, [m, n, k]: [usize; 3], out: f64) -> Kernel {
+    let (mf, nf, kf) = (m as f64, n as f64, k as f64);
+    let bytes = R * (mf * kf + kf * nf) + out * mf * nf;
+    let kind = Kind::Product([m, n, k]);
+    Kernel { name, kind, calls, must: bytes, moves: bytes, flops: 2.0 * mf * nf * kf, lanes: 0.0 }
+}
+
+fn rows(name: &'static str, calls: usize, must: f64, moves: f64, lanes: f64) -> Kernel {
+    Kernel { name, kind: Kind::Rows, calls, must, moves, flops: 0.0, lanes }
+}
+
+/// Forward [rows, n] = x Wᵀ, backward to the input (`accumulate` reads it first) and to the f32 gradient.
+fn linear(
+    list: &mut Vec<Kernel>,
+    names: [&'static str; 3],
+    calls: usize,
+    [rows, n, k]: [usize; 3],
+    accumulate: bool,
+) {
+    list.push(product(names[0], calls, [rows, n, k], R));
+    list.push(product(names[1], calls, [rows, k, n], if accumulate { 2.0 * R } else { R }));
+    list.push(product(names[2], calls, [n, k, rows], 2.0 * F)); // read and written: gradients are added to
+}
+
+fn layer_products(p: &Pack, list: &mut Vec<Kernel>) {
+    let (t, h, i, l) = (p.tokens, p.shape.hidden, p.shape.intermediate, p.shape.layers);
+    linear(list, ["q, k, v", "q, k, v: to input", "q, k, v: to weight"], l, [t, 3 * h, h], true);
+    linear(list, ["output", "output: to input", "output: to weight"], l, [t, h, h], false);
+    linear(list, ["FFN up", "FFN up: to input", "FFN up: to weight"], l, [t, i, h], true);
+    linear(list, ["FFN down", "FFN down: to input", "FFN down: to weight"], l, [t, h, i], false);
+}
+
+fn layer_rows(p: &Pack, list: &mut Vec<Kernel>) {
+    let l = p.shape.layers;
+    let th = (p.tokens * p.shape.hidden) as f64;
+    let ti = (p.tokens * p.shape.intermediate) as f64;
+    let drop = if p.dropout { DROP } else { 0.0 };
+    let statistics = 2.0 * F * p.tokens as f64;
+    // GELU could ride in the product's epilogue: then only its second result is written (forward) and
+    // only its input is read (backward). cuBLASLt has the tanh form alone, and BERT's is erf's.
+    list.push(rows("bias and GELU", l, ti * R, 3.0 * ti * R, 25.0 * ti));
+    list.push(rows("GELU: backward", l, ti * R, 3.0 * ti * R, 35.0 * ti));
+    // column sums of a gradient could ride in the product that makes it
+    list.push(rows("bias gradients", l, 0.0, (ti + 3.0 * th) * R, ti + 3.0 * th));
+    let norm = 4.0 * th * R + statistics;
+    list.push(rows("dropout, residual, LayerNorm", 2 * l, norm, norm, (12.0 + drop) * th));
+    list.push(rows("the same: backward", 2 * l, norm, norm, (20.0 + drop) * th));
+}
+
+fn attention(p: &Pack, list: &mut Vec<Kernel>) {
+    let l = p.shape.layers;
+    let th = (p.tokens * p.shape.hidden) as f64;
+    let product = 2.0 * th * p.attended; // FLOPs of one of attention's products
+    let scores = p.tokens as f64 * p.shape.heads as f64 * p.attended;
+    let lse = F * (p.tokens * p.shape.heads) as f64;
+    let drop = if p.dropout { DROP } else { 0.0 };
+    let (forward, backward) = (4.0 * th * R + lse, 8.0 * th * R + lse);
+    list.push(Kernel {
+        name: "attention",
+        kind: Kind::AttentionForward,
+        calls: l,
+        must: forward,
+        moves: forward,
+        flops: 2.0 * product,
+        lanes: drop * scores,
+    });
+    // five products at least; FlashAttention-2's rate, which the assumption is, counts those five
+    list.push(Kernel {
+        name: "attention: backward",
+        kind: Kind::AttentionBackward,
+        calls: l,
+        must: backward,
+        moves: backward + 2.0 * th * R, // rows of out * dout are summed in a pass of their own
+        flops: 5.0 * product,
+        lanes: drop * scores,
+    });
+}
+
+fn mlm_head(p: &Pack, list: &mut Vec<Kernel>) {
+    let (m, h, v) = (p.masked_capacity, p.shape.hidden, p.shape.vocab);
+    let (mh, mv) = ((p.masked * h) as f64, (p.masked * v) as f64);
+    linear(
+        list,
+        ["MLM transform", "MLM transform: to input", "MLM transform: to weight"],
+        1,
+        [m, h, h],
+        false,
+    );
+    linear(list, ["MLM decoder", "MLM decoder: to input", "MLM decoder: to weight"], 1, [m, v, h], false);
+    // the logits are read for their maximum and sum and once more for the gradient
+    list.push(rows("MLM loss", 1, 2.0 * mv * R, 3.0 * mv * R, 10.0 * mv));
+    list.push(rows("MLM rows: gather, GELU, LayerNorm", 3, 2.0 * mh * R, 2.0 * mh * R, 20.0 * mh));
+    list.push(rows("the same: backward", 3, 3.0 * mh * R, 3.0 * mh * R, 30.0 * mh));
+}
+
+fn pooler(p: &Pack, list: &mut Vec<Kernel>) {
+    let (s, h) = (p.sequences.max(1), p.shape.hidden);
+    linear(list, ["pooler", "pooler: to input", "pooler: to weight"], 1, [s, h, h], false);
+    let sh = (s * h) as f64;
+    list.push(rows("pooler rows and QDPP head", 3, 2.0 * sh * R, 2.0 * sh * R, 20.0 * sh));
+}
+
+fn embedding(p: &Pack, list: &mut Vec<Kernel>) {
+    let th = (p.tokens * p.shape.hidden) as f64;
+    let drop = if p.dropout { DROP } else { 0.0 };
+    // three table rows in (the positions' and segments' stay in cache), sum and result out
+    list.push(rows("embeddings", 1, 3.0 * th * R, 3.0 * th * R, (15.0 + drop) * th));
+    // two rows in; the gradient of each word's row is read and written once for each occurrence at most
+    let back = 2.0 * th * R + 2.0 * th * F;
+    list.push(rows("embeddings: backward", 1, back, back + th * R, (25.0 + drop) * th));
+    list.push(rows("mask_tokens", 1, 8.0 * F * p.tokens as f64, 8.0 * F * p.tokens as f64, 0.0));
+    list.push(rows("cleared gradient", 1, 0.0, th * R, 0.0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bert_base() -> Shape {
+        Shape {
+            vocab: 30522,
+            hidden: 768,
+            layers: 12,
+            heads: 12,
+            intermediate: 3072,
+            positions: 512,
+            segments: 2,
+        }
+    }
+
+    #[test]
+    fn flops_of_bert_base() {
+        // by hand at 512: layers 12 (8 * 768² + 4 * 768 * 3072) = 169,869,312; attention 4 * 12 * 512 * 768 =
+        // 18,874,368; head .15 (2 * 768² + 2 * 768 * 30522) = 7,209,216; three times their sum
+        let at = |s: f64| flops_per_token(&bert_base(), s, 0.15);
+        assert!(
+            (at(512.0) - 3.0 * (169_869_312.0 + 18_874_368.0 + 7_209_216.0)).abs() < 1.0,
+            "{}",
+            at(512.0)
+        );
+        for (s, mega) in [(512.0, 587.9), (256.0, 559.5), (128.0, 545.4)] {
+            assert!((at(s) / 1e6 - mega).abs() < 0.06, "{} at {s}", at(s) / 1e6);
+        }
+        let everywhere = flops_per_token(&bert_base(), 512.0, 1.0);
+        assert!((everywhere / at(512.0) - 1.21).abs() < 0.005, "{}", everywhere / at(512.0));
+    }
+
+    #[test]
+    fn kernels_do_the_work_that_the_formula_counts() {
+        let pack = Pack {
+            shape: bert_base(),
+            tokens: 16384,
+            sequences: 32,
+            attended: 512.0,
+            masked: 2458,
+            masked_capacity: 2458,
+            mlm: true,
+            qdpp: false,
+            dropout: true,
+            recompute: Recompute::None,
+        };
+        let flops: f64 = pack_kernels(&pack).iter().map(|k| k.calls as f64 * k.flops).sum();
+        // the formula counts backward attention as four products; one more is recomputed
+        let recomputed = 12.0 * 2.0 * (16384 * 768) as f64 * 512.0;
+        let formula = 16384.0 * flops_per_token(&pack.shape, 512.0, 2458.0 / 16384.0);
+        assert!(((flops - recomputed) / formula - 1.0).abs() < 1e-9, "{flops} {formula}");
+        // recomputing whole layers costs one more forward of them: a third of their share
+        let twice = Pack { recompute: Recompute::Layer, ..pack.clone() };
+        let more: f64 = pack_kernels(&twice).iter().map(|k| k.calls as f64 * k.flops).sum();
+        let layers = flops_per_token(&Shape { vocab: 0, ..bert_base() }, 512.0, 0.0) / 3.0 * 16384.0;
+        assert!(((more - flops) / layers - 1.0).abs() < 1e-9, "{} {layers}", more - flops);
+    }
+
+    #[test]
+    fn the_update_moves_34_bytes_a_parameter() {
+        // gradient read and cleared 8, master 8, moments 16, bf16 weight 2
+        let kernels = update_kernels(1000, 1000);
+        assert_eq!(kernels[1].moves, 34_000.0);
+        assert_eq!(kernels[0].moves, 4_000.0);
+    }
+}

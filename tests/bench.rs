@@ -1,0 +1,88 @@
+//! `bench` on a tiny model: every number is there and possible, alone and on two ranks.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const SIZES: [&str; 10] = [
+    "--set",
+    "model.layers=2",
+    "--set",
+    "model.hidden=32",
+    "--set",
+    "model.heads=2",
+    "--set",
+    "data.max_tokens=32",
+    "--set",
+    "train.pack_tokens=256",
+];
+
+fn bench(ranks: usize, more: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_ctune-dist");
+    let mut command = Command::new(if ranks > 1 { "mpirun" } else { program });
+    if ranks > 1 {
+        let n = ranks.to_string();
+        command.args(["-n", n.as_str(), "--bind-to", "none", "--oversubscribe", program]);
+        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    }
+    command.arg("bench").args(SIZES).args(["--seconds", "0.02"]).args(more).output().unwrap()
+}
+
+fn report(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[track_caller]
+fn positive(value: &Value, key: &str) -> f64 {
+    let number = value[key].as_f64().unwrap_or_else(|| panic!("{key} of {value}"));
+    assert!(number > 0.0 && number.is_finite(), "{key} = {number}");
+    number
+}
+
+#[test]
+fn every_number_is_there() {
+    let r = report(&bench(1, &["--json"]));
+    let peak = positive(&r["peaks"], "flops");
+    positive(&r["peaks"], "bandwidth");
+    let operations = r["operations"].as_array().unwrap();
+    assert_eq!(operations.len(), 14);
+    for op in operations {
+        positive(op, "ms");
+        positive(op, "bytes");
+        // no bound above: this model lives in caches, which are many times faster than the memory that
+        // the bandwidth is measured in
+        positive(op, "share_of_light");
+        assert!(op["calls"].as_u64().unwrap() >= 3);
+    }
+    let step = &r["step"];
+    let mfu = positive(step, "mfu");
+    let per_token = positive(step, "flops_per_token");
+    let tokens = positive(step, "tokens_per_s");
+    assert!((mfu - tokens * per_token / peak).abs() < 1e-9 * mfu);
+    assert!((tokens - 256.0 / positive(step, "step_ms") * 1e3).abs() < 1e-6 * tokens, "packs are full");
+    positive(&r, "loader_tokens_per_s");
+    assert!(r["all_reduce"].is_null());
+}
+
+#[test]
+fn ranks_measure_the_sum_of_gradients() {
+    let r = report(&bench(2, &["--json"]));
+    assert_eq!(r["ranks"], 2);
+    let bytes = positive(&r["all_reduce"], "bytes");
+    let ms = positive(&r["all_reduce"], "ms");
+    // on two ranks a ring sends every byte once
+    let bus = positive(&r["all_reduce"], "bus_bytes_per_s");
+    assert!((bus * ms / 1e3 / bytes - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn the_table_names_what_was_measured() {
+    let output = bench(1, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["machine", "peaks", "attention: backward", "AdamW", "MFU", "loader", "all-reduce  none"] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+    assert_eq!(bench(1, &["--seconds", "0"]).status.code(), Some(2));
+}

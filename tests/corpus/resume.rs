@@ -1,0 +1,89 @@
+//! `prepare` killed at random moments: what comes out in the end is what an unbroken run makes, byte for byte.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ctune_dist::corpus::Shards;
+use ctune_dist::corpus::synthetic::{self, SyntheticOptions};
+
+fn prepare(folder: &Path, out: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ctune-dist"));
+    command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["prepare", "--clicks", "clicks.tsv", "--documents", "documents.tsv", "--out", out]);
+    // Every block of text ends a part: a dozen of them, and a duplicate filter whose memory must survive too.
+    command.args(["--vocab", "2000", "--max-tokens", "64", "--set", "prepare.part_tokens=20000"]);
+    command.args(["--set", "prepare.filter.duplicate_documents=true"]);
+    command
+}
+
+/// Name and bytes of every file.
+fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_killed_preparation_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_owned();
+    let options =
+        SyntheticOptions { out, pairs: 30_000, queries: 15_000, documents: 12_000, words: 200, seed: 3 };
+    synthetic::run(&options).unwrap();
+    // The same files, so that the paths in the manifests are the same too.
+    let start = Instant::now();
+    assert!(prepare(folder.path(), "unbroken").status().unwrap().success());
+    let whole = start.elapsed();
+    let (mut killed, mut finished) = (0, false);
+    // Moments spread over the whole run by the golden ratio; a machine under load may need fewer.
+    for i in 1..=24 {
+        let mut child = prepare(folder.path(), "broken").spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(f64::from(i) * 0.618_034 % 1.0).max(Duration::from_millis(5)));
+        child.kill().unwrap();
+        if child.wait().unwrap().success() {
+            finished = true;
+            break;
+        }
+        killed += 1;
+    }
+    assert!(killed > 0, "nothing was killed");
+    if !finished {
+        assert!(prepare(folder.path(), "broken").status().unwrap().success());
+    }
+    let (unbroken, broken) =
+        (content(&folder.path().join("unbroken")), content(&folder.path().join("broken")));
+    assert_eq!(unbroken.keys().collect::<Vec<_>>(), broken.keys().collect::<Vec<_>>());
+    for (name, bytes) in &unbroken {
+        assert!(broken[name] == *bytes, "{name} differs after {killed} kills");
+    }
+    assert!(unbroken.keys().filter(|name| name.starts_with("documents-")).count() > 8, "many parts");
+    Shards::open(&folder.path().join("broken")).unwrap().verify().unwrap();
+    // Nothing is left beside the shards once a later start has looked.
+    assert!(prepare(folder.path(), "broken").status().unwrap().success());
+    assert!(!folder.path().join(".broken.partial").exists());
+}
+
+#[test]
+fn other_options_do_not_take_over_old_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_owned();
+    let options =
+        SyntheticOptions { out, pairs: 4_000, queries: 2_000, documents: 3_000, words: 100, seed: 4 };
+    synthetic::run(&options).unwrap();
+    let mut child = prepare(folder.path(), "shards").spawn().unwrap();
+    let first = folder.path().join(".shards.partial/work/documents-00000.note");
+    while !first.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before its first part could be seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    for out in ["shards", "fresh"] {
+        let mut other = prepare(folder.path(), out);
+        assert!(other.args(["--set", "data.fields=[\"body\"]"]).status().unwrap().success());
+    }
+    assert_eq!(content(&folder.path().join("shards")), content(&folder.path().join("fresh")));
+}

@@ -1,0 +1,238 @@
+//! Attention kernels against double precision: ragged packs, both types, every kind of head size,
+//! with and without dropout, forward and backward.
+
+use super::support::*;
+use crate::engine::naive;
+use crate::engine::support::{Pack, factor, random, to64};
+use ctune_dist::engine::cuda::Real;
+use ctune_dist::engine::{Backend, Dropout, Heads};
+
+/// Attention as one would write it with whole matrices in type R: products and softmax in f32, every
+/// intermediate stored in R. The yardstick of the error rule.
+struct Stored<'a> {
+    pack: &'a Pack,
+    heads: usize,
+    size: usize,
+    drop: Dropout,
+}
+
+/// Results of one head of one sequence, [s, D] each.
+struct Head {
+    out: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Stored<'_> {
+    /// a [m, k] b [n, k]ᵀ, stored in R.
+    fn product<R: Real>(
+        (m, n, k): (usize, usize, usize),
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+    ) -> Vec<f32> {
+        (0..m * n).map(|at| held::<R>((0..k).map(|p| a(at / n, p) * b(at % n, p)).sum())).collect()
+    }
+
+    fn head<R: Real>(&self, qkv: &[f32], dout: &[f32], sequence: usize, head: usize) -> Head {
+        let (d, h) = (self.size, self.heads * self.size);
+        let from = self.pack.cu_seqlens[sequence] as usize;
+        let s = self.pack.cu_seqlens[sequence + 1] as usize - from;
+        let x = |which: usize, i: usize, c: usize| qkv[(from + i) * 3 * h + which * h + head * d + c];
+        let dout = |i: usize, c: usize| dout[(from + i) * h + head * d + c];
+        let factor = |i: usize, j: usize| -> f32 {
+            let counter =
+                [self.pack.samples[sequence], i as u32 | (j as u32 / 8) << 16, self.pack.epoch, head as u32];
+            if self.drop.threshold == 0 { 1.0 } else { factor(self.drop, counter, j as u32) }
+        };
+        let scale = 1.0 / (d as f32).sqrt();
+        let scores = Self::product::<R>((s, s, d), |i, c| x(0, i, c), |j, c| x(1, j, c));
+        let (mut p, mut dropped) = (vec![], vec![]);
+        for (i, row) in scores.chunks(s).enumerate() {
+            let row = all_held::<R>(&row.iter().map(|x| x * scale).collect::<Vec<_>>());
+            let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let total: f32 = row.iter().map(|x| (x - top).exp()).sum();
+            p.extend(row.iter().map(|x| held::<R>((x - top).exp() / total)));
+            dropped.extend((0..s).map(|j| held::<R>(p[i * s + j] * factor(i, j))));
+        }
+        let out = Self::product::<R>((s, d, s), |i, j| dropped[i * s + j], |c, j| x(2, j, c));
+        let dv = Self::product::<R>((s, d, s), |j, i| dropped[i * s + j], |c, i| dout(i, c));
+        let mut ds = Self::product::<R>((s, s, d), dout, |j, c| x(2, j, c));
+        for (i, (row, p)) in ds.chunks_mut(s).zip(p.chunks(s)).enumerate() {
+            row.iter_mut().enumerate().for_each(|(j, x)| *x = held::<R>(*x * factor(i, j)));
+            let delta: f32 = row.iter().zip(p).map(|(x, p)| x * p).sum();
+            row.iter_mut().zip(p).for_each(|(x, p)| *x = held::<R>(held::<R>(p * (*x - delta)) * scale));
+        }
+        let dq = Self::product::<R>((s, d, s), |i, j| ds[i * s + j], |c, j| x(1, j, c));
+        let dk = Self::product::<R>((s, d, s), |j, i| ds[i * s + j], |c, i| x(0, i, c));
+        Head { out, dq, dk, dv }
+    }
+
+    /// (out [T, H], dqkv [T, 3H])
+    fn both<R: Real>(&self, qkv: &[f32], dout: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let (d, h, t) = (self.size, self.heads * self.size, self.pack.tokens());
+        let (mut out, mut dqkv) = (vec![0.0; t * h], vec![0.0; 3 * t * h]);
+        for sequence in 0..self.pack.samples.len() {
+            let from = self.pack.cu_seqlens[sequence] as usize;
+            for head in 0..self.heads {
+                let r = self.head::<R>(qkv, dout, sequence, head);
+                for (i, row) in r.out.chunks(d).enumerate() {
+                    out[(from + i) * h + head * d..][..d].copy_from_slice(row);
+                }
+                for (which, values) in [r.dq, r.dk, r.dv].iter().enumerate() {
+                    for (i, row) in values.chunks(d).enumerate() {
+                        dqkv[(from + i) * 3 * h + which * h + head * d..][..d].copy_from_slice(row);
+                    }
+                }
+            }
+        }
+        (out, dqkv)
+    }
+}
+
+fn pick<T: Copy>(values: &[T], which: usize, h: usize) -> Vec<T> {
+    values.chunks(3 * h).flat_map(|row| row[which * h..(which + 1) * h].to_vec()).collect()
+}
+
+fn case<R: Real>(lengths: &[usize], heads: usize, size: usize, drop: Dropout) {
+    let what = format!("attention {} {lengths:?} A={heads} D={size} rate {}", R::SUFFIX, drop.threshold);
+    let pack = Pack::new(lengths, 50);
+    let (t, h) = (pack.tokens(), heads * size);
+    let gpu = gpu::<R>(counts(&pack));
+    let batch = device(&gpu, &pack);
+    let sizes = Heads { heads, size };
+    let rows = capacity(t, 256);
+    let qkv: Vec<f32> = random(3 * t * h, 31).iter().map(|x| held::<R>(2.0 * x)).collect();
+    let dout = all_held::<R>(&random(t * h, 32));
+    let behind = rows - t + 3;
+    let on_device = reals(&gpu, &qkv, 3 * h * behind);
+    let mut lse = floats(&gpu, &[], (t + behind) * heads);
+    let mut out = unwritten(&gpu, (t + behind) * h);
+    gpu.attention(&batch, sizes, drop, &on_device, &mut lse, &mut out).unwrap();
+    let dout_on_device = reals(&gpu, &dout, h * behind);
+    let mut dqkv = unwritten(&gpu, 3 * (t + behind) * h);
+    gpu.attention_backward(&batch, sizes, drop, &on_device, &lse, &out, &dout_on_device, &mut dqkv).unwrap();
+
+    let exact = naive::Attention { pack: &pack, heads, size, drop };
+    let (exact_out, exact_lse) = exact.forward::<f64>(&to64(&qkv));
+    let (stored_out, stored_dqkv) = Stored { pack: &pack, heads, size, drop }.both::<R>(&qkv, &dout);
+    close(&what, &taken(&gpu, &out, t * h, 0), &stored_out, &exact_out);
+    let (_, plain_lse) = exact.forward::<f32>(&qkv); // kept in f32 for either type
+    close(&format!("{what} lse"), &taken_floats(&gpu, &lse, t * heads), &plain_lse, &exact_lse);
+    let got = taken(&gpu, &dqkv, 3 * t * h, 3 * (rows - t) * h);
+    let exact_dqkv = exact.backward::<f64>(&to64(&qkv), &to64(&dout));
+    for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
+        let (got, exact) = (pick(&got, which, h), pick(&exact_dqkv, which, h));
+        if t == 1 && which < 2 {
+            // Exactly 0. The kernel has the difference of dout . out and dout . v, and out is rounded to R.
+            let unit = if R::SUFFIX == "f32" { f32::EPSILON } else { 1.0 / 256.0 };
+            let most = drop.scale * unit * size as f32;
+            assert!(got.iter().all(|x| x.abs() <= most), "{what} {name}: {got:?}");
+            continue;
+        }
+        close(&format!("{what} {name}"), &got, &pick(&stored_dqkv, which, h), &exact);
+    }
+}
+
+const RAGGED: [usize; 5] = [1, 2, 63, 64, 65];
+
+fn drops() -> [Dropout; 2] {
+    [Dropout::OFF, Dropout::new(0.1, 9, 7)]
+}
+
+#[test]
+fn tensor_cores_take_heads_of_32_and_64() {
+    for size in [32, 64] {
+        for drop in drops() {
+            case::<half::bf16>(&RAGGED, 2, size, drop);
+            case::<half::bf16>(&[1], 1, size, drop);
+            case::<half::bf16>(&[129], 3, size, drop);
+        }
+    }
+}
+
+#[test]
+fn long_sequences() {
+    case::<half::bf16>(&[511, 512], 1, 64, Dropout::new(0.1, 9, 7));
+    case::<half::bf16>(&[700, 3], 1, 32, Dropout::new(0.1, 9, 7));
+    case::<f32>(&[5, 512], 1, 32, Dropout::new(0.1, 9, 7));
+}
+
+/// More sequences than one probe of the search for a block's tile tells apart.
+#[test]
+fn many_sequences() {
+    let lengths: Vec<usize> = (0..150).map(|i| 1 + i * 5 % 17).collect();
+    case::<half::bf16>(&lengths, 1, 32, Dropout::new(0.3, 9, 7));
+    case::<f32>(&lengths, 1, 8, Dropout::new(0.3, 9, 7));
+}
+
+#[test]
+fn plain_arithmetic_takes_the_other_head_sizes() {
+    for drop in drops() {
+        for size in [8, 24, 64, 128] {
+            case::<f32>(&RAGGED, 2, size, drop);
+        }
+        case::<f32>(&[1], 2, 32, drop);
+        case::<half::bf16>(&[17, 100], 3, 16, drop);
+        case::<half::bf16>(&[17, 40], 1, 80, drop);
+    }
+}
+
+#[test]
+fn other_head_sizes_are_refused() {
+    let pack = Pack::new(&[3], 50);
+    let gpu = gpu::<f32>(counts(&pack));
+    let (mut lse, mut out) = (floats(&gpu, &[], 3), unwritten(&gpu, 3 * 20));
+    let qkv = reals(&gpu, &[0.0; 180], 0);
+    let batch = device(&gpu, &pack);
+    let refused = gpu.attention(&batch, Heads { heads: 1, size: 20 }, Dropout::OFF, &qkv, &mut lse, &mut out);
+    assert!(refused.unwrap_err().to_string().contains("not 20"));
+}
+
+/// Scores of hundreds must neither overflow nor lose the largest, in either direction.
+#[test]
+fn large_scores_stay_finite() {
+    let pack = Pack::new(&[70], 50);
+    let gpu = gpu::<half::bf16>(counts(&pack));
+    let batch = device(&gpu, &pack);
+    let heads = Heads { heads: 1, size: 32 };
+    // Keys all point away from the queries: every score is far below 0, so that a key behind the sequence,
+    // whose score is 0, would outweigh all others.
+    let value = |i: usize| match i / 32 % 3 {
+        0 => 40.0,
+        1 => -40.0 - (i % 7) as f32,
+        _ => (i % 11) as f32,
+    };
+    let qkv = reals(&gpu, &(0..3 * 70 * 32).map(value).collect::<Vec<_>>(), 3 * 32 * ROOM);
+    let (mut lse, mut out) = (floats(&gpu, &[], 70 + ROOM), unwritten(&gpu, (70 + ROOM) * 32));
+    gpu.attention(&batch, heads, Dropout::OFF, &qkv, &mut lse, &mut out).unwrap();
+    assert!(taken_floats(&gpu, &lse, 70).iter().all(|x| x.is_finite() && *x < -1000.0));
+    assert!(taken(&gpu, &out, 70 * 32, 0).iter().all(|x| (0.0..=10.0).contains(x)));
+    let dout = reals(&gpu, &random(70 * 32, 32), ROOM * 32);
+    let mut dqkv = unwritten(&gpu, 3 * (70 + ROOM) * 32);
+    gpu.attention_backward(&batch, heads, Dropout::OFF, &qkv, &lse, &out, &dout, &mut dqkv).unwrap();
+    let got = gpu.download_weights(&dqkv, 0..3 * 70 * 32).unwrap();
+    assert!(got.iter().all(|x| x.is_finite()));
+}
+
+/// The same bits every time: fixed orders of summation, no atomics.
+#[test]
+fn the_same_bits_again() {
+    let pack = Pack::new(&[130, 9], 50);
+    let heads = Heads { heads: 2, size: 64 };
+    let run = || {
+        let gpu = gpu::<half::bf16>(counts(&pack));
+        let (t, batch) = (pack.tokens(), device(&gpu, &pack));
+        let room = t + ROOM;
+        let (mut lse, mut out) = (floats(&gpu, &[], room * 2), unwritten(&gpu, room * 128));
+        let qkv = reals(&gpu, &random(t * 3 * 128, 1), ROOM * 3 * 128);
+        let dout = reals(&gpu, &random(t * 128, 2), ROOM * 128);
+        let mut dqkv = unwritten(&gpu, 3 * room * 128);
+        let drop = Dropout::new(0.2, 3, 4);
+        gpu.attention(&batch, heads, drop, &qkv, &mut lse, &mut out).unwrap();
+        gpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv).unwrap();
+        let values = taken(&gpu, &dqkv, t * 3 * 128, (capacity(t, 256) - t) * 3 * 128);
+        values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+    };
+    assert!(run() == run());
+}

@@ -1,0 +1,181 @@
+//! The GPU engine against the CPU engine: every operation, whole steps, and the same bits with and
+//! without recorded segments.
+
+use ctune_dist::data::batch::Batch;
+use ctune_dist::doctor::{difference, trial};
+use ctune_dist::engine::Backend;
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::cuda::{Cuda, Real, Settings};
+use ctune_dist::model::activations::Capacity;
+use ctune_dist::model::bert::Options;
+use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, checkpoint};
+use ctune_dist::train::check::against_reference;
+
+use crate::softgpu;
+
+fn gpu<R: Real>(graph: bool) -> Cuda<R> {
+    softgpu::load();
+    let kernel_cache = Some(softgpu::library_path().join("images"));
+    Cuda::new(0, Settings { graph, narrow_sums: false, kernel_cache }).unwrap()
+}
+
+/// What rounding may leave of an operation's result, relative to it. Summation orders differ from
+/// the CPU's, so f32 differs by some units in the last place; bf16 keeps 8 bits of every intermediate.
+fn operations_agree<R: Real>(allowed: f64) {
+    let gpu = gpu::<R>(true);
+    for shape in trial::shapes() {
+        let expected = trial::run(&Cpu::new(), &shape).unwrap();
+        let got = trial::run(&gpu, &shape).unwrap();
+        assert_eq!(expected.len(), got.len());
+        let mut wrong = Vec::new();
+        for (expected, got) in expected.iter().zip(&got) {
+            let error = difference(expected, got);
+            println!("{:<44} D {:<3} {error:.1e}", got.name, shape.head_size());
+            if error > allowed || (got.name.starts_with("mask") && error > 0.0) {
+                wrong.push(format!("{} {error:.1e}", got.name));
+            }
+        }
+        assert!(wrong.is_empty(), "{} in {}: {wrong:?}", shape.head_size(), R::SUFFIX);
+    }
+}
+
+#[test]
+fn operations_in_f32_are_the_cpu_engines() {
+    operations_agree::<f32>(2e-5);
+}
+
+#[test]
+fn operations_in_bf16_are_the_cpu_engines() {
+    operations_agree::<half::bf16>(2e-2);
+}
+
+fn model<B: Backend>(backend: B, train: bool) -> Bert<B> {
+    let pack = trial::pack(301);
+    let options = Options {
+        objective: Objective::Pretraining { mlm: 1.0, qdpp: 0.5 },
+        heads: HeadSet::PRETRAINING,
+        capacity: Capacity { tokens: pack.tokens() + 40, sequences: 12, masked: pack.masked + 30 },
+        train,
+        dropout: 0.1,
+        seed: 11,
+        rule: Some(trial::rule(301)),
+        continues: vec![0; 301],
+    };
+    let shape = Shape { layers: 2, ..trial::shapes()[1].clone() };
+    let mut model = Bert::new(backend, &shape, options).unwrap();
+    checkpoint::fill_fresh(&mut model, 3).unwrap();
+    model
+}
+
+/// Packs of several sizes, as a run meets them.
+fn packs() -> Vec<Batch> {
+    let whole = trial::pack(301);
+    let first = |n: usize| {
+        let mut batch = whole.clone();
+        let t = batch.cu_seqlens[n] as usize;
+        for list in [&mut batch.ids, &mut batch.positions, &mut batch.segments, &mut batch.row_sample] {
+            list.truncate(t);
+        }
+        batch.cu_seqlens.truncate(n + 1);
+        batch.samples.truncate(n);
+        batch.pair_labels.truncate(n);
+        batch.targets.truncate(n);
+        batch.cu_groups.clear();
+        batch.masked = ctune_dist::data::mask::count_masked(&trial::rule(301), &batch, &[0; 301]);
+        batch
+    };
+    vec![first(4), first(5), first(3), first(5), first(2), first(4), first(5)]
+}
+
+/// Losses, masked ids and the gradient after all packs.
+fn gradients<B: Backend>(backend: B) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
+    let mut model = model(backend, true);
+    let (mut losses, mut masked) = (Vec::new(), Vec::new());
+    for (i, mut batch) in packs().into_iter().enumerate() {
+        batch.epoch = i as u32 / 3; // dropout and masks must follow a replayed step
+        batch.step_pairs += i;
+        batch.masked = ctune_dist::data::mask::count_masked(&trial::rule(301), &batch, &[0; 301]);
+        model.forward(&batch, Mode::Train).unwrap();
+        model.backward(&batch, &mut |_, _, _| Ok(())).unwrap();
+        losses.extend(model.take_sums().unwrap());
+        let (ids, rows, labels) = model.masked_pack().unwrap();
+        masked.extend([ids, rows, labels]);
+    }
+    let all = 0..model.layout.len;
+    (losses, masked, model.backend.download(&model.grads, all).unwrap())
+}
+
+fn relative(expected: &[f32], got: &[f32]) -> f64 {
+    let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let off = expected.iter().zip(got).map(|(e, g)| f64::from(*e) - f64::from(*g)).collect();
+    norm(off) / norm(expected.iter().map(|e| f64::from(*e)).collect())
+}
+
+fn step_agrees<R: Real>(loss_allowed: f64, gradient_allowed: f64) {
+    let (losses, masked, gradient) = gradients(Cpu::new());
+    let (gpu_losses, gpu_masked, gpu_gradient) = gradients(gpu::<R>(true));
+    assert!(masked == gpu_masked, "masks differ");
+    for (i, (c, g)) in losses.iter().zip(&gpu_losses).enumerate() {
+        let correct = [1, 4].contains(&(i % 16)); // arg max may fall on the other of two near equals
+        let allowed = if correct { 2.0 } else { loss_allowed * c.abs().max(1.0) };
+        assert!((c - g).abs() <= allowed, "{i}: CPU {c}, GPU {g}");
+    }
+    let error = relative(&gradient, &gpu_gradient);
+    println!("gradient of seven packs in {}: relative error {error:.1e}", R::SUFFIX);
+    assert!(error <= gradient_allowed, "gradient off by {error:.1e}");
+}
+
+#[test]
+fn a_step_in_f32_is_the_cpu_engines() {
+    step_agrees::<f32>(1e-4, 1e-5);
+}
+
+#[test]
+fn a_step_in_bf16_is_near_the_cpu_engines() {
+    step_agrees::<half::bf16>(2e-2, 3e-2);
+}
+
+#[test]
+fn recorded_segments_give_the_same_bits() {
+    let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let recorded = gpu::<half::bf16>(true);
+    let with = gradients(recorded.clone());
+    let without = gradients(gpu::<half::bf16>(false));
+    assert!(with.0 == without.0, "statistics differ");
+    assert!(with.1 == without.1, "masks differ");
+    assert!(bits(&with.2) == bits(&without.2), "gradients differ");
+}
+
+#[test]
+fn segments_are_recorded_the_second_time_and_replayed_after() {
+    let mut model = model(gpu::<f32>(true), true);
+    let batch = &packs()[1];
+    let mut counts = Vec::new();
+    for _ in 0..3 {
+        model.forward(batch, Mode::Train).unwrap();
+        model.backward(batch, &mut |_, _, _| Ok(())).unwrap();
+        counts.push(model.backend.recorded_segments());
+    }
+    // forward, heads, two layers, embeddings
+    assert_eq!(counts, [0, 5, 5]);
+}
+
+#[test]
+fn a_step_has_the_reference_models_gradients() {
+    let mut model = model(gpu::<f32>(true), true);
+    let found = against_reference(&mut model, &packs()[1]).unwrap().unwrap();
+    found.verdict().unwrap();
+    assert!(found.worst().1 < 1e-4, "{:?}", found.worst());
+}
+
+#[test]
+fn a_nan_is_traced_to_the_operation_that_made_it() {
+    let mut model = model(gpu::<f32>(true), true);
+    let at = model.layout.layers[1].up.w;
+    model.backend.upload_weights(&[f32::NAN], &mut model.weights, at).unwrap();
+    model.backend.check_results(true);
+    let error = model.forward(&packs()[1], Mode::Train).unwrap_err().to_string();
+    for word in ["linear", "not finite"] {
+        assert!(error.contains(word), "{error}");
+    }
+}

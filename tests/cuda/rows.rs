@@ -1,0 +1,331 @@
+//! Row operations on the device against float64. The yardstick is the plain computation in the same
+//! precision: every operation's result rounded to it, sums in f32, as a framework without fused
+//! operations would have it. A kernel may be twice as far from the truth.
+
+use std::ops::Range;
+
+use super::buffers::*;
+use super::support::{ROOM, all_held, capacity, device, words};
+use crate::engine::naive::{self, Norm, Num};
+use crate::engine::support::{Pack, close, random, to64};
+use ctune_dist::engine::cuda::{Cuda, Real};
+use ctune_dist::engine::{Backend, Dropout, EmbedAt, LinearAt, NormAt, Rows};
+use half::bf16;
+
+/// Widths of every instantiation, whole and partly filled.
+const WIDTHS: [usize; 7] = [8, 128, 200, 384, 768, 1024, 1560];
+
+fn of<F: Num>(values: &[f32]) -> Vec<F> {
+    values.iter().map(|&x| F::of(f64::from(x))).collect()
+}
+
+/// gamma near 1, beta near 0, then `more` values.
+fn arena<R: Real>(h: usize, more: usize) -> (Vec<f32>, NormAt) {
+    let mut weights = random(2 * h + more, 11);
+    weights[..h].iter_mut().for_each(|x| *x = 1.0 + 0.3 * *x);
+    (all_held::<R>(&weights), NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 })
+}
+
+fn norm_of<F: Num>(weights: &[f32], at: NormAt) -> Norm<F> {
+    let part = |from: usize| of(&weights[from..from + at.hidden]);
+    Norm { gamma: part(at.gamma), beta: part(at.beta), eps: F::of(f64::from(at.eps)) }
+}
+
+/// The widths of a pack: all of them for the small, two for the large.
+fn widths(pack: &Pack) -> &'static [usize] {
+    if pack.tokens() > 200 { &WIDTHS[1..3] } else { &WIDTHS }
+}
+
+fn drops() -> [Dropout; 2] {
+    [Dropout::OFF, Dropout::new(0.3, 17, 4)]
+}
+
+fn each_case(mut case: impl FnMut(&Pack, usize, Dropout)) {
+    for pack in packs(50) {
+        for &h in widths(&pack) {
+            drops().into_iter().for_each(|drop| case(&pack, h, drop));
+        }
+    }
+}
+
+#[test]
+fn residual_norm() {
+    each_case(|pack, h, drop| {
+        residual_case::<f32>(pack, h, drop);
+        residual_case::<bf16>(pack, h, drop);
+    });
+}
+
+fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
+    let what = format!("residual_norm {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
+    let (t, gpu) = (pack.tokens(), engine::<R>(pack, 0));
+    let batch = device(&gpu, pack);
+    let (weights, at) = arena::<R>(h, h);
+    let input = |seed: u32| all_held::<R>(&random(t * h, seed));
+    let (residual, product, dout) = (input(1), input(2), input(3));
+    let wb = put(&gpu, &weights, 8);
+    let behind = ROOM * h + 8;
+    let (mut y, mut out) = (put(&gpu, &product, behind), unwritten(&gpu, t * h, behind));
+    let mut stats = unwritten(&gpu, 2 * t, behind);
+    let rb = put(&gpu, &residual, behind);
+    gpu.residual_norm(&batch, &wb, 2 * h, at, drop, &rb, &mut y, &mut stats, &mut out).unwrap();
+    get::<f32, R>(&gpu, &stats, 2 * t, 0);
+
+    let bias = &weights[2 * h..];
+    let factors = pack.factors::<f64>(drop, h);
+    let biased = |i: usize| f64::from(product[i]) + f64::from(bias[i % h]);
+    let exact_y: Vec<f64> = (0..t * h).map(|i| f64::from(residual[i]) + factors[i] * biased(i)).collect();
+    let r = |x: f32| R::from_f32(x).to_f32();
+    let plain_y: Vec<f32> =
+        (0..t * h).map(|i| r(residual[i] + r(factors[i] as f32 * r(product[i] + bias[i % h])))).collect();
+    close(&format!("{what} y"), &get(&gpu, &y, t * h, 0), &plain_y, &exact_y);
+    let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
+    let plain_out = all_held::<R>(&naive::norm(&plain_y, &n32));
+    close(&what, &get(&gpu, &out, t * h, 0), &plain_out, &naive::norm(&exact_y, &n64));
+
+    let (mut dresidual, mut dy) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
+    let mut grads = put(&gpu, &vec![0.5; 3 * h], 8);
+    let db = put(&gpu, &dout, behind);
+    gpu.residual_norm_backward(
+        &batch,
+        &wb,
+        2 * h,
+        at,
+        drop,
+        &y,
+        &stats,
+        &db,
+        &mut dresidual,
+        &mut dy,
+        &mut grads,
+    )
+    .unwrap();
+    let (dx, dgamma, dbeta) = naive::norm_backward(&plain_y, &n32, &dout);
+    let exact = naive::norm_backward(&exact_y, &n64, &to64(&dout));
+    let dx = all_held::<R>(&dx);
+    let cleared = (gpu_rows(t) - t) * h;
+    close(&format!("{what} dresidual"), &get(&gpu, &dresidual, t * h, cleared), &dx, &exact.0);
+    let plain_dy = all_held::<R>(&naive::times(&dx, &pack.factors(drop, h)));
+    let exact_dy = naive::times(&exact.0, &factors);
+    close(&format!("{what} dy"), &get(&gpu, &dy, t * h, cleared), &plain_dy, &exact_dy);
+    let got = get::<f32, R>(&gpu, &grads, 3 * h, 0);
+    let names = ["gamma", "beta", "bias"];
+    let plain = [dgamma, dbeta, naive::columns(&plain_dy, h)];
+    let exact = [exact.1, exact.2, naive::columns(&exact_dy, h)];
+    for (i, ((name, plain), exact)) in names.iter().zip(&plain).zip(&exact).enumerate() {
+        accumulated(&format!("{what} d{name}"), &got[i * h..(i + 1) * h], 0.5, plain, exact);
+    }
+}
+
+/// Rows that launches cover: the engine has room for `ROOM` more than the count.
+fn gpu_rows(count: usize) -> usize {
+    capacity(count, 256)
+}
+
+/// A gradient that began at `start`.
+#[track_caller]
+fn accumulated(what: &str, got: &[f32], start: f32, plain: &[f32], exact: &[f64]) {
+    let plain: Vec<f32> = plain.iter().map(|x| start + x).collect();
+    let exact: Vec<f64> = exact.iter().map(|x| f64::from(start) + x).collect();
+    close(what, got, &plain, &exact);
+}
+
+#[test]
+fn norm_and_gelu_over_masked_rows() {
+    for pack in packs(50) {
+        for &h in widths(&pack) {
+            masked_rows_case::<f32>(&pack, h);
+            masked_rows_case::<bf16>(&pack, h);
+        }
+    }
+}
+
+/// The operations of the MLM head: their rows are the masked ones.
+fn masked_rows_case<R: Real>(pack: &Pack, h: usize) {
+    let what = format!("{} {:?} {h}", R::SUFFIX, pack.lengths);
+    let m = pack.tokens() / 2 + 1;
+    let gpu = engine::<R>(pack, m);
+    let rows = Rows::Masked(m);
+    let (weights, at) = arena::<R>(h, 0);
+    let input =
+        |seed: u32, by: f32| all_held::<R>(&random(m * h, seed).iter().map(|x| by * x).collect::<Vec<_>>());
+    let (x, dout) = (input(1, 4.0), input(2, 1.0));
+    let (xb, wb, behind) = (put(&gpu, &x, 8), put(&gpu, &weights, 8), ROOM * h + 8);
+    let cleared = (capacity(m, 128) - m) * h;
+
+    let (mut stats, mut out) = (unwritten(&gpu, 2 * m, 8), unwritten(&gpu, m * h, behind));
+    gpu.norm(&xb, &wb, at, rows, &mut stats, &mut out).unwrap();
+    let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
+    let plain = all_held::<R>(&naive::norm(&x, &n32));
+    close(&format!("norm {what}"), &get(&gpu, &out, m * h, 0), &plain, &naive::norm(&to64(&x), &n64));
+    let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; 2 * h], 8));
+    gpu.norm_backward(&xb, &wb, at, rows, &stats, &mut d, &mut grads).unwrap();
+    let plain = naive::norm_backward(&x, &n32, &dout);
+    let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
+    let got = get(&gpu, &d, m * h, cleared);
+    close(&format!("norm dx {what}"), &got, &all_held::<R>(&plain.0), &exact.0);
+    let got = get::<f32, R>(&gpu, &grads, 2 * h, 0);
+    accumulated(&format!("norm dgamma {what}"), &got[..h], 0.5, &plain.1, &exact.1);
+    accumulated(&format!("norm dbeta {what}"), &got[h..], 0.5, &plain.2, &exact.2);
+
+    let mut act = unwritten(&gpu, m * h, behind);
+    gpu.gelu(&xb, rows, h, &mut act).unwrap();
+    let plain = all_held::<R>(&x.iter().map(|&x| naive::gelu(x)).collect::<Vec<_>>());
+    let exact: Vec<f64> = x.iter().map(|&x| naive::gelu(f64::from(x))).collect();
+    close(&format!("gelu {what}"), &get(&gpu, &act, m * h, 0), &plain, &exact);
+    let mut dact = put(&gpu, &dout, behind);
+    gpu.gelu_backward(&xb, &mut dact, rows, h).unwrap();
+    let both = || x.iter().zip(&dout);
+    let plain = all_held::<R>(&both().map(|(&x, &d)| d * naive::gelu_slope(x)).collect::<Vec<_>>());
+    let exact: Vec<f64> = both().map(|(&x, &d)| f64::from(d) * naive::gelu_slope(f64::from(x))).collect();
+    close(&format!("gelu' {what}"), &get(&gpu, &dact, m * h, cleared), &plain, &exact);
+}
+
+#[test]
+fn gather_and_scatter() {
+    gather_case::<f32>();
+    gather_case::<bf16>();
+}
+
+fn gather_case<R: Real>() {
+    let rows = [29, 0, 7, 8, 3];
+    for h in WIDTHS {
+        let gpu = engine::<R>(&Pack::new(&[30], 50), rows.len());
+        let x = all_held::<R>(&random(30 * h, 1));
+        let (mut xb, index) = (put(&gpu, &x, 8), words(&gpu, &rows));
+        let mut out = unwritten(&gpu, rows.len() * h, ROOM * h);
+        gpu.gather_rows(&xb, &index, Rows::Masked(rows.len()), h, &mut out).unwrap();
+        let got = get(&gpu, &out, rows.len() * h, 0);
+        for (got, &row) in got.chunks(h).zip(&rows) {
+            assert_eq!(got, &x[row as usize * h..][..h]);
+        }
+        gpu.scatter_add_rows(&out, &index, Rows::Masked(rows.len()), h, &mut xb).unwrap();
+        for (row, (got, x)) in get(&gpu, &xb, 30 * h, 0).chunks(h).zip(x.chunks(h)).enumerate() {
+            let factor = if rows.contains(&(row as u32)) { 2.0 } else { 1.0 };
+            assert!(got.iter().zip(x).all(|(got, x)| *got == factor * x), "row {row}");
+        }
+    }
+}
+
+#[test]
+fn bias_gradients_are_column_sums() {
+    bias_case::<f32>();
+    bias_case::<bf16>();
+}
+
+fn bias_case<R: Real>() {
+    for pack in packs(50) {
+        for n in [8, 264, 1032] {
+            let (t, k, gpu) = (pack.tokens(), 8, engine::<R>(&pack, 0));
+            let at = LinearAt { w: 0, b: n * k, n, k };
+            let dy = all_held::<R>(&random(t * n, 5));
+            // products cover rows behind the count: there they read zeros, as the model's buffers hold
+            let zeros = (gpu_rows(t) - t) * n;
+            let dyb = put(&gpu, &[dy.clone(), vec![0.0; zeros]].concat(), 8);
+            let x = put(&gpu, &vec![0.0; gpu_rows(t) * k], 8);
+            let mut grads = put(&gpu, &vec![0.5; n * k + n], 8);
+            gpu.linear_backward_weight(&dyb, &x, at, Rows::Tokens(t), true, &mut grads).unwrap();
+            let got = get::<f32, R>(&gpu, &grads, n * k + n, 0);
+            let (plain, exact) = (naive::columns(&dy, n), naive::columns(&to64(&dy), n));
+            accumulated(&format!("bias {} {t}x{n}", R::SUFFIX), &got[n * k..], 0.5, &plain, &exact);
+        }
+    }
+}
+
+const VOCAB: usize = 50;
+const POSITIONS: usize = 512;
+
+fn embed_at(h: usize) -> EmbedAt {
+    let word = 2 * h;
+    let position = word + VOCAB * h;
+    let norm = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
+    EmbedAt { word, position, segment: position + POSITIONS * h, norm, vocab: VOCAB }
+}
+
+/// Adds rows `d` to their three tables.
+fn add_to_tables<F: Num>(pack: &Pack, at: EmbedAt, d: &[F], grads: &mut [F]) {
+    let h = at.norm.hidden;
+    for (i, &d) in d.iter().enumerate() {
+        let (row, c) = (i / h, i % h);
+        grads[at.word + pack.ids[row] as usize * h + c] += d;
+        grads[at.position + pack.positions[row] as usize * h + c] += d;
+        grads[at.segment + pack.segments[row] as usize * h + c] += d;
+    }
+}
+
+#[test]
+fn embedding() {
+    each_case(|pack, h, drop| {
+        embed_case::<f32>(pack, h, drop);
+        embed_case::<bf16>(pack, h, drop);
+    });
+}
+
+fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
+    let what = format!("embed {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
+    let (t, at, gpu) = (pack.tokens(), embed_at(h), engine::<R>(pack, 0));
+    let batch = device(&gpu, pack);
+    let weights = all_held::<R>(&random(at.segment + 2 * h, 21));
+    let (wb, behind) = (put(&gpu, &weights, 8), ROOM * h + 8);
+    let (mut sum, mut out) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
+    let mut stats = unwritten(&gpu, 2 * t, behind);
+    gpu.embed(&batch, &wb, at, drop, &mut sum, &mut stats, &mut out).unwrap();
+    let rows = |row: usize| {
+        [
+            at.word + pack.ids[row] as usize * h,
+            at.position + pack.positions[row] as usize * h,
+            at.segment + pack.segments[row] as usize * h,
+        ]
+    };
+    let r = |x: f32| R::from_f32(x).to_f32();
+    let parts = |i: usize| rows(i / h).map(|from| weights[from + i % h]);
+    let exact_sum: Vec<f64> = (0..t * h).map(|i| parts(i).map(f64::from).iter().sum()).collect();
+    let plain_sum: Vec<f32> = (0..t * h)
+        .map(|i| {
+            let [w, p, s] = parts(i);
+            r(r(w + p) + s)
+        })
+        .collect();
+    close(&format!("{what} sum"), &get(&gpu, &sum, t * h, 0), &plain_sum, &exact_sum);
+    let (n32, n64) = (norm_of::<f32>(&weights, at.norm), norm_of::<f64>(&weights, at.norm));
+    let (f32s, f64s) = (pack.factors::<f32>(drop, h), pack.factors::<f64>(drop, h));
+    let plain = all_held::<R>(&naive::times(&all_held::<R>(&naive::norm(&plain_sum, &n32)), &f32s));
+    let exact = naive::times(&naive::norm(&exact_sum, &n64), &f64s);
+    close(&what, &get(&gpu, &out, t * h, 0), &plain, &exact);
+
+    let dout = all_held::<R>(&random(t * h, 22));
+    let run = || {
+        let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; weights.len()], 8));
+        gpu.embed_backward(&batch, &wb, at, drop, &sum, &stats, &mut d, &mut grads).unwrap();
+        get::<R, R>(&gpu, &d, t * h, 0);
+        get::<f32, R>(&gpu, &grads, weights.len(), 0)
+    };
+    let got = run();
+    assert!(got.iter().zip(run()).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: other bits");
+    let through = all_held::<R>(&naive::times(&dout, &f32s));
+    let (dx, dgamma, dbeta) = naive::norm_backward(&plain_sum, &n32, &through);
+    let mut plain = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
+    add_to_tables(pack, at, &all_held::<R>(&dx), &mut plain);
+    let (dx, dgamma, dbeta) = naive::norm_backward(&exact_sum, &n64, &naive::times(&to64(&dout), &f64s));
+    let mut exact = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
+    add_to_tables(pack, at, &dx, &mut exact);
+    let ends = [0, h, 2 * h, at.position, at.segment, weights.len()];
+    for (name, ends) in ["gamma", "beta", "word", "position", "segment"].iter().zip(ends.windows(2)) {
+        let range: Range<usize> = ends[0]..ends[1];
+        let name = format!("{what} d{name}");
+        accumulated(&name, &got[range.clone()], 0.5, &plain[range.clone()], &exact[range]);
+    }
+}
+
+/// Sizes that no kernel takes are errors that say so.
+#[test]
+fn widths_that_no_kernel_takes_are_errors() {
+    let gpu: Cuda<f32> = engine(&Pack::new(&[3], 50), 3);
+    for (h, text) in [(12, "multiples of 8"), (4104, "at most 4096")] {
+        let at = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
+        let buffer = |n: usize| gpu.zeros::<f32>(n).unwrap();
+        let (x, w, mut stats, mut out) = (buffer(3 * h), buffer(2 * h), buffer(6), buffer(3 * h));
+        let error = gpu.norm(&x, &w, at, Rows::Masked(3), &mut stats, &mut out).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    }
+}
