@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::config::Config;
+use crate::config::{Config, Device};
 use crate::dist::{Distributed, World};
-use crate::engine::Backend;
+use crate::engine::{Backend, cuda};
 use crate::model::Shape;
 use crate::plan::roofline::flops_per_token;
 use crate::train::run_dir::on_engine;
@@ -112,7 +112,11 @@ pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<(
         return Err(Error::config(format!("--seconds {seconds}: must be a positive number")));
     }
     let budget = Duration::from_secs_f64(seconds);
-    let report = on_engine!(config, world, backend => measure(backend, config, budget, world))?;
+    let mut config = config.clone();
+    if json && config.run.device == Device::Auto && cuda::probe().is_err() {
+        config.run.device = Device::Cpu; // the report names the device; nothing else may stand beside it
+    }
+    let report = on_engine!(&config, world, backend => measure(backend, &config, budget, world))?;
     if !world.leads() {
         return Ok(());
     }

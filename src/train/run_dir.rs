@@ -35,7 +35,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
             Ok(found) => Some(found),
             Err(reason) => {
                 if world.leads() {
-                    eprintln!("computing on the CPU: {reason}");
+                    println!("computing on the CPU: {reason}");
                 }
                 None
             }

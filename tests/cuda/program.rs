@@ -170,7 +170,7 @@ fn no_gpu_is_exit_code_4_and_auto_is_the_cpu() {
     assert_refused(&place.run(&args("cuda")), 4, &["libcuda", "cpu"]);
     let out = place.run(&args("auto"));
     assert_done(&out);
-    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(text.contains("computing on the CPU") && text.contains("libcuda"), "{text}");
     let none = start(&place, 0, &args("cuda"), &[("SOFTGPU_DEVICES", "0")]);
     assert_refused(&none, 4, &["GPU", "cpu"]);
