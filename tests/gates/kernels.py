@@ -72,6 +72,12 @@ def broken_rules(rows):
             yield f"{name}: a row kernel without 16-byte loads"
 
 
+def granted(registers):
+    """Registers that a multiprocessor gives a thread: in steps of 8. The compiler's own number differs by
+    some from one folder of the sources to another (94 and 96 were seen), which costs nothing."""
+    return -(-registers // 8) * 8
+
+
 def worsened(rows, before):
     """Lines about numbers that got worse against the table `before`."""
     old = {row.key(): row for row in before}
@@ -80,6 +86,8 @@ def worsened(rows, before):
             continue
         for column in WORSE_IF_MORE + WORSE_IF_LESS:
             a, b = getattr(was, column), getattr(row, column)
+            if column == "registers":
+                a, b = granted(a), granted(b)
             if b > a if column in WORSE_IF_MORE else b < a:
                 yield f"{row.kernel} on {row.arch}: {column} {a} -> {b}"
 
@@ -100,6 +108,11 @@ def parse(table):
     return [Row(**{k: int(v) if k in NUMBERS else v for k, v in row.items()}) for row in rows]
 
 
+def of_sources(text):
+    """A table's part about the sources, without the numbers, which may differ where none is worse."""
+    return text.partition("## Numbers")[0]
+
+
 def gate(folder, table, options, write=False, accept_worse=False):
     """All findings, one line each; none is a pass."""
     files = sources(folder)
@@ -113,7 +126,7 @@ def gate(folder, table, options, write=False, accept_worse=False):
     text = render(files, rows)
     if write and not findings:
         table.write_text(text)
-    elif not write and not worse and (not table.exists() or table.read_text() != text):
+    elif not write and not worse and (not table.exists() or of_sources(table.read_text()) != of_sources(text)):
         findings.append(f"{table}: not of these sources: renew it with `kernels.py write` and look at what changed")
     if not findings:
         print(f"{len(files)} files, {len({row.kernel for row in rows})} kernels on {', '.join(ARCHITECTURES)}: good")
@@ -130,7 +143,7 @@ def selftest(options):
         try:
             rows = measure_all([file], demands, options)
             found = list(broken_rules(rows))
-            better = [dataclasses.replace(row, registers=row.registers - 1) for row in rows]
+            better = [dataclasses.replace(row, registers=row.registers - 8) for row in rows]
             found += [f"worse: {line}" for line in worsened(rows, better)]
         except Refused as e:
             found = [str(e)]
