@@ -60,8 +60,8 @@ pub struct Meter {
     all: Spent,
     /// Since the last line, likewise.
     recent: Spent,
-    /// Of loss, MLM and QDPP.
-    unusual: [Running; 3],
+    /// Of MLM and QDPP; the loss has its score already (`health`).
+    unusual: [Running; 2],
 }
 
 impl Meter {
@@ -160,12 +160,12 @@ impl Meter {
 
     /// z-scores of the loss, of MLM and of QDPP.
     fn scores(&mut self, update: &Update) -> [Option<f64>; 3] {
-        let values = [
-            Some(update.loss),
-            update.mean(stats::MLM_LOSS, stats::MLM_COUNT),
-            update.mean(stats::QDPP_LOSS, stats::QDPP_COUNT),
-        ];
-        std::array::from_fn(|i| values[i].and_then(|value| self.unusual[i].record(value)))
+        let mut part = |i: usize, sum, count| {
+            update.mean(sum, count).and_then(|value: f64| self.unusual[i].record(value))
+        };
+        let mlm = part(0, stats::MLM_LOSS, stats::MLM_COUNT);
+        let qdpp = part(1, stats::QDPP_LOSS, stats::QDPP_COUNT);
+        [update.signs.loss_z, mlm, qdpp]
     }
 
     /// Share of the speed of large matrix products.

@@ -7,6 +7,7 @@ use crate::Result;
 use crate::dist::World;
 use crate::engine::{Backend, Epilogue, LinearAt, PackCounts, Rows};
 use crate::model::Shape;
+use crate::model::shape::flops_per_token;
 
 /// Sides of the square products that are tried, until one takes more than `ENOUGH`.
 const SIDES: [usize; 4] = [768, 1536, 3072, 6144];
@@ -26,15 +27,11 @@ pub struct Work {
 }
 
 impl Work {
-    /// Training FLOPs, forward and backward: 3 (L (8 H^2 + 4 H I) T + 4 L H sum of n^2 + M (2 H^2 + 2 H V)).
-    /// What is frozen or computed twice counts as if it were not, as in model FLOPs utilisation
-    /// (Chowdhery et al. 2022).
+    /// Training FLOPs of all tokens, as `flops_per_token` counts them. What is frozen or computed twice
+    /// counts as if it were not.
     pub fn flops(&self, shape: &Shape) -> f64 {
-        let [l, h, i, v] = [shape.layers, shape.hidden, shape.intermediate, shape.vocab].map(|n| n as f64);
-        let encoder = l * (8.0 * h * h + 4.0 * h * i) * self.tokens as f64;
-        let attention = 4.0 * l * h * self.attended as f64;
-        let head = (2.0 * h * h + 2.0 * h * v) * self.masked as f64;
-        3.0 * (encoder + attention + head)
+        let (tokens, each) = (self.tokens as f64, self.tokens.max(1) as f64);
+        tokens * flops_per_token(shape, self.attended as f64 / each, self.masked as f64 / each)
     }
 }
 
