@@ -21,7 +21,7 @@ use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
 use crate::model::{Recompute, Tuning};
-pub use fine::{Fine, FineLoss, NegativesFrom};
+pub use fine::{Fine, FineLoss, NegativesFrom, TrainPassages};
 
 use crate::{Error, Result};
 

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use ctune_dist::config::{Config, NegativesFrom};
+use ctune_dist::config::{Config, NegativesFrom, TrainPassages};
 use ctune_dist::corpus::tokenise::Tokenizer;
 use ctune_dist::data::batch::Batch;
 use ctune_dist::data::source::SampleSource;
+use ctune_dist::engine::Aggregate;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;
 use ctune_dist::report::Results;
 use ctune_dist::train::collection::Collection;
 use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
-use ctune_dist::train::passages::Aggregate;
 
 use super::program::{Place, assert_done, assert_refused};
 
@@ -175,6 +175,7 @@ fn negatives_come_from_where_they_are_asked_for() {
             positives_per_topic: 1,
             from,
             aggregate: Aggregate::FirstP,
+            passages: TrainPassages::One,
         };
         let sources = Sources { qrels: &qrels, hard, teacher };
         GroupSource::new(collection.clone(), sources, &["T0".into(), "T1".into()], options)

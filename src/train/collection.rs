@@ -147,6 +147,11 @@ impl Collection {
         self.documents.get(id).map_or(1, Vec::len)
     }
 
+    /// Passages of the document that has the most.
+    pub fn most_passages(&self) -> usize {
+        self.documents.values().map(Vec::len).max().unwrap_or(1).max(1)
+    }
+
     /// Tokens of a candidate's passage, cut so that it fits beside `query`; never empty input for a
     /// document that is itself empty: then the pair is the query alone between its separators.
     pub fn passage(&self, id: &str, passage: usize, query: &[u32]) -> &[u32] {

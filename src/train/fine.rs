@@ -19,9 +19,10 @@ use super::resume;
 use super::run_dir::{self, on_engine};
 use super::schedule::steps;
 use super::signals;
-use crate::config::Config;
+use crate::config::{Config, TrainPassages};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
+use crate::data::source::SampleSource;
 use crate::dist::{Distributed, World};
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
@@ -153,7 +154,7 @@ impl<'a> Study<'a> {
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
         let options = Options {
-            objective: Objective::Ranking(config.fine.loss()),
+            objective: Objective::Ranking(config.fine.loss(), config.fine.trained_aggregate()),
             heads: HeadSet::RANKING,
             capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
             train,
@@ -187,6 +188,7 @@ impl<'a> Study<'a> {
             positives_per_topic: config.fine.positives_per_topic,
             from: config.fine.negatives_from,
             aggregate: config.fine.aggregate,
+            passages: config.fine.train_passages,
         };
         let sources =
             Sources { qrels: &self.qrels, hard: self.hard.as_ref(), teacher: self.teacher.as_ref() };
@@ -195,6 +197,7 @@ impl<'a> Study<'a> {
             let names = source.left_out.join(" ");
             println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
         }
+        self.check_groups_fit(&source)?;
         let source = Arc::new(source);
         let options = LoaderOptions {
             seed,
@@ -238,6 +241,30 @@ impl<'a> Study<'a> {
             model.backend.upload_weights(weights, &mut model.weights, 0)?;
         }
         Ok(model)
+    }
+}
+
+impl Study<'_> {
+    /// A group's loss needs all of its scores at once, so a group lies in one pack.
+    fn check_groups_fit(&self, source: &GroupSource) -> Result<()> {
+        let (fine, train) = (&self.config.fine, &self.config.train);
+        let longest = source.longest();
+        if longest <= train.pack_tokens {
+            return Ok(());
+        }
+        let (passages, or) = match fine.train_passages {
+            TrainPassages::One => ("", ""),
+            TrainPassages::All => (
+                " with all of their passages",
+                ", fine.passages, or train on one passage at a time (fine.train_passages = \"one\")",
+            ),
+        };
+        Err(Error::config(format!(
+            "a group of 1 + {} documents{passages} has up to {longest} tokens and train.pack_tokens = {} holds \
+             none of that length: raise train.pack_tokens to {longest} (memory grows with it; \
+             train.recompute = \"layer\" keeps 1/16 of a layer), or lower fine.negatives, data.max_tokens{or}",
+            fine.negatives, train.pack_tokens
+        )))
     }
 }
 
