@@ -14,7 +14,7 @@ use super::ordered;
 use super::preparation::Preparation;
 use super::progress::Progress;
 use super::repair::repaired;
-use super::rows::Role;
+use super::rows::{self, Role};
 use super::source::{Files, Part, Piece, Position, Tally};
 use crate::{Error, Result};
 
@@ -35,6 +35,8 @@ pub(super) struct Log {
     pub(super) documents: Ids,
     /// (query slot, document slot) of each usable row.
     pub(super) pairs: Vec<(u32, u32)>,
+    /// How often each pair was clicked; 1 where it ends early.
+    times: Vec<u32>,
     /// Document slot -> index in the shards, or why there is none.
     pub(super) document_index: Vec<u32>,
     /// Query slot -> index in the shards, or why there is none.
@@ -52,6 +54,8 @@ pub(super) struct Log {
 pub(super) struct Joined {
     /// Whether each pair of the log enters.
     pub(super) kept: Vec<bool>,
+    /// How often each of them was clicked, rows with the same pair together.
+    pub(super) times: Vec<u32>,
     /// Rows that do not enter, by reason.
     pub(super) dropped: [(&'static str, u64); 5],
 }
@@ -65,11 +69,16 @@ impl Log {
         let count = |why: u32| self.pairs.iter().filter(|pair| index(pair) == why).count() as u64;
         let mut order: Vec<u32> = (0..self.pairs.len() as u32).collect();
         order.par_sort_unstable_by_key(|&i| (self.pairs[i as usize], i));
-        let mut repeated = 0;
-        for pair in order.windows(2) {
-            let (first, second) = (pair[0] as usize, pair[1] as usize);
-            if self.pairs[first] == self.pairs[second] && kept[second] {
-                kept[second] = false;
+        let mut times = std::mem::take(&mut self.times);
+        times.resize(self.pairs.len(), 1);
+        let (mut repeated, mut first) = (0, 0);
+        for (place, &i) in order.iter().enumerate() {
+            let i = i as usize;
+            if place == 0 || self.pairs[first] != self.pairs[i] {
+                first = i;
+            } else if kept[i] {
+                kept[i] = false;
+                times[first] = times[first].saturating_add(times[i]);
                 repeated += 1;
             }
         }
@@ -85,7 +94,7 @@ impl Log {
                 self.query_index[query as usize] = EMPTY;
             }
         }
-        Joined { kept, dropped }
+        Joined { kept, times, dropped }
     }
 
     /// An id that the log names where the collection holds none of those it names.
@@ -96,9 +105,13 @@ impl Log {
         Some(String::from_utf8_lossy(self.documents.bytes(0)).into_owned())
     }
 
-    fn add(&mut self, query: u32, document_id: &str) -> Result<()> {
+    fn add(&mut self, query: u32, document_id: &str, times: u32) -> Result<()> {
         let (document, _) = self.documents.insert(document_id, "documents")?;
         let query = self.same_as.get(query as usize).copied().unwrap_or(query);
+        if times != 1 {
+            self.times.resize(self.pairs.len(), 1);
+            self.times.push(times);
+        }
         self.pairs.push((query, document));
         match u32::try_from(self.pairs.len()) {
             Ok(_) => Ok(()),
@@ -140,6 +153,8 @@ struct Span {
     query_id: std::ops::Range<usize>,
     query: std::ops::Range<usize>,
     document_id: std::ops::Range<usize>,
+    /// How often it was clicked.
+    times: u32,
     /// Why it is left out.
     barred: Option<&'static str>,
 }
@@ -225,13 +240,15 @@ impl Preparation<'_> {
             if files.role == Role::Qrels {
                 let barred = row[2].parse::<i64>().is_ok_and(|label| label <= 0);
                 let barred = barred.then_some("clicks with a label of 0 or less");
-                rows.push(Span { query_id: keep(&row[0]), query: 0..0, document_id: keep(&row[1]), barred });
+                let (query_id, document_id) = (keep(&row[0]), keep(&row[1]));
+                rows.push(Span { query_id, query: 0..0, document_id, times: 1, barred });
                 return;
             }
             let query = if self.options.repair { repaired(row[1].trim()) } else { row[1].trim().into() };
             let barred = self.guard.query(&query).or_else(|| self.options.filter.query(&query));
             let (query_id, document_id) = (keep(&row[0]), keep(&row[2]));
-            rows.push(Span { query_id, query: keep(&query), document_id, barred });
+            let times = rows::times(&row[3]).unwrap_or(1);
+            rows.push(Span { query_id, query: keep(&query), document_id, times, barred });
         });
         LogBlock { part, text, rows }
     }
@@ -258,7 +275,7 @@ impl Log {
                 return Ok(row.barred);
             }
             let (slot, merged) = self.query(id, query, merge, texts)?;
-            self.add(slot, &text[row.document_id.clone()])?;
+            self.add(slot, &text[row.document_id.clone()], row.times)?;
             return Ok(merged.then_some("queries whose words came before (their clicks are kept)"));
         }
         if self.queries.get(id).is_some() {
@@ -290,7 +307,7 @@ impl Log {
         if let Some(Some(reason)) = self.barred.get(query as usize) {
             return Ok(Some(*reason));
         }
-        self.add(query, &text[row.document_id.clone()])?;
+        self.add(query, &text[row.document_id.clone()], row.times)?;
         Ok(None)
     }
 }

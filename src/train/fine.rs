@@ -11,7 +11,8 @@ use statrs::statistics::Statistics;
 
 use super::checkpoints::Identity;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
-use super::collection::{Collection, usable_topics};
+use super::collection::{Collection, TopicUse};
+use super::folds::{drawn_folds, folds_from_file};
 use super::groups::{GroupOptions, GroupSource, Sources};
 use super::metrics::Meter;
 use super::rerank::rerank;
@@ -19,13 +20,12 @@ use super::resume;
 use super::run_dir::{self, on_engine};
 use super::schedule::steps;
 use super::signals;
-use crate::config::{Config, TrainPassages};
+use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
-use crate::data::source::SampleSource;
 use crate::dist::{Distributed, World};
 use crate::engine::random::{philox, purpose};
-use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
+use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
@@ -70,7 +70,8 @@ pub struct FoldTask<'a> {
 
 impl<'a> Study<'a> {
     /// Reads the collection and the folds. Folds are those of `data.folds`, or drawn over the usable
-    /// topics and written to `dir/folds.json`; topics that cannot be used are named.
+    /// topics and written to `dir/folds.json`; topics that cannot be used are named, on the
+    /// terminal and in `dir/run.json`.
     pub fn read(config: &'a Config, model: &Path, dir: &Path, world: &World) -> Result<Self> {
         let tokenizer = Tokenizer::load(model)?;
         let hard = config.fine.negatives_run.as_ref().map(|path| hard_negatives(path, config.fine.depth));
@@ -80,7 +81,8 @@ impl<'a> Study<'a> {
         let collection = Collection::read(config, &tokenizer, config.fine.depth, &more)?;
         let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
         let qrels = Qrels::read(qrels_path)?;
-        let (usable, rest) = usable_topics(&collection, &qrels);
+        let topics = TopicUse::of(&collection, &qrels);
+        let usable = &topics.usable;
         if usable.len() < 2 {
             return Err(Error::data(format!(
                 "{}: {} topic(s) have both relevant and other candidates among the first {}: raise fine.depth \
@@ -98,13 +100,12 @@ impl<'a> Study<'a> {
                 truncated.all,
                 truncated.cut
             );
-            if !rest.is_empty() {
-                println!("{} left out, no relevant or no other candidate: {}", rest.len(), rest.join(" "));
-            }
+            print!("{}", topics.lines(config.fine.depth));
         }
+        world.agree(world.leads().then(|| run_dir::add_fact(dir, "topics", &json!(topics))))?;
         let folds = match &config.data.folds {
-            Some(path) => folds_from_file(path, &usable)?,
-            None => drawn_folds(config, &usable, dir, world)?,
+            Some(path) => folds_from_file(path, usable)?,
+            None => drawn_folds(config, usable, dir, world)?,
         };
         Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds })
     }
@@ -197,7 +198,7 @@ impl<'a> Study<'a> {
             let names = source.left_out.join(" ");
             println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
         }
-        self.check_groups_fit(&source)?;
+        source.check_fits(&config.train)?;
         let source = Arc::new(source);
         let options = LoaderOptions {
             seed,
@@ -241,30 +242,6 @@ impl<'a> Study<'a> {
             model.backend.upload_weights(weights, &mut model.weights, 0)?;
         }
         Ok(model)
-    }
-}
-
-impl Study<'_> {
-    /// A group's loss needs all of its scores at once, so a group lies in one pack.
-    fn check_groups_fit(&self, source: &GroupSource) -> Result<()> {
-        let (fine, train) = (&self.config.fine, &self.config.train);
-        let longest = source.longest();
-        if longest <= train.pack_tokens {
-            return Ok(());
-        }
-        let (passages, or) = match fine.train_passages {
-            TrainPassages::One => ("", ""),
-            TrainPassages::All => (
-                " with all of their passages",
-                ", fine.passages, or train on one passage at a time (fine.train_passages = \"one\")",
-            ),
-        };
-        Err(Error::config(format!(
-            "a group of 1 + {} documents{passages} has up to {longest} tokens and train.pack_tokens = {} holds \
-             none of that length: raise train.pack_tokens to {longest} (memory grows with it; \
-             train.recompute = \"layer\" keeps 1/16 of a layer), or lower fine.negatives, data.max_tokens{or}",
-            fine.negatives, train.pack_tokens
-        )))
     }
 }
 
@@ -320,37 +297,6 @@ fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<Strin
 
 fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
     Ok(evaluate(qrels, run, &[measure], &measures::Options::default())?.means[0])
-}
-
-fn folds_from_file(path: &Path, usable: &[String]) -> Result<Vec<Fold>> {
-    let mut folds = read_folds(path)?;
-    let known = |topic: &String| usable.contains(topic);
-    for (i, fold) in folds.iter_mut().enumerate() {
-        for list in [&mut fold.train, &mut fold.validation, &mut fold.test] {
-            list.retain(known);
-        }
-        if fold.train.is_empty() || fold.test.is_empty() {
-            return Err(Error::data(format!(
-                "{}: fold {} has no usable training or test topic: the file belongs to other topics",
-                path.display(),
-                i + 1
-            )));
-        }
-    }
-    Ok(folds)
-}
-
-fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
-    let k = config.fine.folds;
-    if k < 3 || k > usable.len() {
-        return Err(Error::config(format!(
-            "fine.folds = {k}: must be at least 3 (training, validation, test) and at most the {} usable topics",
-            usable.len()
-        )));
-    }
-    let folds = make_folds(usable, k, config.seed);
-    world.agree(world.leads().then(|| write_folds(&dir.join("folds.json"), &folds)))?;
-    Ok(folds)
 }
 
 /// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
@@ -467,23 +413,37 @@ fn preempted() -> Error {
 /// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
 /// as there may be gigabytes of them.
 fn identity(config: &Config, model: &Path) -> Result<Identity> {
-    let read = |path: &Path| fs::read(path).map_err(|e| Error::io("read", path, e));
     let mut sum = crc32fast::Hasher::new();
-    let data = &config.data;
-    for path in [&data.topics, &data.qrels, &data.run, &data.folds].into_iter().flatten() {
-        sum.update(&read(path)?);
+    let (data, fine) = (&config.data, &config.fine);
+    let read = [&data.topics, &data.qrels, &data.run, &data.folds, &fine.negatives_run, &fine.teacher];
+    for path in read.into_iter().flatten() {
+        add_contents(path, &mut sum)?;
     }
     if let Some(path) = &data.documents {
         let size = fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
         sum.update(&size.to_le_bytes());
     }
-    sum.update(&read(&model.join("model.safetensors"))?);
+    add_contents(&model.join("model.safetensors"), &mut sum)?;
     let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
     Ok(Identity {
         command: "fine".into(),
         data: format!("{:08x}", sum.finalize()),
         plan: resume::plan_of(config, &unused)?,
     })
+}
+
+/// Adds a file, or (of folds as CEDR has them) the files of a folder by name.
+fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
+    let failed = |e| Error::io("read", path, e);
+    if !path.is_dir() {
+        sum.update(&fs::read(path).map_err(failed)?);
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = entries.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    files.iter().try_for_each(|file| add_contents(file, sum))
 }
 
 fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Vec<Mean>> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::collection::{Candidates, Collection, relevant};
-use crate::config::{NegativesFrom, TrainPassages};
+use crate::config::{NegativesFrom, Train, TrainPassages};
 use crate::data::batch::Batch;
 use crate::data::source::SampleSource;
 use crate::engine::Aggregate;
@@ -93,6 +93,30 @@ impl GroupSource {
             ));
         }
         Ok(source)
+    }
+
+    /// A group's loss needs all of its scores at once, so a group lies in one pack.
+    ///
+    /// # Errors
+    /// `Error::Config` with advice where the longest group is longer than a pack.
+    pub fn check_fits(&self, train: &Train) -> Result<()> {
+        let longest = self.longest();
+        if longest <= train.pack_tokens {
+            return Ok(());
+        }
+        let (passages, or) = match self.options.passages {
+            TrainPassages::One => ("", ""),
+            TrainPassages::All => (
+                " with all of their passages",
+                ", fine.passages, or train on one passage at a time (fine.train_passages = \"one\")",
+            ),
+        };
+        Err(Error::config(format!(
+            "a group of 1 + {} documents{passages} has up to {longest} tokens and train.pack_tokens = {} holds \
+             none of that length: raise train.pack_tokens to {longest} (memory grows with it; \
+             train.recompute = \"layer\" keeps 1/16 of a layer), or lower fine.negatives, data.max_tokens{or}",
+            self.options.negatives, train.pack_tokens
+        )))
     }
 
     fn add(&mut self, id: &str, sources: Sources) -> Result<()> {

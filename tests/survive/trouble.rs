@@ -55,6 +55,64 @@ fn a_rank_that_hangs_ends_the_job_with_its_name() {
     }
 }
 
+/// Two ranks of one job, of which one is started as `other` says, in place of the plain program.
+fn two(place: &Place, other: (usize, &str), out: &str) -> std::process::Output {
+    let args = format!("coarse --config plan.toml --out {out} {}", PLAN.join(" "));
+    let plain = format!("exec {BINARY} {args}");
+    let odd = other.1.replace("PROGRAM", &format!("{BINARY} {args}"));
+    let mut ranks = [&plain, &plain];
+    ranks[other.0] = &odd;
+    let mut command = Command::new("mpirun");
+    command.args([
+        "--oversubscribe",
+        "-n",
+        "1",
+        "bash",
+        "-c",
+        ranks[0],
+        ":",
+        "-n",
+        "1",
+        "bash",
+        "-c",
+        ranks[1],
+    ]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    let start = Instant::now();
+    let done = command.current_dir(place.path(".")).output().expect("mpirun is needed");
+    assert!(start.elapsed().as_secs() < 10, "it took {:?}", start.elapsed());
+    done
+}
+
+#[test]
+fn a_rank_that_errs_alone_ends_the_job_with_its_reason() {
+    let place = Place::with_shards();
+    // another folder, whose shards have lost a byte
+    fs::create_dir_all(place.path("other/shards")).unwrap();
+    for entry in fs::read_dir(place.path("shards")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, place.path("other/shards").join(path.file_name().unwrap())).unwrap();
+    }
+    fs::copy(place.path("plan.toml"), place.path("other/plan.toml")).unwrap();
+    let clicks = place.path("other/shards/clicks.bin");
+    let bytes = fs::read(&clicks).unwrap();
+    fs::write(&clicks, &bytes[..bytes.len() - 1]).unwrap();
+    let done = two(&place, (1, "cd other && exec PROGRAM"), "run");
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{text}");
+    assert!(text.contains("rank 1: ") && text.contains("clicks.bin"), "{text}");
+}
+
+#[test]
+fn a_rank_that_panics_ends_the_job_with_its_reason() {
+    let place = Place::with_shards();
+    // The standard library panics where its output cannot be written.
+    let done = two(&place, (0, "exec PROGRAM >/dev/full"), "run");
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(4), "{text}");
+    assert!(text.contains("rank 0") && text.contains("No space left on device"), "{text}");
+}
+
 #[test]
 fn a_watchdog_names_the_rank_that_does_not_come() {
     let beats: Vec<Arc<Beat>> = (0..3).map(|_| Arc::default()).collect();
@@ -151,6 +209,19 @@ fn a_full_disk_is_one_line_and_leaves_the_checkpoint_before() {
             .unwrap()
             .all(|entry| { !entry.unwrap().file_name().to_str().unwrap().ends_with(".partial") })
     );
+    // two ranks end together, whichever of them has no room
+    let ranks = format!(
+        "trap '' XFSZ; ulimit -f 150; exec {BINARY} coarse --config plan.toml --out run {}",
+        plan.join(" ")
+    );
+    let start = Instant::now();
+    let mut both = Command::new("mpirun");
+    both.args(["--oversubscribe", "-n", "2", "bash", "-c", &ranks]).current_dir(place.path("."));
+    both.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    let out = both.output().expect("mpirun is needed");
+    assert!(start.elapsed().as_secs() < 20, "it took {:?}", start.elapsed());
+    assert_eq!(out.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("cannot be written"));
     assert_done(&train(&place, 1, "run", &plan));
     assert!(model(&place, "whole") == model(&place, "run"), "other bits");
 }
