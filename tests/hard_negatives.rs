@@ -350,7 +350,7 @@ fn coarse_learns_from_hard_negatives_and_counts_on_any_number_of_ranks() {
     // Another run is other data.
     let fewer: String = run.lines().filter(|l| !l.starts_with("7 ")).map(|l| format!("{l}\n")).collect();
     place.write("hard.run", &fewer);
-    assert_refused(&place.run(&args("alone", &graded)), 3, &["alone"]);
+    assert_refused(&place.run(&args("alone", &graded)), 2, &["fingerprint of data.shards: was "]);
     assert_refused(&place.run(&args("x", &sets[..1])), 2, &["objective.negatives_run", "retrieve --clicks"]);
     let bad = [sets[0], sets[1], "objective.negatives_depth=[5,1]"];
     assert_refused(&place.run(&args("x", &bad)), 2, &["objective.negatives_depth = [5, 1]"]);

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::positive;
 use crate::engine::{Aggregate, RankLoss};
+use crate::ir::measures::Measure;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
 use crate::train::passages::Cut;
@@ -128,6 +129,8 @@ impl Fine {
     /// `Error::Config` naming keys that contradict each other.
     pub(super) fn check(&self) -> Result<()> {
         positive("fine.margin", f64::from(self.margin))?;
+        let measure: Result<Measure> = self.measure.parse();
+        measure.map_err(|error| Error::config(format!("fine.measure: {error}")))?;
         if self.loss == FineLoss::MarginMse && self.teacher.is_none() {
             return Err(Error::config(
                 "fine.loss = \"margin-mse\" learns a teacher's margins: name its run as fine.teacher",

@@ -80,7 +80,8 @@ fn two(place: &Place, other: (usize, &str), out: &str) -> std::process::Output {
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     let start = Instant::now();
     let done = command.current_dir(place.path(".")).output().expect("mpirun is needed");
-    assert!(start.elapsed().as_secs() < 10, "it took {:?}", start.elapsed());
+    // starting the ranks included
+    assert!(start.elapsed().as_secs() < 20, "it took {:?}", start.elapsed());
     done
 }
 
@@ -209,21 +210,30 @@ fn a_full_disk_is_one_line_and_leaves_the_checkpoint_before() {
             .unwrap()
             .all(|entry| { !entry.unwrap().file_name().to_str().unwrap().ends_with(".partial") })
     );
-    // two ranks end together, whichever of them has no room
-    let ranks = format!(
-        "trap '' XFSZ; ulimit -f 150; exec {BINARY} coarse --config plan.toml --out run {}",
-        plan.join(" ")
-    );
-    let start = Instant::now();
-    let mut both = Command::new("mpirun");
-    both.args(["--oversubscribe", "-n", "2", "bash", "-c", &ranks]).current_dir(place.path("."));
-    both.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let out = both.output().expect("mpirun is needed");
-    assert!(start.elapsed().as_secs() < 20, "it took {:?}", start.elapsed());
-    assert_eq!(out.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&out.stderr).contains("cannot be written"));
     assert_done(&train(&place, 1, "run", &plan));
     assert!(model(&place, "whole") == model(&place, "run"), "other bits");
+}
+
+/// What rank 0 alone cannot write ends rank 1 as well.
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_all_ranks() {
+    let place = Place::with_shards();
+    let plan = ["--set", "train.steps=4000", "--set", "checkpoint.every_steps=5"];
+    fs::create_dir(place.path("run")).unwrap();
+    let mut job = Job::start(&place, 2, "run", &PLAN);
+    job.wait_for_step(2);
+    job.signal_rank(1, "TERM");
+    assert_eq!(job.wait(), Some(75));
+    // a file where the folder of checkpoints was
+    fs::rename(place.path("run/checkpoints"), place.path("aside")).unwrap();
+    place.write("run/checkpoints", "");
+    let mut job = Job::start(&place, 2, "run", &plan);
+    assert_eq!(job.wait(), Some(3), "{}", job.stderr());
+    assert!(job.stderr().contains("run/checkpoints"), "{}", job.stderr());
+    fs::remove_file(place.path("run/checkpoints")).unwrap();
+    fs::rename(place.path("aside"), place.path("run/checkpoints")).unwrap();
+    let few = ["--set", "train.steps=20", "--set", "checkpoint.every_steps=5", "--resume-with-changes"];
+    assert_done(&train(&place, 2, "run", &few));
 }
 
 #[test]
