@@ -218,8 +218,7 @@ fn a_full_disk_is_one_line_and_leaves_the_checkpoint_before() {
 #[test]
 fn a_checkpoint_that_cannot_be_written_ends_all_ranks() {
     let place = Place::with_shards();
-    let plan = ["--set", "train.steps=4000", "--set", "checkpoint.every_steps=5"];
-    fs::create_dir(place.path("run")).unwrap();
+    let plan = [&PLAN[..], &["--set", "checkpoint.every_steps=5", "--resume-with-changes"]].concat();
     let mut job = Job::start(&place, 2, "run", &PLAN);
     job.wait_for_step(2);
     job.signal_rank(1, "TERM");
