@@ -286,7 +286,7 @@ fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<Strin
     let run = Run::read(path)?;
     let first = |topic: &str| {
         let hits = run.get(topic).unwrap_or_default().iter().take(depth);
-        (topic.to_owned(), hits.map(|hit| hit.doc.clone()).collect())
+        (topic.to_owned(), hits.map(|hit| hit.doc.to_string()).collect())
     };
     Ok(run.topics().map(first).collect())
 }
