@@ -41,8 +41,7 @@ fn parse_piece<'a, T>(
     piece: &'a [u8],
     parse: impl Fn(&'a str) -> Parsed<'a, T>,
 ) -> Result<Grouped<'a, T>, LineError> {
-    let text = std::str::from_utf8(piece)
-        .map_err(|error| (start + error.valid_up_to(), "not UTF-8 text; convert the file to UTF-8".into()))?;
+    let text = text(piece, start)?;
     let mut groups = Grouped { lists: Vec::new(), place: HashMap::new() };
     let mut at = 0;
     for end in memchr::memchr_iter(b'\n', piece).chain(std::iter::once(piece.len())) {
@@ -119,18 +118,24 @@ pub(super) fn columns<const N: usize>(line: &str) -> ([&str; N], usize) {
     (columns, found)
 }
 
-/// The number of columns of the first line that holds anything, and where it starts.
-pub(super) fn first_columns<const N: usize>(bytes: &[u8]) -> Option<(usize, [&str; N], usize)> {
+/// The first line that holds anything: where it starts, its columns, and how many of them there are.
+pub(super) type FirstLine<'a, const N: usize> = Option<(usize, [&'a str; N], usize)>;
+
+pub(super) fn first_line<const N: usize>(bytes: &[u8]) -> Result<FirstLine<'_, N>, LineError> {
     let mut offset = 0;
     for line in bytes.split(|&byte| byte == b'\n') {
-        // A line that is no text is found by the readers, with its place.
-        let (columns, found) = columns(std::str::from_utf8(line).unwrap_or_default());
+        let (columns, found) = columns(text(line, offset)?);
         if found > 0 && !columns[0].starts_with('#') {
-            return Some((offset, columns, found));
+            return Ok(Some((offset, columns, found)));
         }
         offset += line.len() + 1;
     }
-    None
+    Ok(None)
+}
+
+fn text(bytes: &[u8], start: usize) -> Result<&str, LineError> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| (start + error.valid_up_to(), "not UTF-8 text; convert the file to UTF-8".into()))
 }
 
 /// Where the second line of this topic with this document starts: the one to complain about.

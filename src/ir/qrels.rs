@@ -9,7 +9,7 @@ use compact_str::CompactString;
 use hashbrown::HashMap;
 use rayon::prelude::*;
 
-use super::lines::{self, LineError, columns, first_columns, grouped};
+use super::lines::{self, LineError, columns, first_line, grouped};
 use super::{file_error, read_bytes};
 use crate::Result;
 
@@ -41,7 +41,7 @@ impl Qrels {
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
-        let (form, start) = match first_columns::<4>(bytes) {
+        let (form, start) = match first_line::<4>(bytes)? {
             Some((offset, [_, _, label, _], 3)) if label.parse::<i32>().is_err() => {
                 let header = bytes[offset..].iter().position(|&byte| byte == b'\n');
                 (Form::Beir, header.map_or(bytes.len(), |at| offset + at + 1))

@@ -14,7 +14,7 @@ use compact_str::CompactString;
 use hashbrown::HashSet;
 use rayon::prelude::*;
 
-use super::lines::{self, LineError, columns, first_columns, grouped};
+use super::lines::{self, LineError, columns, first_line, grouped};
 use super::{file_error, read_bytes};
 use crate::{Error, Result};
 
@@ -230,7 +230,7 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The form of the first line that holds anything.
 fn form(bytes: &[u8]) -> std::result::Result<Form, LineError> {
-    match first_columns::<6>(bytes) {
+    match first_line::<6>(bytes)? {
         None => Err((usize::MAX, "no line in it; a run has one line a retrieved document".into())),
         Some((_, _, 3)) => Ok(Form::Marco),
         Some((_, _, 6)) => Ok(Form::Trec),

@@ -149,8 +149,8 @@ fn bars(area: &Area, panel: &Differences) -> Result<()> {
     mesh(&mut chart, &panel.y_label, &axis, (right, high - low))?;
     let rectangle = |(place, bar): (usize, &&(String, f64))| {
         let colour = COLOURS[usize::from(bar.1 < 0.0)];
-        let left = place as f64;
-        Rectangle::new([(left + 0.1, 0.0), (left + 0.9, bar.1)], colour.filled())
+        let (left, gap) = (place as f64, if labelled { 0.1 } else { 0.0 });
+        Rectangle::new([(left + gap, 0.0), (left + 1.0 - gap, bar.1)], colour.filled())
     };
     chart.draw_series(sorted.iter().enumerate().map(rectangle)).map_err(failed)?;
     let zero = PathElement::new([(0.0, 0.0), (right, 0.0)], BLACK.stroke_width(1));
@@ -159,26 +159,37 @@ fn bars(area: &Area, panel: &Differences) -> Result<()> {
     let mean = DashedLineSeries::new([(0.0, panel.mean), (right, panel.mean)], 6, 4, style);
     chart.draw_series(mean).map_err(failed)?;
     if labelled {
-        let upright = ("sans-serif", 12).into_text_style(area).transform(FontTransform::Rotate90);
-        for (place, bar) in sorted.iter().enumerate() {
-            let (x, _) = chart.backend_coord(&(place as f64 + 0.5, low));
-            let (left, top) = area.get_base_pixel();
-            let bottom = chart.plotting_area().get_pixel_range().1.end;
-            let place = (x - left + 5, bottom - top + 4);
-            area.draw(&Text::new(shorten(&bar.0, 9), place, upright.clone())).map_err(failed)?;
-        }
+        label_each(area, &chart, &sorted, low)
     } else {
-        let named = |bars: &[&(String, f64)]| -> String {
-            let names: Vec<String> =
-                bars.iter().map(|bar| format!("{} {:+.3}", shorten(&bar.0, 12), bar.1)).collect();
-            names.join(", ")
-        };
-        let (first, last) = (&sorted[..ENDS], &sorted[sorted.len() - ENDS..]);
-        let text = |words: String, at: (f64, f64)| Text::new(words, at, ("sans-serif", 12));
-        let first = text(format!("first: {}", named(first)), (right * 0.25, high - room * 0.1));
-        let last = text(format!("last: {}", named(last)), (right * 0.02, low + room * 0.8));
-        chart.draw_series([first, last]).map_err(failed)?;
+        name_ends(&mut chart, &sorted, (low, high, room))
     }
+}
+
+/// A topic below each bar, read from top to bottom.
+fn label_each(area: &Area, chart: &Chart, sorted: &[&(String, f64)], low: f64) -> Result<()> {
+    let upright = ("sans-serif", 12).into_text_style(area).transform(FontTransform::Rotate90);
+    let (left, top) = area.get_base_pixel();
+    let bottom = chart.plotting_area().get_pixel_range().1.end;
+    for (place, bar) in sorted.iter().enumerate() {
+        let (x, _) = chart.backend_coord(&(place as f64 + 0.5, low));
+        // Half the letters' height to the right, so that the middle of the word is below the bar's.
+        let at = (x - left + 5, bottom - top + 4);
+        area.draw(&Text::new(shorten(&bar.0, 9), at, upright.clone())).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The topics at both ends of the order, as text in the plot.
+fn name_ends(chart: &mut Chart, sorted: &[&(String, f64)], (low, high, room): (f64, f64, f64)) -> Result<()> {
+    let named = |bars: &[&(String, f64)]| -> String {
+        let name = |bar: &&(String, f64)| format!("{} {:+.3}", shorten(&bar.0, 12), bar.1);
+        bars.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let width = sorted.len() as f64;
+    let text = |words: String, at: (f64, f64)| Text::new(words, at, ("sans-serif", 12));
+    let first = text(format!("first: {}", named(&sorted[..ENDS])), (width * 0.25, high - room * 0.1));
+    let last = format!("last: {}", named(&sorted[sorted.len() - ENDS..]));
+    chart.draw_series([first, text(last, (width * 0.02, low + room * 0.8))]).map_err(failed)?;
     Ok(())
 }
 

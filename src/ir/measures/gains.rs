@@ -45,8 +45,11 @@ impl Ranking {
     }
 
     /// The mean of the nDCG at each rank where the best order goes down to a lower label, and at the end
-    /// of the list where that lies beyond.
+    /// of the list where that lies beyond. 0 where no label reaches the level, which else does not matter.
     pub fn ndcg_at_levels(&self) -> f64 {
+        if self.relevant == 0 {
+            return 0.0;
+        }
         let (mut dcg, mut ideal, mut sum, mut levels) = (0.0, 0.0, 0.0, 0);
         for place in 0..=self.ideal.len() {
             if place > 0 && self.ideal_gain(place) != self.ideal_gain(place - 1) {

@@ -27,7 +27,7 @@ pub(super) struct Ranking {
     ranks: Vec<usize>,
     level: i32,
     /// Relevant documents, retrieved or not.
-    relevant: usize,
+    pub relevant: usize,
     /// Judged documents below the level, which is not relevant but known.
     nonrelevant: usize,
 }
@@ -191,14 +191,15 @@ impl Ranking {
         2.0 * precision * recall / (precision + recall)
     }
 
+    /// Labels are gains; where the topic has one above 1, all are divided by the highest.
     fn rank_biased_precision(&self) -> f64 {
-        let mut weight = 1.0;
-        let mut sum = 0.0;
+        let (mut weight, mut sum) = (1.0, 0.0);
+        let highest = f64::from(self.ideal.first().copied().unwrap_or(1));
         for &label in &self.labels {
             sum += f64::from(label.max(0)) * weight;
             weight *= PERSISTENCE;
         }
-        (1.0 - PERSISTENCE) * sum
+        (1.0 - PERSISTENCE) * sum / highest
     }
 
     fn rank_biased_residual(&self) -> f64 {
