@@ -2,7 +2,7 @@
 //! all threads parse pieces without copying, and lines are gathered by topic. Only an error looks for
 //! its line number.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
@@ -11,7 +11,7 @@ pub(super) type LineError = (usize, String);
 
 /// Topics in order of appearance, each with what its lines hold, in their order.
 pub(super) struct Grouped<'a, T> {
-    pub lists: Vec<(&'a str, Vec<T>)>,
+    lists: Vec<(&'a str, Vec<T>)>,
     place: HashMap<&'a str, usize>,
 }
 
@@ -81,6 +81,22 @@ impl<'a, T> Grouped<'a, T> {
         });
         &mut self.lists[place].1
     }
+}
+
+/// A document that a topic has twice.
+pub(super) struct Twice<'a> {
+    pub topic: &'a str,
+    pub document: &'a str,
+}
+
+/// What `make` makes of each topic's lines, with all threads. The error is that of the first topic in the
+/// file that has one.
+pub(super) fn by_topic<'a, T: Send, U: Send>(
+    groups: Grouped<'a, T>,
+    make: impl Fn(&'a str, Vec<T>) -> Result<U, Twice<'a>> + Sync,
+) -> Result<BTreeMap<String, U>, Twice<'a>> {
+    let made = groups.lists.into_par_iter().map(|(topic, list)| Ok((topic.to_owned(), make(topic, list)?)));
+    made.collect::<Vec<_>>().into_iter().collect()
 }
 
 /// Cuts the bytes at line ends into about `count` pieces, each with its offset.

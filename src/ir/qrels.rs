@@ -7,9 +7,8 @@ use std::path::Path;
 
 use compact_str::CompactString;
 use hashbrown::HashMap;
-use rayon::prelude::*;
 
-use super::lines::{self, LineError, columns, first_line, grouped};
+use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
 use super::{file_error, read_bytes};
 use crate::Result;
 
@@ -51,9 +50,7 @@ impl Qrels {
         let parse = |line| parse_line(line, form);
         let body = &bytes[start..];
         let place = |(offset, text): LineError| (start + offset, text);
-        let lists = grouped(body, parse).map_err(place)?.lists.into_par_iter();
-        let topics = lists.map(|(topic, list)| Ok((topic.to_owned(), labels(topic, list)?)));
-        let topics = topics.collect::<std::result::Result<BTreeMap<_, _>, Twice<'_>>>();
+        let topics = by_topic(grouped(body, parse).map_err(place)?, labels);
         let topics = topics.map_err(|Twice { topic, document }| {
             let line = lines::second(body, parse, |t, (d, _)| t == topic && *d == document);
             let text = format!(
@@ -86,12 +83,6 @@ impl Qrels {
     pub fn judgements(&self) -> usize {
         self.topics.values().map(Labels::len).sum()
     }
-}
-
-/// A document that a topic judges twice.
-struct Twice<'a> {
-    topic: &'a str,
-    document: &'a str,
 }
 
 fn labels<'a>(topic: &'a str, list: Vec<(&'a str, i32)>) -> std::result::Result<Labels, Twice<'a>> {

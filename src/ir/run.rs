@@ -12,9 +12,8 @@ use std::path::Path;
 
 use compact_str::CompactString;
 use hashbrown::HashSet;
-use rayon::prelude::*;
 
-use super::lines::{self, LineError, columns, first_line, grouped};
+use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
 use super::{file_error, read_bytes};
 use crate::{Error, Result};
 
@@ -82,12 +81,9 @@ impl Run {
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
         let form = form(bytes)?;
         let parse = |line| parse_line(line, form);
-        let lists = grouped(bytes, parse)?.lists.into_par_iter();
-        let topics = lists.map(|(topic, lines)| Ok((topic.to_owned(), rank_lines(topic, lines)?)));
-        let topics = topics.collect::<std::result::Result<BTreeMap<_, _>, Twice<'_>>>();
-        let topics = topics.map_err(|Twice { topic, doc }| {
-            let line = lines::second(bytes, parse, |t, line| t == topic && line.doc == doc);
-            (line, format!("document '{doc}' is in topic '{topic}' twice; keep one line"))
+        let topics = by_topic(grouped(bytes, parse)?, rank_lines).map_err(|Twice { topic, document }| {
+            let line = lines::second(bytes, parse, |t, line| t == topic && line.doc == document);
+            (line, format!("document '{document}' is in topic '{topic}' twice; keep one line"))
         })?;
         Ok(Self { topics, tag: if form == Form::Trec { last_tag(bytes) } else { None } })
     }
@@ -278,17 +274,11 @@ fn last_tag(bytes: &[u8]) -> Option<String> {
     })
 }
 
-/// A document that a topic has twice.
-struct Twice<'a> {
-    topic: &'a str,
-    doc: &'a str,
-}
-
 /// Puts the lines of one topic in trec_eval's order, refusing a document that is there twice.
 fn rank_lines<'a>(topic: &'a str, mut lines: Vec<Line<'a>>) -> std::result::Result<RankedList, Twice<'a>> {
     let mut seen = HashSet::with_capacity(lines.len());
     if let Some(line) = lines.iter().find(|line| !seen.insert(line.doc)) {
-        return Err(Twice { topic, doc: line.doc });
+        return Err(Twice { topic, document: line.doc });
     }
     lines.sort_unstable_by(|a, b| order_f32((a.score, a.doc), (b.score, b.doc)));
     Ok(RankedList {

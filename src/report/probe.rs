@@ -8,8 +8,10 @@ use crate::probe::tally::{ModelTally, Probe, Scores};
 
 const CONTEXTS: [&str; 2] = ["query alone", "with document"];
 
-/// Name, value and decimals of each measure.
-const MEASURES: [(&str, fn(&Scores) -> f64, usize); 4] = [
+/// Name, value and decimals.
+type Column = (&'static str, fn(&Scores) -> f64, usize);
+
+const MEASURES: [Column; 4] = [
     ("acc@1", |s| s.accuracy_1, 4),
     ("acc@5", |s| s.accuracy_5, 4),
     ("MRR", |s| s.mrr, 4),
