@@ -9,4 +9,7 @@ mod mask;
 mod optimiser;
 mod program;
 mod rows;
+mod streams;
 mod support;
+mod survive;
+mod tuned;
