@@ -196,6 +196,8 @@ impl<B: Backend> Trial<B> {
         }
         self.b.linear_gelu(&x, &self.weights, at, t, &mut out, &mut act)?;
         self.keep("linear_gelu", &act, t.count() * at.n)?;
+        self.b.gelu(&out, t, at.n, &mut act)?;
+        self.keep("gelu", &act, t.count() * at.n)?;
         let mut d = self.drawn(3, t, at.n)?;
         self.b.gelu_backward(&out, &mut d, t, at.n)?;
         self.keep("gelu_backward", &d, t.count() * at.n)?;

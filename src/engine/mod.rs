@@ -313,6 +313,16 @@ pub trait Backend: Clone + 'static {
         Ok(None)
     }
 
+    /// Seconds that the device takes for each of `times` calls of `work`, one behind the other.
+    fn time(&self, times: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        let once = |_| {
+            let start = std::time::Instant::now();
+            work()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        (0..times).map(once).collect()
+    }
+
     // ---- packs -------------------------------------------------------------------------------
     /// The engine for one model whose packs have at most `most` of everything.
     fn for_packs(&self, most: &PackCounts) -> Result<Self> {

@@ -177,6 +177,14 @@ fn doctor_finds_nothing_wrong() {
     for word in ["driver: CUDA 12.8", "attention_backward", "a whole step", "verdict: everything"] {
         assert!(text.contains(word), "{word}: {text}");
     }
+    // a row for every operation and precision: name, error, ms, GB/s, share, TFLOP/s, share, worst result
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("(D = ")).collect();
+    assert_eq!(rows.len(), 2 * 27, "{text}");
+    for row in rows {
+        let numbers = row.get(32..).unwrap().split_whitespace().take(6).map(|n| n.parse::<f64>().unwrap());
+        let numbers: Vec<f64> = numbers.collect();
+        assert!(numbers.iter().all(|n| n.is_finite() && *n >= 0.0) && numbers[1] > 0.0, "{row}");
+    }
     assert!(!text.contains("<- wrong"), "{text}");
     let none = Command::new(BINARY).args(["doctor", "--device", "cuda"]).output().unwrap();
     assert_refused(&none, 4, &["libcuda"]);

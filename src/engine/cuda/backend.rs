@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use cudarc::driver::result as driver;
 
-use super::device::check;
+use super::device::{Event, check};
 use super::gemm::{Form, Operands, Product};
 use super::upload::{Uploader, download_now, upload_now};
 use super::{Cuda, CudaBuf, Real, ops};
@@ -126,6 +126,19 @@ impl<R: Real> Backend for Cuda<R> {
         let (free, _) = device.memory()?;
         let engine = Uploader::bytes(most) + ops::scratch_bytes();
         Ok(Some(Memory { allocated: device.allocated(), free, engine }))
+    }
+
+    fn time(&self, times: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        self.flush()?;
+        let compute = &self.inner.shared.device.compute;
+        let marks = (0..=times).map(|_| Event::timed()).collect::<Result<Vec<_>>>()?;
+        marks[0].record(compute)?;
+        for mark in &marks[1..] {
+            work()?;
+            mark.record(compute)?;
+        }
+        marks[times].synchronize()?;
+        marks.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect()
     }
 
     // ---- packs -------------------------------------------------------------------------------
