@@ -6,6 +6,7 @@ mod buffers;
 mod engine;
 mod losses;
 mod mask;
+mod memory;
 mod optimiser;
 mod program;
 mod rows;

@@ -17,6 +17,9 @@ use crate::{Error, Result};
 const SLACK: f64 = 0.02;
 const SLACK_BYTES: f64 = 16e6;
 
+/// Buffers end at multiples of 16 bytes, and the optimiser's launches have tables of slices.
+const ROUNDING: usize = 32 << 10;
+
 /// Bytes of a run on this rank's device.
 #[derive(Clone, Copy, Debug)]
 pub struct Forecast {
@@ -52,7 +55,7 @@ impl Needs<'_> {
         let narrow = train.reduce == Precision::Bf16 && ranks > 1;
         let longest = self.layout.buckets().iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         let engine = backend.memory(&capacity.counts())?.map_or(0, |memory| memory.engine);
-        Ok(model + engine + if narrow { 2 * longest } else { 0 })
+        Ok(model + engine + ROUNDING + if narrow { 2 * longest } else { 0 })
     }
 
     /// Predicts, and refuses what cannot fit; `None` for a device without memory of its own.
@@ -111,6 +114,11 @@ impl Needs<'_> {
 }
 
 impl Forecast {
+    /// Bytes that all buffers of this process will hold.
+    pub fn predicted(&self) -> usize {
+        self.predicted
+    }
+
     /// Bytes that buffers hold now.
     fn allocated<B: Backend>(backend: &B) -> Result<usize> {
         Ok(backend.memory(&Default::default())?.map_or(0, |memory| memory.allocated))
