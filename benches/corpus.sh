@@ -24,8 +24,8 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 
 (cd "$root" && cargo build --release --quiet)
-# The path of the bench's binary is in the one line that cargo prints about it.
-bench=$(cd "$root" && cargo bench --bench corpus --no-run 2>&1 | sed -n 's/.*(\(.*corpus-[0-9a-f]*\)).*/\1/p')
+# As a test it shares the build of the library, which `cargo bench` would make anew; cargo prints its path.
+bench=$(cd "$root" && cargo test --release --bench corpus --no-run 2>&1 | sed -n 's/.*(\(.*corpus-[0-9a-f]*\)).*/\1/p')
 [[ -n $bench ]] || {
     echo "corpus.sh: the bench could not be built" >&2
     exit 1
