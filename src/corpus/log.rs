@@ -45,7 +45,7 @@ pub(super) struct Log {
     pub(super) document_index: Vec<u32>,
     /// Query slot -> index in the shards, or why there is none.
     pub(super) query_index: Vec<u32>,
-    /// Why a query of a file of queries is left out, by slot; empty where the log holds the text itself.
+    /// Why a query of a file of queries is left out, by slot; none where the log holds the text itself.
     barred: Vec<Option<&'static str>>,
     /// CRC-32 of each query's text, by slot: a log that gives one id two texts is told so.
     texts: Vec<u32>,
@@ -296,6 +296,8 @@ impl Log {
             }
             None => self.query(id, query, merge, texts)?.1,
         };
+        // Slots of other sources, whose logs hold the text itself, come before.
+        self.barred.resize(self.queries.len() - 1, None);
         self.barred.push(row.barred);
         Ok(said)
     }

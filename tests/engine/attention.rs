@@ -23,7 +23,9 @@ fn case(cpu: &Cpu, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
 
     let mut dqkv = unwritten(cpu, 3 * t * h);
     let dout_b = poisoned(cpu, &dout);
-    cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv).unwrap();
+    let (bias, mut grads) = (Some(0), poisoned(cpu, &vec![0.5; 3 * h]));
+    cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv, bias, &mut grads)
+        .unwrap();
     let got = taken(&dqkv, 3 * t * h);
     let plain = naive.backward::<f32>(&qkv, &dout);
     let exact = naive.backward::<f64>(&to64(&qkv), &to64(&dout));
@@ -40,6 +42,10 @@ fn case(cpu: &Cpu, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
         let name = format!("{what} {name}");
         close(&name, &pick(&got, which, h), &pick(&plain, which, h), &pick(&exact, which, h));
     }
+    // against the rows that came out: sums of large terms of both signs, whose own errors add up in each
+    let plain: Vec<f32> = super::naive::columns(&got, 3 * h).iter().map(|x| 0.5 + x).collect();
+    let exact: Vec<f64> = super::naive::columns(&to64(&got), 3 * h).iter().map(|x| 0.5 + x).collect();
+    close(&format!("{what} bias"), &taken(&grads, 3 * h), &plain, &exact);
 }
 
 #[test]

@@ -200,7 +200,6 @@ impl Backend for Cpu {
         x: &Buffer<f32>,
         at: LinearAt,
         rows: Rows,
-        bias: bool,
         grads: &mut Buffer<f32>,
     ) -> Result<()> {
         let rows = rows.count();
@@ -210,9 +209,6 @@ impl Backend for Cpu {
         let a = View::transposed(dy, at.n);
         Product { m: at.n, n: at.k, k: rows, a, b, c, add: true, epilogue: &Plain }
             .run(self.arch, &self.pool);
-        if bias {
-            loss::add_columns(self.arch, dy, part_mut("linear bias gradient", grads, at.b, at.n)?);
-        }
         Ok(())
     }
 
@@ -239,6 +235,8 @@ impl Backend for Cpu {
         dact: &mut Buffer<f32>,
         rows: Rows,
         width: usize,
+        bias: Option<usize>,
+        grads: &mut Buffer<f32>,
     ) -> Result<()> {
         let len = rows.count() * width;
         let (pre, dact) = (part("gelu pre", pre, 0, len)?, part_mut("gelu dact", dact, 0, len)?);
@@ -253,6 +251,9 @@ impl Backend for Cpu {
                 },
             );
         });
+        if let Some(at) = bias {
+            loss::add_columns(self.arch, dact, part_mut("GELU bias gradient", grads, at, width)?);
+        }
         Ok(())
     }
 
@@ -508,6 +509,8 @@ impl Backend for Cpu {
         out: &Buffer<f32>,
         dout: &Buffer<f32>,
         dqkv: &mut Buffer<f32>,
+        bias: Option<usize>,
+        grads: &mut Buffer<f32>,
     ) -> Result<()> {
         let (t, h) = (batch.tokens, heads.heads * heads.size);
         let kept = attention::Kept {
@@ -518,6 +521,9 @@ impl Backend for Cpu {
         };
         let dqkv = part_mut("attention dqkv", dqkv, 0, 3 * t * h)?;
         attention::backward(self.arch, &self.pool, layout(batch, heads, drop)?, kept, dqkv);
+        if let Some(at) = bias {
+            loss::add_columns(self.arch, dqkv, part_mut("attention bias gradient", grads, at, 3 * h)?);
+        }
         Ok(())
     }
 
