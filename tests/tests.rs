@@ -14,6 +14,7 @@ mod model;
 mod plan;
 mod program;
 mod ranking;
+mod readers;
 mod reference;
 mod report;
 mod softgpu;
