@@ -3,6 +3,7 @@
 //! read the true count from `Cuda::counts`.
 
 mod attention;
+mod forget;
 mod losses;
 mod mask;
 mod optimiser;
@@ -18,6 +19,11 @@ use crate::engine::Dropout;
 
 /// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
 const SCRATCH_GRAIN: usize = 1 << 20;
+
+/// Bytes of scratch that a model's first step allocates; large vocabularies take some more.
+pub(super) fn scratch_bytes() -> usize {
+    CudaBuf::<f32>::size(SCRATCH_GRAIN)
+}
 
 impl<R: Real> Cuda<R> {
     /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next
