@@ -1,6 +1,7 @@
 //! Device memory of a training run, buffer by buffer as `model::activations` and the trainer allocate
 //! them. A test holds this list to what the CPU engine really allocates.
 
+use crate::engine::cuda::dq_sums;
 use crate::engine::stats;
 use crate::model::Shape;
 use crate::model::activations::{Capacity, Recompute};
@@ -90,6 +91,12 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
         full("pack: masked rows and labels", 2 * masked),
         full("word-piece flags and sums", sizes.shape.vocab + stats::SLOTS),
     ]
+}
+
+/// What kernels put aside within an operation: the attention's backward asks for most.
+pub fn scratch(sizes: Sizes<'_>) -> Field {
+    let shape = sizes.shape;
+    full("scratch: dq over tiles of keys", dq_sums(sizes.capacity.tokens, shape.hidden, shape.head_size()))
 }
 
 fn real(name: &'static str, elements: usize) -> Field {

@@ -9,6 +9,7 @@ mod optimiser;
 mod rows;
 mod tables;
 
+pub use attention::dq_sums;
 pub use optimiser::Tables;
 
 use super::launch::Arg;
