@@ -4,24 +4,52 @@
 # called complete when its md5 is the published one.
 #
 #     launch/fetch_orcas.sh DIR            the log and the documents, packed:    8.8 GB
-#     launch/fetch_orcas.sh DIR --log      the log alone:                         0.33 GB
+#     launch/fetch_orcas.sh DIR --log      the log alone:                        0.33 GB
 #     launch/fetch_orcas.sh DIR --unpack   also unpacks the documents:           31 GB in all
+#
+# CTUNE_YES=1 asks nothing. A mirror: CTUNE_ORCAS_URL is the folder's address, and CTUNE_ORCAS_MD5 a file of
+# md5sum's lines where the mirror's files are packed anew and so have other sums.
 #
 # `ctune-dist prepare` reads the packed files; unpacked documents are mapped and parsed on all cores, and with
 # their lookup file only the clicked ones are read.
 set -euo pipefail
 
-base=https://msmarco.z22.web.core.windows.net/msmarcoranking
-# name  md5 (- where none is published)  size
+base=${CTUNE_ORCAS_URL:-https://msmarco.z22.web.core.windows.net/msmarcoranking}
+# name  md5  size; from https://microsoft.github.io/msmarco/ORCAS and .../TREC-Deep-Learning-2019
 log="orcas.tsv.gz 4b9350bf997c5c0eaa562be81c796981 330MB"
 documents=(
-    "msmarco-docs.tsv.gz 103b19e21ad324d8a5f1ab562425c0b4 8.5GB"
-    "msmarco-docs-lookup.tsv.gz - 100MB"
+    "msmarco-docs.tsv.gz 103b19e21ad324d8a5f1ab562425c0b4 8.4GB"
+    "msmarco-docs-lookup.tsv.gz abe791080058a3d3161b213cfea36a45 40MB"
 )
+# Downloads that break off are taken up again so often before the script gives up.
+attempts=10
 
 fail() {
     echo "fetch_orcas.sh: $1" >&2
     exit 1
+}
+
+# The sum that a file must have.
+sum_of() {
+    local name=$1 published=$2
+    if [[ -z ${CTUNE_ORCAS_MD5:-} ]]; then
+        echo "$published"
+    else
+        awk -v name="$name" '$2 == name || $2 == "*" name { print $1 }' "$CTUNE_ORCAS_MD5"
+    fi
+}
+
+has_sum() {
+    [[ $(md5sum <"$1") == "$2 "* ]]
+}
+
+# One attempt, from where the last one stopped.
+fetch() {
+    if command -v curl >/dev/null; then
+        curl --fail --location --continue-at - --output "$2" "${quiet[@]}" "$1"
+    else
+        wget --continue --tries=1 --output-document="$2" "${quiet[@]}" "$1"
+    fi
 }
 
 dir=${1:-}
@@ -32,15 +60,23 @@ case $what in
     --log) files=("$log") ;;
     *) fail "$what: must be --log or --unpack" ;;
 esac
-command -v curl >/dev/null || fail "curl is missing"
-command -v md5sum >/dev/null || fail "md5sum is missing"
+command -v md5sum >/dev/null || fail "md5sum is missing (package coreutils)"
+# Progress bars where a person looks on.
+quiet=()
+if command -v curl >/dev/null; then
+    [[ -t 2 ]] || quiet=(--silent --show-error)
+elif command -v wget >/dev/null; then
+    [[ -t 2 ]] || quiet=(--no-verbose)
+else
+    fail "neither curl nor wget is there; install one of them"
+fi
 
 cat <<'NOTICE'
 ORCAS (Craswell et al. 2020) and MS MARCO are for NON-COMMERCIAL RESEARCH ONLY, provided by Microsoft "as is";
 see https://microsoft.github.io/msmarco/ORCAS and https://microsoft.github.io/msmarco/Datasets before you use or
 pass on anything made from them.
 NOTICE
-echo "to be fetched into $dir:"
+echo "to be fetched into $dir from $base:"
 for file in "${files[@]}"; do
     read -r name _ size <<<"$file"
     echo "  $name  $size"
@@ -52,29 +88,36 @@ if [[ ${CTUNE_YES:-} != 1 && -t 0 ]]; then
 fi
 
 mkdir -p "$dir"
-cd "$dir"
 for file in "${files[@]}"; do
     read -r name md5 _ <<<"$file"
-    if [[ -f $name ]]; then
+    md5=$(sum_of "$name" "$md5")
+    [[ -n $md5 ]] || fail "$name: ${CTUNE_ORCAS_MD5:-} has no sum of it"
+    part=$dir/$name.part
+    if [[ -f $dir/$name ]]; then
         echo "$name: complete"
         continue
     fi
     echo "$name: fetching"
-    # -C - goes on behind what is there; a server that refuses a range of a complete file says 416.
-    curl --fail --location --retry 10 --retry-delay 5 --retry-all-errors -C - -o "$name.part" "$base/$name" ||
-        fail "$name: the download broke off; start this script again, it goes on where it stopped"
-    if [[ $md5 == - ]]; then
-        gzip -t "$name.part" || fail "$name: damaged; remove $dir/$name.part and start again"
-    else
-        echo "$md5  $name.part" | md5sum --check --quiet ||
-            fail "$name: its md5 is not $md5; remove $dir/$name.part and start again"
-    fi
-    mv "$name.part" "$name"
+    for ((attempt = 1; ; attempt++)); do
+        if fetch "$base/$name" "$part"; then break; else status=$?; fi
+        # A server refuses to go on behind the end of a file that a killed script had fetched whole.
+        if [[ -s $part ]] && has_sum "$part" "$md5"; then break; fi
+        # curl 22 and wget 8: the server's answer is an error; curl 33: it cannot go on within a file.
+        [[ $status != 22 && $status != 8 && $status != 33 ]] ||
+            fail "$name: the server refuses it (see above); if $part is there, remove it and start again"
+        ((attempt < attempts)) ||
+            fail "$name: the download broke off $attempts times; start this script again, it goes on where it stopped"
+        sleep $((attempt - 1))
+    done
+    has_sum "$part" "$md5" || fail "$name: its md5 is not $md5; remove $part and start again"
+    mv "$part" "$dir/$name"
 done
-if [[ $what == --unpack && ! -f msmarco-docs.tsv ]]; then
-    echo "msmarco-docs.tsv: unpacking"
-    gzip -dc msmarco-docs.tsv.gz >msmarco-docs.tsv.part
-    mv msmarco-docs.tsv.part msmarco-docs.tsv
-    gzip -dc msmarco-docs-lookup.tsv.gz >msmarco-docs-lookup.tsv
+if [[ $what == --unpack ]]; then
+    for name in msmarco-docs msmarco-docs-lookup; do
+        [[ -f $dir/$name.tsv ]] && continue
+        echo "$name.tsv: unpacking"
+        gzip -dc "$dir/$name.tsv.gz" >"$dir/$name.tsv.part"
+        mv "$dir/$name.tsv.part" "$dir/$name.tsv"
+    done
 fi
 echo "done; next: ctune-dist prepare --config configs/orcas-bert-base.toml"

@@ -293,14 +293,18 @@ fn named_path(text: &str) -> Result<(String, PathBuf), String> {
 pub struct Evaluate {
     /// Judgements.
     pub qrels: PathBuf,
-    /// Run to measure.
+    /// Run to measure; - is standard input.
     pub run: PathBuf,
-    /// Measure in trec_eval's names, as ndcg_cut.5, P.10, map (may be given several times).
+    /// Measure in trec_eval's names, as ndcg_cut.5, P.10, map, or a set: official (the default), set,
+    /// all_trec (may be given several times).
     #[arg(short = 'm', long = "measure")]
     pub measures: Vec<String>,
     /// Also print every topic.
     #[arg(short = 'q')]
     pub per_topic: bool,
+    /// Print no summary.
+    #[arg(short = 'n')]
+    pub no_summary: bool,
     /// Average over all topics of the qrels.
     #[arg(short = 'c')]
     pub complete: bool,
@@ -316,7 +320,19 @@ pub struct Evaluate {
     /// Compare scores as f64 (trec_eval 10) and not as f32 (9.0.8).
     #[arg(long)]
     pub f64_scores: bool,
+    /// A table for people instead of trec_eval's lines.
+    #[arg(long, conflicts_with = "json")]
+    pub table: bool,
+    /// JSON on the terminal: means, every topic, the comparison.
+    #[arg(long)]
+    pub json: bool,
     /// Run to compare with, topic by topic.
     #[arg(long)]
     pub baseline: Option<PathBuf>,
+    /// Draws of the randomisation test and the bootstrap.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u32,
+    /// Plot of the topics' differences to the baseline: FILE.svg or FILE.html.
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
 }

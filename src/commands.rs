@@ -9,10 +9,11 @@ use crate::config::{Config, Resume};
 use crate::corpus::{Role, Source, debian, inspect, prepare, synthetic};
 use crate::dist::World;
 use crate::doctor;
+use crate::ir::measures::Options;
 use crate::ir::{bm25, evaluate};
 use crate::plan;
 use crate::probe;
-use crate::report::write_experiment_report;
+use crate::report::{evaluate as evaluation, write_experiment_report};
 use crate::train::pretraining::{self, Stage};
 use crate::train::{experiment, fine, rerank};
 use crate::{Error, Result};
@@ -39,7 +40,7 @@ pub fn run(command: Command) -> Result<()> {
             distributed("coarse", args.plan, |config, world| probe::run(config, &options, world))
         }
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
-        Command::Evaluate(args) => evaluate::run(&evaluate_options(args)),
+        Command::Evaluate(args) => evaluate_command(args),
         Command::Report { dir } => {
             println!("{}", write_experiment_report(&dir)?.display());
             Ok(())
@@ -168,18 +169,27 @@ fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
     }
 }
 
-fn evaluate_options(args: Evaluate) -> evaluate::EvaluateOptions {
-    evaluate::EvaluateOptions {
+fn evaluate_command(args: Evaluate) -> Result<()> {
+    let form = match (args.json, args.table) {
+        (true, _) => evaluation::Form::Json,
+        (_, true) => evaluation::Form::Table,
+        _ => evaluation::Form::Trec,
+    };
+    let options = evaluate::EvaluateOptions {
         qrels: args.qrels,
         run: args.run,
         measures: args.measures,
         per_topic: args.per_topic,
-        complete: args.complete,
-        level: args.level,
-        judged_only: args.judged_only,
-        depth: args.depth,
-        f64_scores: args.f64_scores,
+        no_summary: args.no_summary,
+        how: Options {
+            complete: args.complete,
+            level: args.level,
+            judged_only: args.judged_only,
+            depth: args.depth,
+            f64_scores: args.f64_scores,
+        },
         baseline: args.baseline,
-        ..evaluate::EvaluateOptions::default()
-    }
+        seed: args.seed,
+    };
+    evaluation::run(&options, form, args.plot.as_deref())
 }

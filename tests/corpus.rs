@@ -1,8 +1,10 @@
 //! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. What needs
 //! the shared data folder says so when the folder is missing, and replaces nothing that runs everywhere.
 
+mod damage;
 mod debian;
-mod formats;
+mod fetch;
+pub mod formats;
 mod prepare;
 mod read;
 mod resume;

@@ -1,6 +1,7 @@
 //! Retrieval and measuring. Every value here comes from outside the project: trec_eval's published
 //! outputs, hand-computed cases, textbook examples.
 
+mod evaluate;
 mod files;
 mod measures;
 mod retrieval;

@@ -9,7 +9,7 @@ use ctune_dist::model::Shape;
 use ctune_dist::model::activations::{Activations, Capacity, LayerActivations, Recompute, device_batch};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::layout::{HeadSet, Layout};
-use ctune_dist::plan::memory::{self, Field, Sizes};
+use ctune_dist::model::memory::{self, Field, Sizes};
 use ctune_dist::plan::{PlanOptions, Report, report};
 
 fn elements(fields: &[Field], of: &[&str]) -> usize {
@@ -32,7 +32,7 @@ fn check_memory(recompute: Recompute) {
     let capacity = Capacity::of_pack(100, 0.15, false);
     let heads = HeadSet::PRETRAINING;
     let layout = Layout::new(&shape, heads).unwrap();
-    let sizes = Sizes { shape: &shape, heads, capacity, recompute, parameters: layout.len, shards: 1 };
+    let sizes = Sizes { layout: &layout, capacity, recompute, state: layout.len };
     let listed = memory::activations(sizes);
 
     let cpu = Cpu::new();
@@ -74,6 +74,7 @@ fn check_memory(recompute: Recompute) {
         ("gradients: after GELU", back.dact.len()),
         ("gradients: q, k, v", back.dqkv.len()),
         ("gradients: heads", back.dmasked.len() + back.dtransformed.len() + back.dcls.len()),
+        ("adapters and their gradients", back.ddown.len()),
     ];
     for (name, len) in allocated {
         assert_eq!(elements(&listed, &[name]), len, "{name} with {recompute:?}");
@@ -96,11 +97,11 @@ fn parameters_are_shared_by_ranks_where_the_optimiser_is() {
     let shape =
         Shape { vocab: 64, hidden: 16, layers: 1, heads: 2, intermediate: 32, positions: 16, segments: 2 };
     let capacity = Capacity::of_pack(32, 0.0, false);
-    let (heads, recompute) = (HeadSet::PRETRAINING, Recompute::None);
-    let sizes = Sizes { shape: &shape, heads, capacity, recompute, parameters: 1001, shards: 4 };
+    let layout = Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
+    let sizes = Sizes { layout: &layout, capacity, recompute: Recompute::None, state: 251 };
     let bytes: usize = memory::parameters(sizes, true).iter().map(|f| f.bytes(2)).sum();
-    // weights 2, gradients 4, and a quarter (rounded up to 251) of master 4 and moments 8
-    assert_eq!(bytes, 1001 * 6 + 251 * 12);
+    // weights 2, gradients 4, and of this rank's part master 4 and moments 8
+    assert_eq!(bytes, layout.len * 6 + 251 * 12);
 }
 
 fn bert_base(gpus: usize, models: &[&str]) -> Report {
@@ -145,6 +146,16 @@ fn bert_base_by_hand() {
         let least = 1e3 * calls * (k.kernel.moves / 2039e9).max(k.kernel.flops / 312e12);
         assert!(k.ms >= least, "{} {} {least}", k.kernel.name, k.ms);
         assert!(k.kernel.must <= k.kernel.moves, "{}", k.kernel.name);
+    }
+}
+
+/// The aim for BERT-base at 512 tokens, packs of 16,384 and dropout 0.1: half of an A100's peak, 0.4 of an
+/// H100's. A prediction: it holds the program to its launches and bytes, not a card to them.
+#[test]
+fn bert_base_is_predicted_to_reach_its_targets() {
+    for p in bert_base(1, &["a100", "h100"]).predictions {
+        let target = if p.gpu.name == "a100" { 0.5 } else { 0.4 };
+        assert!(p.mfu >= target, "{}: {:.3}", p.gpu.name, p.mfu);
     }
 }
 

@@ -452,6 +452,7 @@ fn a_study_runs_from_text_to_table() {
     }
     assert!(read("study/report.html").contains("<svg"));
 
+    assert!(!place.path("study/claims").exists(), "claims are left");
     // finished tasks are kept: a second start, alone, changes no task and ends with the same table
     let task = place.path("study/tasks/coarse/all/fold-1/run.txt");
     let made = fs::metadata(&task).unwrap().modified().unwrap();

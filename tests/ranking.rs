@@ -114,7 +114,7 @@ fn passages_score_as_documents_of_their_own() {
     let run = Run::read(&place.path("bm25.run")).unwrap();
     let mut lines = String::new();
     for topic in run.topics() {
-        let ids = run.get(topic).unwrap().iter().take(30).flat_map(|hit| &parts[&hit.doc]);
+        let ids = run.get(topic).unwrap().iter().take(30).flat_map(|hit| &parts[hit.doc.as_str()]);
         ids.enumerate()
             .for_each(|(i, id)| lines.push_str(&format!("{topic} Q0 {id} {} {} x\n", i + 1, 999 - i)));
     }
@@ -135,10 +135,125 @@ fn passages_score_as_documents_of_their_own() {
         let scores: HashMap<&str, f64> =
             single.get(topic).unwrap().iter().map(|hit| (hit.doc.as_str(), hit.score)).collect();
         for hit in whole.get(topic).unwrap() {
-            let best = parts[&hit.doc].iter().map(|id| scores[id.as_str()]).fold(f64::MIN, f64::max);
+            let best = parts[hit.doc.as_str()].iter().map(|id| scores[id.as_str()]).fold(f64::MIN, f64::max);
             assert!((hit.score - best).abs() < 1e-5, "{topic} {}: {} not {best}", hit.doc, hit.score);
         }
     }
+}
+
+/// A cross-encoder of two labels scores as one of one label whose weights are the difference, whatever
+/// the packs and the ranks; three labels are refused.
+#[test]
+fn rerankers_have_one_or_two_labels() {
+    let place = ready();
+    assert_done(&fine(&place, "fine", &[]));
+    let copy = |name: &str, labels: usize| {
+        let (from, to) = (place.path("fine/fold-1/model"), place.path(name));
+        fs::create_dir(&to).unwrap();
+        for entry in fs::read_dir(&from).unwrap().map(|entry| entry.unwrap()) {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+        let file = to.join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&file, &candle_core::Device::Cpu).unwrap();
+        for name in ["classifier.weight", "classifier.bias"] {
+            let one = &tensors[name];
+            let other = one.affine(0.0, 0.25).unwrap();
+            let sum = (one + &other).unwrap();
+            let rows: Vec<_> = [&other, &sum, &other].into_iter().take(labels).collect();
+            let stacked = candle_core::Tensor::cat(&rows, 0).unwrap();
+            tensors.insert(name.into(), stacked);
+        }
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+    };
+    copy("two", 2);
+    copy("three", 3);
+    let args = |model: &'static str, out: &'static str, pack: &'static str| {
+        ["rerank", "--config", "plan.toml", "--model", model, "--run-out", out, "--set", pack]
+    };
+    assert_done(&place.run(&args("fine/fold-1/model", "one.run", "train.pack_tokens=256")));
+    assert_done(&place.mpirun(2, &args("two", "two.run", "train.pack_tokens=64")));
+    let (one, two) = (Run::read(&place.path("one.run")).unwrap(), Run::read(&place.path("two.run")).unwrap());
+    assert_eq!(two.tag(), Some("ctune-dist-logits"), "the file says what its scores are");
+    for topic in one.topics() {
+        let scores: HashMap<&str, f64> =
+            two.get(topic).unwrap().iter().map(|hit| (hit.doc.as_str(), hit.score)).collect();
+        for hit in one.get(topic).unwrap() {
+            let other = scores[hit.doc.as_str()];
+            assert!((hit.score - other).abs() < 1e-5, "{topic} {}: {} and {other}", hit.doc, hit.score);
+        }
+    }
+    let out = place.run(&args("three", "three.run", "train.pack_tokens=256"));
+    assert_refused(&out, 3, &["classifier", "1 or 2 labels"]);
+}
+
+/// What is cut is counted and said. A run that could not be put in place goes on from what was scored.
+#[test]
+fn reranking_counts_what_it_cuts_and_goes_on() {
+    let place = ready();
+    assert_done(&fine(&place, "fine", &[]));
+    let rerank = |tokens: &str| {
+        place.run(&[
+            "rerank",
+            "--config",
+            "plan.toml",
+            "--model",
+            "fine/fold-1/model",
+            "--run-out",
+            "out.run",
+            "--set",
+            tokens,
+        ])
+    };
+    let said = |out: &std::process::Output| String::from_utf8_lossy(&out.stdout).into_owned();
+    let pairs: usize = {
+        let run = Run::read(&place.path("bm25.run")).unwrap();
+        run.topics().map(|topic| run.get(topic).unwrap().len().min(30)).sum()
+    };
+    let whole = rerank("data.max_tokens=32");
+    assert_done(&whole);
+    assert!(said(&whole).contains(&format!("{pairs} passages scored (logits), 0 cut")), "{}", said(&whole));
+    // One document grows beyond 32 tokens; it is cut beside each topic that has it.
+    let documents = fs::read_to_string(place.path("documents.tsv")).unwrap();
+    place.write("documents.tsv", &documents.replacen('\n', &format!("{}\n", " editor text".repeat(20)), 1));
+    let run = Run::read(&place.path("bm25.run")).unwrap();
+    let has = |topic: &&str| run.get(topic).unwrap().iter().take(30).any(|hit| hit.doc == "D0");
+    let cut = run.topics().filter(has).count();
+    assert!(cut > 0, "no topic has the long document");
+    let long = rerank("data.max_tokens=32");
+    assert_done(&long);
+    assert!(said(&long).contains(&format!("(logits), {cut} cut")), "{}", said(&long));
+
+    fs::remove_file(place.path("out.run")).unwrap();
+    fs::create_dir(place.path("out.run")).unwrap();
+    assert_refused(&rerank("data.max_tokens=32"), 3, &["out.run"]);
+    fs::remove_dir(place.path("out.run")).unwrap();
+    let again = rerank("data.max_tokens=32");
+    assert_done(&again);
+    assert!(said(&again).contains("6 topics are scored already in out.run.part"), "{}", said(&again));
+    assert_eq!(Run::read(&place.path("out.run")).unwrap().topics().len(), 6);
+}
+
+#[test]
+fn folds_of_other_topics_and_runs_without_documents_are_refused() {
+    let place = ready();
+    let folds = r#"{"s1": {"train_qids": ["301"], "predict": {"dev": ["302"], "test": ["303"]}}}"#;
+    place.write("folds.json", folds);
+    let out = fine(&place, "x", &["data.folds=folds.json"]);
+    assert_refused(&out, 3, &["folds.json", "belongs to other topics"]);
+    place.write("other.run", "T0 Q0 D0 1 2 x\nT0 Q0 Z9 2 1 x\n");
+    assert_refused(&fine(&place, "x", &["data.run=other.run"]), 3, &["document Z9", "documents.tsv"]);
+    place.write("foreign.run", "Q1 Q0 D0 1 2 x\n");
+    assert_refused(&fine(&place, "x", &["data.run=foreign.run"]), 3, &["share no topic"]);
+    place.write("empty.txt", "");
+    assert_refused(&fine(&place, "x", &["data.qrels=empty.txt"]), 3, &["empty.txt", "no judgement"]);
+    place.write("nan.run", "T0 Q0 D0 1 nan x\n");
+    assert_refused(&fine(&place, "x", &["data.run=nan.run"]), 3, &["nan.run:1", "not a number"]);
+    place.write("twice.run", "T0 Q0 D0 1 2 x\nT0 Q0 D0 2 1 x\n");
+    assert_refused(
+        &fine(&place, "x", &["data.run=twice.run"]),
+        3,
+        &["twice.run:2", "'D0' is in topic 'T0' twice"],
+    );
 }
 
 #[test]
@@ -205,7 +320,7 @@ fn negatives_come_from_where_they_are_asked_for() {
     assert_eq!(source_of_hard.left_out, ["T1"]);
     // A teacher's scores are the targets, and a missing one is named.
     let mut teacher = Run::default();
-    let hits = candidates.iter().enumerate().map(|(i, d)| Hit { doc: d.clone(), score: 50.0 - i as f64 });
+    let hits = candidates.iter().enumerate().map(|(i, d)| Hit { doc: d.into(), score: 50.0 - i as f64 });
     teacher.insert("T0", hits.collect()).unwrap();
     let error = source(NegativesFrom::All, None, Some(&teacher)).err().unwrap().to_string();
     assert!(error.contains("fine.teacher: topic T1"), "{error}");
@@ -237,6 +352,11 @@ fn query_words_are_predicted_with_and_without_the_document() {
     let table = String::from_utf8_lossy(&out.stdout).into_owned();
     for word in ["acc@1 rare words", "with document", "that of coarse/model was used"] {
         assert!(table.contains(word), "{table}");
+    }
+    let page = fs::read_to_string(place.path("probe/probe.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 4, "a plot a measure");
+    for word in ["<h2>perplexity</h2>", "coarse, with document", "3-4 words"] {
+        assert!(page.contains(word), "{word}");
     }
     let found = |out: &str| -> Probe {
         serde_json::from_str(&fs::read_to_string(place.path(out).join("probe.json")).unwrap()).unwrap()

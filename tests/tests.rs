@@ -12,6 +12,7 @@ mod model;
 mod plan;
 mod program;
 mod ranking;
+mod readers;
 mod reference;
 mod report;
 mod softgpu;

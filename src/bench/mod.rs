@@ -5,7 +5,7 @@
 //! Samples are made up (random ids, every sequence as long as `data.max_tokens`), so that two machines
 //! do the same work without sharing data. Everything is measured on the engine that `coarse` would use.
 
-mod operations;
+pub mod operations;
 mod print;
 mod step;
 
@@ -25,6 +25,9 @@ use crate::{Error, Result};
 const VOCAB: usize = 30_522;
 /// The model where the config names none: 6 x 384, the size of MiniLM-L6.
 const STANDARD: [usize; 3] = [6, 384, 12];
+
+/// Calls that are timed behind each other before the clock is looked at.
+const ROUND: usize = 3;
 
 /// The work that is measured.
 #[derive(Clone, Debug, Serialize)]
@@ -51,6 +54,8 @@ pub struct Peaks {
 #[derive(Clone, Debug, Serialize)]
 pub struct Operation {
     pub name: &'static str,
+    /// The method of `Backend`.
+    pub op: &'static str,
     /// Median of the calls.
     pub ms: f64,
     pub calls: usize,
@@ -133,8 +138,8 @@ pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<(
 fn measure<B: Distributed>(backend: B, config: &Config, budget: Duration, world: &World) -> Result<Report> {
     let workload = workload(config)?;
     let fence = Fence::new(&backend)?;
-    let peaks = operations::peaks(&backend, &fence, budget)?;
-    let operations = operations::measure(&backend, &fence, &workload, peaks, budget)?;
+    let peaks = operations::peaks(&backend, budget)?;
+    let operations = operations::measure(&backend, &workload, peaks, budget)?;
     let all_reduce = step::all_reduce(&backend, &fence, &workload, budget, world)?;
     let loader_tokens_per_s = step::loader(&workload, budget, world)?;
     let step = step::train(backend, config, &workload, peaks, budget, world)?;
@@ -206,22 +211,17 @@ impl<B: Backend> Fence<B> {
     }
 }
 
-/// Seconds of one call, median of at least three over about `budget`, after one that warms up; and how
-/// many there were. Each is waited for, which on a GPU adds some 10 us to every call.
+/// Seconds of one call by the device's clock, median of at least as many as `ROUND` over about `budget`, after
+/// one that warms up; and how many there were.
 fn time<B: Backend>(
     backend: &B,
-    fence: &Fence<B>,
     budget: Duration,
     mut call: impl FnMut() -> Result<()>,
 ) -> Result<(f64, usize)> {
     call()?;
-    fence.wait(backend)?;
     let (start, mut times) = (Instant::now(), Vec::new());
-    while times.len() < 3 || start.elapsed() < budget {
-        let one = Instant::now();
-        call()?;
-        fence.wait(backend)?;
-        times.push(one.elapsed().as_secs_f64());
+    while times.is_empty() || start.elapsed() < budget {
+        times.extend(backend.time(ROUND, &mut call)?);
     }
     Ok((median(&mut times), times.len()))
 }

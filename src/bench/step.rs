@@ -60,7 +60,8 @@ impl SampleSource for Synthetic {
     }
 }
 
-fn rule(work: &Workload) -> MaskRule {
+/// How its tokens are masked.
+pub fn rule(work: &Workload) -> MaskRule {
     MaskRule {
         seed: 1,
         threshold: (f64::from(work.mask_rate) * 4_294_967_296.0) as u32,

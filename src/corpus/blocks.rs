@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memchr::memmem;
 use memmap2::Mmap;
 
 use super::input::{BOM, Opened, Packing, broken};
@@ -39,10 +38,7 @@ impl Cut {
     fn last(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Line => memchr::memrchr(b'\n', bytes).map(|at| at + 1),
-            Self::Document => {
-                let upper = memmem::rfind(bytes, b"</DOC>");
-                upper.or_else(|| memmem::rfind(bytes, b"</doc>")).map(|at| at + 6)
-            }
+            Self::Document => memchr::memrchr_iter(b'<', bytes).find_map(|at| document_end(bytes, at)),
         }
     }
 
@@ -50,12 +46,14 @@ impl Cut {
     fn first(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Line => memchr::memchr(b'\n', bytes).map(|at| at + 1),
-            Self::Document => {
-                let upper = memmem::find(bytes, b"</DOC>");
-                upper.or_else(|| memmem::find(bytes, b"</doc>")).map(|at| at + 6)
-            }
+            Self::Document => memchr::memchr_iter(b'<', bytes).find_map(|at| document_end(bytes, at)),
         }
     }
+}
+
+/// The first byte after the `</DOC>`, in any case, that begins at `at`.
+fn document_end(bytes: &[u8], at: usize) -> Option<usize> {
+    bytes[at..].get(..6)?.eq_ignore_ascii_case(b"</DOC>").then_some(at + 6)
 }
 
 /// Whole records of one file, in its order.

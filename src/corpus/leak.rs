@@ -43,7 +43,7 @@ impl Guard {
         for path in qrels {
             let qrels = Qrels::read(path)?;
             let judged = qrels.topics().filter_map(|topic| qrels.get(topic)).flatten();
-            guard.documents.extend(judged.filter(|(_, label)| **label > 0).map(|(id, _)| id.clone()));
+            guard.documents.extend(judged.filter(|(_, label)| **label > 0).map(|(id, _)| id.to_string()));
         }
         Ok(guard)
     }

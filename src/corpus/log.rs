@@ -27,6 +27,12 @@ pub(super) const EXCLUDED: u32 = u32::MAX - 2;
 /// ... or by a filter.
 pub(super) const FILTERED: u32 = u32::MAX - 3;
 
+/// Queries that filters merge.
+const MERGED: &str = "queries whose words came before (their clicks are kept)";
+/// Rows of one query id with another text than its first row has.
+const OTHER_TEXT: &str =
+    "clicks whose query had another text before (the click is kept, with the first text)";
+
 /// Ids and pairs of the log, and where each went.
 #[derive(Default)]
 pub(super) struct Log {
@@ -39,8 +45,10 @@ pub(super) struct Log {
     pub(super) document_index: Vec<u32>,
     /// Query slot -> index in the shards, or why there is none.
     pub(super) query_index: Vec<u32>,
-    /// Why a query of a file of queries is left out, by slot; empty where the log holds the text itself.
+    /// Why a query of a file of queries is left out, by slot; none where the log holds the text itself.
     barred: Vec<Option<&'static str>>,
+    /// CRC-32 of each query's text, by slot: a log that gives one id two texts is told so.
+    texts: Vec<u32>,
     /// Slot whose clicks are these, where queries with the same words are one.
     same_as: Vec<u32>,
     /// Distinct words of queries, and the first slot with each.
@@ -52,6 +60,8 @@ pub(super) struct Log {
 pub(super) struct Joined {
     /// Whether each pair of the log enters.
     pub(super) kept: Vec<bool>,
+    /// Pairs whose document is in the collection, whatever became of it.
+    pub(super) found: u64,
     /// Rows that do not enter, by reason.
     pub(super) dropped: [(&'static str, u64); 5],
 }
@@ -73,8 +83,9 @@ impl Log {
                 repeated += 1;
             }
         }
+        let missing = count(MISSING);
         let dropped = [
-            ("clicks whose document is not in the collection", count(MISSING)),
+            ("clicks whose document is not in the collection", missing),
             ("clicks whose document has no text", count(EMPTY)),
             ("clicks whose document is excluded", count(EXCLUDED)),
             ("clicks whose document is filtered out", count(FILTERED)),
@@ -85,7 +96,7 @@ impl Log {
                 self.query_index[query as usize] = EMPTY;
             }
         }
-        Joined { kept, dropped }
+        Joined { kept, found: self.pairs.len() as u64 - missing, dropped }
     }
 
     /// An id that the log names where the collection holds none of those it names.
@@ -108,12 +119,21 @@ impl Log {
         }
     }
 
-    /// The slot of a query id, and whether its clicks now go to an earlier one; a new text goes to `aside`.
-    fn query(&mut self, id: &str, text: &str, merge: bool, aside: &mut impl Write) -> Result<(u32, bool)> {
+    /// The slot of a query id, and what must be said of it; a new text goes to `aside`.
+    fn query(
+        &mut self,
+        id: &str,
+        text: &str,
+        merge: bool,
+        aside: &mut impl Write,
+    ) -> Result<(u32, Option<&'static str>)> {
         let (slot, new) = self.queries.insert(id, "queries")?;
+        let checksum = crc32fast::hash(text.as_bytes());
         if !new {
-            return Ok((slot, false));
+            let other = self.texts.get(slot as usize).is_some_and(|&first| first != checksum);
+            return Ok((slot, other.then_some(OTHER_TEXT)));
         }
+        self.texts.push(checksum);
         if merge {
             let words = leak::normal(text);
             // Queries of punctuation alone have no words to be the same.
@@ -125,13 +145,13 @@ impl Log {
             let first = self.first_with[place as usize];
             self.same_as.push(first);
             if first != slot {
-                return Ok((slot, true));
+                return Ok((slot, Some(MERGED)));
             }
         }
         let line = text.split(['\t', '\n', '\r']).collect::<Vec<_>>().join(" ");
         let written = writeln!(aside, "{id}\t{line}");
         written.map_err(|cause| Error::data(format!("the texts of queries cannot be put aside: {cause}")))?;
-        Ok((slot, false))
+        Ok((slot, None))
     }
 }
 
@@ -170,7 +190,7 @@ impl Preparation<'_> {
         }
         log.document_index = vec![MISSING; log.documents.len()];
         log.query_index = vec![MISSING; log.queries.len()];
-        (log.words, log.first_with, log.barred) = Default::default();
+        (log.words, log.first_with, log.barred, log.texts) = Default::default();
         self.log = log;
         Ok(())
     }
@@ -257,26 +277,29 @@ impl Log {
             if row.barred.is_some() {
                 return Ok(row.barred);
             }
-            let (slot, merged) = self.query(id, query, merge, texts)?;
+            let (slot, said) = self.query(id, query, merge, texts)?;
             self.add(slot, &text[row.document_id.clone()])?;
-            return Ok(merged.then_some("queries whose words came before (their clicks are kept)"));
+            return Ok(said);
         }
         if self.queries.get(id).is_some() {
             return Ok(Some("queries whose id came before"));
         }
-        let merged = match row.barred {
+        let said = match row.barred {
             // The id is known, so that its clicks are dropped for this reason.
             Some(_) => {
                 let (slot, _) = self.queries.insert(id, "queries")?;
                 if merge {
                     self.same_as.push(slot);
                 }
-                false
+                self.texts.push(0);
+                None
             }
             None => self.query(id, query, merge, texts)?.1,
         };
+        // Slots of other sources, whose logs hold the text itself, come before.
+        self.barred.resize(self.queries.len() - 1, None);
         self.barred.push(row.barred);
-        Ok(merged.then_some("queries whose words came before (their clicks are kept)"))
+        Ok(said)
     }
 
     /// A row of qrels.

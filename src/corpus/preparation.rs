@@ -28,6 +28,8 @@ pub(super) struct Preparation<'a> {
     /// Files of folders that are in no known format.
     pub(super) passed_over: Vec<PathBuf>,
     pub(super) documents_cut: u64,
+    /// Usable rows of the log, and those whose document is in the collection.
+    pub(super) joined: (u64, u64),
 }
 
 impl<'a> Preparation<'a> {
@@ -56,7 +58,7 @@ impl<'a> Preparation<'a> {
         }
         let guard = Guard::read(&options.exclude_topics, &options.exclude_qrels)?;
         let (log, dropped, read, passed_over) = Default::default();
-        Ok(Self { options, guard, log, dropped, read, passed_over, documents_cut: 0 })
+        Ok(Self { options, guard, log, dropped, read, passed_over, documents_cut: 0, joined: (0, 0) })
     }
 
     /// Makes the shard directory.
@@ -81,6 +83,7 @@ impl<'a> Preparation<'a> {
         let mut writer = ShardWriter::at(place, tokenizer.vocab())?;
         self.write_documents(&tokenizer, &mut writer)?;
         let joined = self.log.join();
+        self.joined = (self.log.pairs.len() as u64, joined.found);
         for (reason, count) in joined.dropped {
             self.drop_rows(reason, count);
         }

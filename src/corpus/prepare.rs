@@ -194,6 +194,11 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     for (kind, ReadCounts { rows, kept, .. }) in &done.read {
         println!("  read {rows} {kind} rows, {kept} of them usable");
     }
+    let (clicks, found) = done.joined;
+    println!(
+        "  joined {found} of {clicks} clicks ({:.1} %) with a document of the collection",
+        100.0 * found as f64 / clicks.max(1) as f64
+    );
     println!(
         "  kept {} clicks, {} queries, {} documents",
         manifest.clicks, manifest.queries, manifest.documents

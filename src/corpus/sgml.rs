@@ -4,7 +4,6 @@
 
 use std::borrow::Cow;
 
-use memchr::memmem;
 use scraper::{Html, Node, Selector};
 
 use super::rows::{Role, Row, Seen};
@@ -15,6 +14,8 @@ const TITLE: [&str; 5] = ["HEADLINE", "TITLE", "HL", "HEAD", "TTL"];
 const BODY: [&str; 5] = ["TEXT", "LEADPARA", "LP", "DD", "DATE"];
 /// Elements of a page that are never read by people.
 const UNSEEN: [&str; 6] = ["script", "style", "noscript", "template", "head", "svg"];
+/// Bytes of the longest name of an entity.
+const LONGEST_ENTITY: usize = 9;
 /// Bytes of HTML that are parsed: a page beyond is a table or a dump, and GOV2 itself was cut at 256 KiB.
 const MOST_HTML: usize = 1 << 20;
 
@@ -51,13 +52,11 @@ pub(super) fn documents(text: &[u8], web: bool, each: &mut impl FnMut(Row<'_>, u
     seen
 }
 
-/// A tag in capitals or in small letters; mixed ones do not occur.
+/// Where a tag begins, whatever its case. One pass over the `<`: a file of small letters costs what one of
+/// capitals does.
 fn find(text: &[u8], tag: &[u8]) -> Option<usize> {
-    match memmem::find(text, tag) {
-        Some(at) => Some(at),
-        // A second look only where the first found nothing at all, which is once a block.
-        None => memmem::find(text, &tag.to_ascii_lowercase()),
-    }
+    memchr::memchr_iter(tag[0], text)
+        .find(|&at| text[at..].get(..tag.len()).is_some_and(|found| found.eq_ignore_ascii_case(tag)))
 }
 
 /// UTF-8, else Windows-1252, of which Latin-1 is a part: what crawled pages are.
@@ -111,11 +110,34 @@ fn article<'a>(id: &'a str, rest: &'a str) -> Row<'a> {
 struct Tags<'a> {
     rest: &'a str,
     tag: Option<&'a str>,
+    /// No comment ends in `rest`: nobody need look for it again, or a page of open ones would take hours.
+    endless: bool,
 }
 
 impl<'a> Tags<'a> {
     fn new(text: &'a str) -> Self {
-        Self { rest: text, tag: Some("") }
+        Self { rest: text, tag: Some(""), endless: false }
+    }
+
+    /// The first tag: where its `<` is, its name, and the first byte after it.
+    fn first(&mut self) -> Option<(usize, &'a str, usize)> {
+        let rest = self.rest;
+        for start in memchr::memchr_iter(b'<', rest.as_bytes()) {
+            let inner = &rest[start + 1..];
+            if inner.starts_with("!--") {
+                let end = if self.endless { None } else { inner.find("-->") };
+                match end {
+                    Some(end) => return Some((start, "!--", start + end + 4)),
+                    None => self.endless = true,
+                }
+            } else if inner.trim_start_matches('/').starts_with(|c: char| c.is_ascii_alphabetic()) {
+                // Without a `>` here there is none for any later tag.
+                let end = inner.find('>')?;
+                let name = inner[..end].split_ascii_whitespace().next().unwrap_or_default();
+                return Some((start, name, start + end + 2));
+            }
+        }
+        None
     }
 }
 
@@ -124,23 +146,14 @@ impl<'a> Iterator for Tags<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let tag = self.tag?;
-        let mut from = 0;
-        while let Some(start) = memchr::memchr(b'<', &self.rest.as_bytes()[from..]).map(|at| from + at) {
-            let inner = &self.rest[start + 1..];
-            let named = inner.trim_start_matches('/').starts_with(|c: char| c.is_ascii_alphabetic());
-            let comment = inner.starts_with("!--");
-            let end = if comment { inner.find("-->").map(|at| at + 2) } else { inner.find('>') };
-            if let (true, Some(end)) = (named || comment, end) {
-                let text = &self.rest[..start];
-                let name = inner[..end].split_ascii_whitespace().next().unwrap_or_default();
-                self.rest = &inner[end + 1..];
-                self.tag = Some(if comment { "!--" } else { name });
-                return Some((tag, text));
-            }
-            from = start + 1;
-        }
-        self.tag = None;
-        Some((tag, std::mem::take(&mut self.rest)))
+        let Some((start, name, after)) = self.first() else {
+            self.tag = None;
+            return Some((tag, std::mem::take(&mut self.rest)));
+        };
+        let text = &self.rest[..start];
+        self.rest = &self.rest[after..];
+        self.tag = Some(name);
+        Some((tag, text))
     }
 }
 
@@ -153,7 +166,8 @@ fn append(out: &mut String, text: &str) {
         let mut rest = word;
         while let Some(start) = rest.find('&') {
             out.push_str(&rest[..start]);
-            let end = rest[start..].find(';').filter(|&length| length <= 10);
+            // No name is longer, so no more is looked at: a line of ampersands takes no longer than another.
+            let end = rest.as_bytes()[start..].iter().take(LONGEST_ENTITY + 2).position(|&byte| byte == b';');
             let Some(end) = end.map(|length| start + length) else {
                 out.push('&');
                 rest = &rest[start + 1..];

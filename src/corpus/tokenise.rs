@@ -15,6 +15,8 @@ use crate::{Error, Result};
 
 /// The prefix of a piece that goes on a word.
 const CONTINUES: &str = "##";
+/// Ids are places in tables, so a wild one would fill the memory; multilingual vocabularies have 250,000.
+const MOST_PIECES: usize = 1 << 24;
 /// Texts that one thread takes at once.
 const CHUNK: usize = 64;
 
@@ -103,6 +105,12 @@ impl Tokenizer {
         }
         let special = special_of(source, |token| inner.token_to_id(token))?;
         let vocab = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        if vocab > MOST_PIECES {
+            return Err(Error::data(format!(
+                "{source}: a piece has the id {}; no BERT vocabulary is that large, so the file is damaged",
+                vocab - 1
+            )));
+        }
         let lower_case = match inner.get_normalizer() {
             Some(tokenizers::NormalizerWrapper::BertNormalizer(bert)) => bert.lowercase,
             _ => false,

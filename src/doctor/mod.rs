@@ -1,8 +1,9 @@
 //! `doctor`: what this machine has for training (MPI, driver, libraries, GPUs), whether its GPU
 //! computes what the CPU computes, operation by operation, and whether a whole step has the reference
-//! model's gradients. For a first look at a new machine, and when a run looks wrong. How fast it is
-//! says `bench`.
+//! model's gradients; and how fast each operation is beside what the card allows. For a first look at a new
+//! machine, and when a run looks wrong or slow.
 
+mod speed;
 pub mod trial;
 
 use crate::dist::World;
@@ -58,7 +59,7 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     }
     if faults.is_empty() {
         if lead {
-            println!("verdict: everything that was looked at agrees; speeds: ctune-dist bench");
+            println!("verdict: everything that was looked at agrees");
         }
         return Ok(());
     }
@@ -105,28 +106,27 @@ fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Every operation and a whole step on one GPU in one precision.
+/// What rounding may leave of an operation's result in this precision.
+fn allowed<R: Real>() -> f64 {
+    if size_of::<R>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 }
+}
+
+/// Every operation, its speed, and a whole step on one GPU in one precision.
 fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> Result<()> {
-    let allowed = if size_of::<R>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 };
     let gpu = Cuda::<R>::new(ordinal, Settings::default())?;
     let name = gpu.describe();
     if world.leads() {
-        println!("{name}: operations against the CPU engine, |difference| / |value|, at most {allowed:.0e}");
+        println!(
+            "{name}: every operation against the CPU engine, |difference| / |value|, at most {:.0e}; its speed as a \
+             share of the card's",
+            allowed::<R>()
+        );
     }
-    for shape in trial::shapes() {
-        let (expected, got) = (trial::run(&Cpu::new(), &shape)?, trial::run(&gpu, &shape)?);
-        for (expected, got) in expected.iter().zip(&got) {
-            let error = difference(expected, got);
-            let good = error <= allowed;
-            if world.leads() {
-                let mark = if good { "" } else { "  <- wrong" };
-                println!("  {:<44} {error:9.1e}{mark}", format!("{}, D = {}", got.name, shape.head_size()));
-            }
-            if !good {
-                faults.push(format!("{} ({})", got.name, R::SUFFIX));
-            }
-        }
+    let found = speed::examine(&gpu)?;
+    if world.leads() {
+        print!("{}", found.table);
     }
+    faults.extend(found.wrong.into_iter().map(|what| format!("{what} ({})", R::SUFFIX)));
     step(&name, gpu, world, faults)
 }
 

@@ -123,6 +123,7 @@ pub fn run<B: Backend>(backend: &B, shape: &Shape) -> Result<Vec<Outcome>> {
     trial.heads()?;
     trial.ranking()?;
     trial.optimiser()?;
+    trial.forgetting()?;
     Ok(trial.outcomes)
 }
 
@@ -195,6 +196,8 @@ impl<B: Backend> Trial<B> {
         }
         self.b.linear_gelu(&x, &self.weights, at, t, &mut out, &mut act)?;
         self.keep("linear_gelu", &act, t.count() * at.n)?;
+        self.b.gelu(&out, t, at.n, &mut act)?;
+        self.keep("gelu", &act, t.count() * at.n)?;
         let mut d = self.drawn(3, t, at.n)?;
         let mut grads = self.grads()?;
         self.b.gelu_backward(&out, &mut d, t, at.n, Some(at.b), &mut grads)?;
@@ -437,6 +440,20 @@ impl<B: Backend> Trial<B> {
             self.keep(&format!("{name}: weights"), &weights, len)?;
             self.keep_single(&format!("{name}: first moment"), &first, len)?;
             self.keep_single(&format!("{name}: second moment"), &second, len)?;
+        }
+        Ok(())
+    }
+
+    /// Values stay after a step whose norm is finite and are gone after another.
+    fn forgetting(&mut self) -> Result<()> {
+        let (t, h) = (self.t, self.layout.shape.hidden);
+        let len = t.count() * h;
+        for (name, norm_sq) in [("forget nothing", 2.0), ("forget", f32::NAN)] {
+            let mut kept = [self.drawn(23, t, h)?, self.drawn(24, t, h)?];
+            let mut norm = self.b.zeros(1)?;
+            self.b.upload(&[norm_sq], &mut norm, 0)?;
+            self.b.forget(&norm, kept.iter_mut().map(|buffer| (buffer, len)).collect())?;
+            kept.iter().try_for_each(|buffer| self.keep(name, buffer, len))?;
         }
         Ok(())
     }

@@ -52,6 +52,16 @@ impl Rows {
     }
 }
 
+/// A device's own memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// That buffers of this process hold.
+    pub allocated: usize,
+    pub free: usize,
+    /// That the engine takes for itself beside one model's buffers.
+    pub engine: usize,
+}
+
 /// What differs from pack to pack besides the token arrays, as a device's kernels read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
@@ -203,6 +213,11 @@ pub mod stats {
     pub const RANK_COUNT: usize = 8;
     /// Length of the buffer.
     pub const SLOTS: usize = 16;
+
+    /// The buffer's values.
+    pub fn read(values: &[f32]) -> [f64; SLOTS] {
+        std::array::from_fn(|i| values.get(i).copied().map_or(0.0, f64::from))
+    }
 }
 
 /// A pack on the device. Buffers are allocated once at the pack budget; the counts say how much of
@@ -250,6 +265,9 @@ pub trait Backend: Clone + 'static {
     type Real: Elem;
     /// Device memory.
     type Buf<T: Elem>: Send;
+    /// Whether the device works behind the host: a host that waits for a step's numbers before it gives
+    /// the next step out leaves such a device without work.
+    const WORKS_BEHIND: bool = false;
 
     /// The device's name, for people.
     fn describe(&self) -> String;
@@ -286,6 +304,23 @@ pub trait Backend: Clone + 'static {
     /// Starts bringing `src[range]` to the host, without waiting for it (some values, not arenas).
     fn fetch(&self, src: &Self::Buf<f32>, range: std::ops::Range<usize>) -> Result<Fetch> {
         Ok(Fetch::here(self.download(src, range)?))
+    }
+
+    /// The device's memory, seen for one model whose packs have at most `most` of everything; `None`
+    /// where it is the host's.
+    fn memory(&self, most: &PackCounts) -> Result<Option<Memory>> {
+        let _ = most;
+        Ok(None)
+    }
+
+    /// Seconds that the device takes for each of `times` calls of `work`, one behind the other.
+    fn time(&self, times: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        let once = |_| {
+            let start = std::time::Instant::now();
+            work()?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        (0..times).map(once).collect()
     }
 
     // ---- packs -------------------------------------------------------------------------------
@@ -577,6 +612,19 @@ pub trait Backend: Clone + 'static {
     ) -> Result<()>;
 
     // ---- optimiser ---------------------------------------------------------------------------
+    /// Sets the first so many elements of each buffer to zero where norm_sq[0] is not finite; a device
+    /// that works behind decides by itself. For devices whose launches cover rows behind a pack's
+    /// last: what lies there meets gradients of 0, which changes nothing unless it is NaN.
+    fn forget(
+        &self,
+        norm_sq: &Self::Buf<f32>,
+        buffers: Vec<(&mut Self::Buf<Self::Real>, usize)>,
+    ) -> Result<()> {
+        if self.download(norm_sq, 0..1)?[0].is_finite() {
+            return Ok(());
+        }
+        buffers.into_iter().try_for_each(|(buffer, len)| self.clear(buffer, 0..len))
+    }
     /// out[slot] = sum of squares of src over `ranges` (overwritten), accumulated in f64 on CPU.
     fn sum_squares(
         &self,

@@ -220,7 +220,7 @@ impl Retriever {
         }
         best.sort_unstable_by(|a, b| self.better(a, b));
         let hit = |&(score, ordinal): &(f32, u32)| (self.ids[ordinal as usize].clone(), f64::from(score));
-        Ok(best.iter().map(hit).map(|(doc, score)| Hit { doc, score }).collect())
+        Ok(best.iter().map(hit).map(|(doc, score)| Hit { doc: doc.into(), score }).collect())
     }
 
     /// The query's terms in order of appearance, with their counts. The order fixes the order of

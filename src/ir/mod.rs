@@ -3,11 +3,12 @@
 //! a model or a shard, so that what judges a model cannot be bent by it.
 
 pub mod bm25;
+pub mod compare;
 pub mod evaluate;
 pub mod folds;
+mod lines;
 pub mod measures;
 pub mod qrels;
-mod ranking;
 pub mod run;
 pub mod significance;
 pub mod topics;
@@ -41,14 +42,10 @@ pub(crate) fn line_of(bytes: &[u8], offset: usize) -> usize {
     1 + bytes[..offset.min(bytes.len())].iter().filter(|&&byte| byte == b'\n').count()
 }
 
-/// Takes the next column off `line`: columns are separated by runs of spaces and tabs, and a
-/// carriage return at the end counts as space, as for trec_eval.
-#[inline]
-pub(crate) fn next_column<'a>(line: &mut &'a [u8]) -> Option<&'a [u8]> {
-    let space = |byte: &u8| byte.is_ascii_whitespace();
-    let start = line.iter().position(|byte| !space(byte))?;
-    let rest = &line[start..];
-    let end = rest.iter().position(space).unwrap_or(rest.len());
-    *line = &rest[end..];
-    Some(&rest[..end])
+/// The error of a file that is wrong at a byte, or as a whole.
+fn file_error(path: &Path, bytes: &[u8], (offset, text): lines::LineError) -> Error {
+    match offset {
+        usize::MAX => Error::data(format!("{}: {text}", path.display())),
+        _ => at_line(path, line_of(bytes, offset), &text),
+    }
 }

@@ -2,16 +2,23 @@
 //! must never pass as a smaller one: every odd line is an error with its place, and a document judged
 //! twice is refused as trec_eval refuses it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{at_line, next_column, read_bytes};
-use crate::{Error, Result};
+use compact_str::CompactString;
+use hashbrown::HashMap;
+
+use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
+use super::{file_error, read_bytes};
+use crate::Result;
+
+/// document -> label, of one topic.
+pub type Labels = HashMap<CompactString, i32>;
 
 /// topic -> document -> label.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Qrels {
-    topics: BTreeMap<String, HashMap<String, i32>>,
+    topics: BTreeMap<String, Labels>,
 }
 
 /// The file's form, decided by its first line that holds anything.
@@ -19,7 +26,7 @@ pub struct Qrels {
 enum Form {
     /// `topic iteration document label`, any white space, second column ignored.
     Trec,
-    /// BEIR: a header line, then `topic<TAB>document<TAB>label`.
+    /// BEIR: a header line, which starts at this byte, then `topic<TAB>document<TAB>label`.
     Beir,
 }
 
@@ -29,68 +36,36 @@ impl Qrels {
     /// twice in a topic, no judgement at all.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_bytes(path)?;
-        let mut qrels = Self::default();
-        let mut form = None;
-        for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-            let fail = |text: String| at_line(path, number + 1, &text);
-            let columns = columns(line).map_err(&fail)?;
-            if columns.is_empty() || columns[0].starts_with('#') {
-                continue;
-            }
-            if form.is_none() {
-                let header = columns.len() == 3 && columns[2].parse::<i32>().is_err();
-                form = Some(if header { Form::Beir } else { Form::Trec });
-                if header {
-                    continue;
-                }
-            }
-            let (topic, document, label) = match (form, columns.as_slice()) {
-                (Some(Form::Beir), [topic, document, label]) => (topic, document, label),
-                (Some(Form::Trec), [topic, _, document, label]) => (topic, document, label),
-                (Some(Form::Beir), _) => {
-                    return Err(fail(format!(
-                        "{} columns where the header line promises three: topic, document, label",
-                        columns.len()
-                    )));
-                }
-                _ => {
-                    return Err(fail(format!(
-                        "{} columns where qrels have four: topic, iteration, document, label",
-                        columns.len()
-                    )));
-                }
-            };
-            let label = label.parse().map_err(|_| fail(format!("the label '{label}' is not an integer")))?;
-            if !qrels.insert(topic, document, label) {
-                return Err(fail(format!(
-                    "document '{document}' is judged twice in topic '{topic}'; keep one of the two lines"
-                )));
-            }
-        }
-        if qrels.topics.is_empty() {
-            return Err(Error::data(format!("{}: no judgement in it", path.display())));
-        }
-        Ok(qrels)
+        Self::parse(&bytes).map_err(|error| file_error(path, &bytes, error))
     }
 
-    /// Adds one judgement; false, and nothing changed, where the document has one in this topic.
-    pub fn insert(&mut self, topic: &str, document: &str, label: i32) -> bool {
-        // Files are sorted by topic, so the map is asked for a new key rarely.
-        if !self.topics.contains_key(topic) {
-            self.topics.insert(topic.to_owned(), HashMap::new());
-        }
-        let Some(labels) = self.topics.get_mut(topic) else { return false };
-        match labels.entry(document.to_owned()) {
-            std::collections::hash_map::Entry::Occupied(_) => false,
-            std::collections::hash_map::Entry::Vacant(place) => {
-                place.insert(label);
-                true
+    fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
+        let (form, start) = match first_line::<4>(bytes)? {
+            Some((offset, [_, _, label, _], 3)) if label.parse::<i32>().is_err() => {
+                let header = bytes[offset..].iter().position(|&byte| byte == b'\n');
+                (Form::Beir, header.map_or(bytes.len(), |at| offset + at + 1))
             }
+            _ => (Form::Trec, 0),
+        };
+        let parse = |line| parse_line(line, form);
+        let body = &bytes[start..];
+        let place = |(offset, text): LineError| (start + offset, text);
+        let topics = by_topic(grouped(body, parse).map_err(place)?, labels);
+        let topics = topics.map_err(|Twice { topic, document }| {
+            let line = lines::second(body, parse, |t, (d, _)| t == topic && *d == document);
+            let text = format!(
+                "document '{document}' is judged twice in topic '{topic}'; keep one of the two lines"
+            );
+            place((line, text))
+        })?;
+        if topics.is_empty() {
+            return Err((usize::MAX, "no judgement in it".into()));
         }
+        Ok(Self { topics })
     }
 
     /// The judged documents of a topic and their labels; `None` for a topic that was never judged.
-    pub fn get(&self, topic: &str) -> Option<&HashMap<String, i32>> {
+    pub fn get(&self, topic: &str) -> Option<&Labels> {
         self.topics.get(topic)
     }
 
@@ -106,15 +81,37 @@ impl Qrels {
 
     /// All judgements of all topics.
     pub fn judgements(&self) -> usize {
-        self.topics.values().map(HashMap::len).sum()
+        self.topics.values().map(Labels::len).sum()
     }
 }
 
-/// The columns of a line as text.
-fn columns(mut line: &[u8]) -> std::result::Result<Vec<&str>, String> {
-    let mut columns = Vec::with_capacity(4);
-    while let Some(column) = next_column(&mut line) {
-        columns.push(std::str::from_utf8(column).map_err(|_| "not UTF-8 text".to_owned())?);
+fn labels<'a>(topic: &'a str, list: Vec<(&'a str, i32)>) -> std::result::Result<Labels, Twice<'a>> {
+    let mut labels = Labels::with_capacity(list.len());
+    for (document, label) in list {
+        if labels.insert(document.into(), label).is_some() {
+            return Err(Twice { topic, document });
+        }
     }
-    Ok(columns)
+    Ok(labels)
+}
+
+fn parse_line(line: &str, form: Form) -> lines::Parsed<'_, (&str, i32)> {
+    let (columns, found) = columns::<6>(line);
+    if found == 0 || columns[0].starts_with('#') {
+        return Ok(None);
+    }
+    let (document, label) = match (form, found) {
+        (Form::Trec, 4) => (columns[2], columns[3]),
+        (Form::Beir, 3) => (columns[1], columns[2]),
+        (Form::Trec, _) => {
+            return Err(format!("{found} columns where qrels have four: topic, iteration, document, label"));
+        }
+        (Form::Beir, _) => {
+            return Err(format!(
+                "{found} columns where the header line promises three: topic, document, label"
+            ));
+        }
+    };
+    let label = label.parse().map_err(|_| format!("the label '{label}' is not an integer"))?;
+    Ok(Some((columns[0], (document, label))))
 }

@@ -5,20 +5,23 @@
 //! after writing.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rayon::prelude::*;
+use compact_str::CompactString;
+use hashbrown::HashSet;
 
-use super::{at_line, line_of, next_column, read_bytes};
+use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
+use super::{file_error, read_bytes};
 use crate::{Error, Result};
 
 /// One retrieved document. A score is whatever its run's author chose: only its order counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hit {
-    pub doc: String,
+    /// Ids up to 24 bytes, which is nearly all there are, take no memory of their own.
+    pub doc: CompactString,
     pub score: f64,
 }
 
@@ -42,12 +45,9 @@ pub struct Run {
 
 /// One line of a file, borrowed from it.
 struct Line<'a> {
-    topic: &'a str,
     doc: &'a str,
-    rank: u32,
     score: f64,
-    /// Byte offset of the line, from which an error finds the line number.
-    offset: usize,
+    rank: u32,
 }
 
 /// A file's form, decided by its first line.
@@ -58,9 +58,6 @@ enum Form {
     /// MS MARCO: `topic document rank`; the score is minus the rank.
     Marco,
 }
-
-/// What is wrong, and the byte offset where.
-type LineError = (usize, String);
 
 /// Descending score as f32, then descending document id in byte order (trec_eval 9.0.8).
 pub fn order_f32(a: (f64, &str), b: (f64, &str)) -> Ordering {
@@ -78,32 +75,17 @@ impl Run {
     /// score that is no number, a document twice in a topic, no line at all.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = read_bytes(path)?;
-        Self::parse(&bytes).map_err(|(offset, text)| match offset {
-            usize::MAX => Error::data(format!("{}: {text}", path.display())),
-            _ => at_line(path, line_of(&bytes, offset), &text),
-        })
+        Self::parse(&bytes).map_err(|error| file_error(path, &bytes, error))
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
-        let Some(form) = form(bytes)? else {
-            return Err((usize::MAX, "no line in it; a run has one line a retrieved document".into()));
-        };
-        let parts = chunks(bytes, rayon::current_num_threads())
-            .into_par_iter()
-            .map(|(start, chunk)| parse_chunk(chunk, start, form))
-            .collect::<Vec<_>>();
-        let (mut topics, mut tag) = (Grouped::default(), None);
-        for part in parts {
-            let (lines, last_tag) = part?;
-            lines.into_iter().for_each(|line| topics.push(line));
-            tag = last_tag.or(tag);
-        }
-        let lists = topics
-            .lists
-            .into_par_iter()
-            .map(|(topic, lines)| Ok((topic.to_owned(), rank_lines(topic, lines)?)))
-            .collect::<std::result::Result<Vec<_>, LineError>>()?;
-        Ok(Self { topics: lists.into_iter().collect(), tag: tag.map(str::to_owned) })
+        let form = form(bytes)?;
+        let parse = |line| parse_line(line, form);
+        let topics = by_topic(grouped(bytes, parse)?, rank_lines).map_err(|Twice { topic, document }| {
+            let line = lines::second(bytes, parse, |t, line| t == topic && line.doc == document);
+            (line, format!("document '{document}' is in topic '{topic}' twice; keep one line"))
+        })?;
+        Ok(Self { topics, tag: if form == Form::Trec { last_tag(bytes) } else { None } })
     }
 
     /// Adds a topic. Hits are ordered by score as f64, then by document id descending; scores become
@@ -138,6 +120,7 @@ impl Run {
                 return Err(Error::data(format!("document '{}' is in topic '{topic}' twice", hit.doc)));
             }
         }
+        drop(seen);
         hits.sort_unstable_by(|a, b| order_f64((a.score, &a.doc), (b.score, &b.doc)));
         keep_apart(&mut hits);
         let ranks = (1..=hits.len() as u32).collect();
@@ -241,49 +224,14 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The lines of each topic, topics in order of appearance.
-#[derive(Default)]
-struct Grouped<'a> {
-    lists: Vec<(&'a str, Vec<Line<'a>>)>,
-    place: HashMap<&'a str, usize>,
-}
-
-impl<'a> Grouped<'a> {
-    fn push(&mut self, line: Line<'a>) {
-        // Lines of a topic stand together in nearly every file.
-        if let Some((topic, lines)) = self.lists.last_mut()
-            && *topic == line.topic
-        {
-            lines.push(line);
-            return;
-        }
-        let place = *self.place.entry(line.topic).or_insert_with(|| {
-            self.lists.push((line.topic, Vec::with_capacity(1024)));
-            self.lists.len() - 1
-        });
-        self.lists[place].1.push(line);
+/// The form of the first line that holds anything.
+fn form(bytes: &[u8]) -> std::result::Result<Form, LineError> {
+    match first_line::<6>(bytes)? {
+        None => Err((usize::MAX, "no line in it; a run has one line a retrieved document".into())),
+        Some((_, _, 3)) => Ok(Form::Marco),
+        Some((_, _, 6)) => Ok(Form::Trec),
+        Some((offset, _, found)) => Err((offset, wrong_columns(found))),
     }
-}
-
-/// The form of the first line that holds anything; `None` for a file without one.
-fn form(bytes: &[u8]) -> std::result::Result<Option<Form>, LineError> {
-    let mut offset = 0;
-    for line in bytes.split(|&byte| byte == b'\n') {
-        let (mut rest, mut columns) = (line, 0);
-        while let Some(column) = next_column(&mut rest) {
-            if columns == 0 && column[0] == b'#' {
-                break;
-            }
-            columns += 1;
-        }
-        match columns {
-            0 => offset += line.len() + 1,
-            3 => return Ok(Some(Form::Marco)),
-            6.. => return Ok(Some(Form::Trec)),
-            _ => return Err((offset, wrong_columns(columns))),
-        }
-    }
-    Ok(None)
 }
 
 fn wrong_columns(found: usize) -> String {
@@ -293,94 +241,48 @@ fn wrong_columns(found: usize) -> String {
     )
 }
 
-/// Cuts the bytes at line ends into about `count` pieces, each with its offset.
-fn chunks(bytes: &[u8], count: usize) -> Vec<(usize, &[u8])> {
-    let (mut pieces, mut start) = (Vec::new(), 0);
-    let size = bytes.len() / count.max(1) + 1;
-    while start < bytes.len() {
-        let least = (start + size).min(bytes.len());
-        let end =
-            bytes[least..].iter().position(|&byte| byte == b'\n').map_or(bytes.len(), |at| least + at + 1);
-        pieces.push((start, &bytes[start..end]));
-        start = end;
-    }
-    pieces
-}
-
-type Parsed<'a> = (Vec<Line<'a>>, Option<&'a str>);
-
-fn parse_chunk(chunk: &[u8], start: usize, form: Form) -> std::result::Result<Parsed<'_>, LineError> {
-    // A typical line has 40 bytes or more.
-    let (mut lines, mut tag) = (Vec::with_capacity(chunk.len() / 40), None);
-    let mut offset = start;
-    for text in chunk.split(|&byte| byte == b'\n') {
-        if let Some((line, last)) = parse_line(text, offset, form).map_err(|error| (offset, error))? {
-            lines.push(line);
-            tag = last;
-        }
-        offset += text.len() + 1;
-    }
-    Ok((lines, tag))
-}
-
-type ParsedLine<'a> = Option<(Line<'a>, Option<&'a str>)>;
-
-fn parse_line(text: &[u8], offset: usize, form: Form) -> std::result::Result<ParsedLine<'_>, String> {
-    let mut rest = text;
-    let mut columns = [&text[..0]; 6];
-    let mut found = 0;
-    while found < 6
-        && let Some(column) = next_column(&mut rest)
-    {
-        columns[found] = column;
-        found += 1;
-    }
-    if found == 0 || columns[0].starts_with(b"#") {
+fn parse_line(line: &str, form: Form) -> lines::Parsed<'_, Line<'_>> {
+    let (columns, found) = columns::<6>(line);
+    if found == 0 || columns[0].starts_with('#') {
         return Ok(None);
     }
-    let utf8 = |bytes| std::str::from_utf8(bytes).map_err(|_| "not UTF-8 text".to_owned());
-    let topic = utf8(columns[0])?;
-    match (form, found) {
+    let line = match (form, found) {
         (Form::Trec, 6) => {
-            let (score, tag) = (utf8(columns[4])?, utf8(columns[5])?);
-            let score = match score.parse::<f64>() {
+            let score = match columns[4].parse::<f64>() {
                 Ok(number) if !number.is_nan() => number,
-                _ => return Err(format!("the score '{score}' is not a number")),
+                _ => return Err(format!("the score '{}' is not a number", columns[4])),
             };
-            let line = Line { topic, doc: utf8(columns[2])?, rank: integer(columns[3]), score, offset };
-            Ok(Some((line, Some(tag))))
+            Line { doc: columns[2], score, rank: columns[3].parse().unwrap_or(NO_RANK) }
         }
         (Form::Marco, 3) => {
-            let (doc, rank) = (utf8(columns[1])?, integer(columns[2]));
+            let rank = columns[2].parse().unwrap_or(NO_RANK);
             if rank == NO_RANK {
-                return Err(format!("the rank '{}' is not a number", utf8(columns[2])?));
+                return Err(format!("the rank '{}' is not a number", columns[2]));
             }
-            Ok(Some((Line { topic, doc, rank, score: -f64::from(rank), offset }, None)))
+            Line { doc: columns[1], score: -f64::from(rank), rank }
         }
-        _ => Err(wrong_columns(found)),
-    }
+        _ => return Err(wrong_columns(found)),
+    };
+    Ok(Some((columns[0], line)))
 }
 
-/// A rank, `NO_RANK` for anything else.
-fn integer(digits: &[u8]) -> u32 {
-    std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).unwrap_or(NO_RANK)
+/// The tag of the last line that holds anything.
+fn last_tag(bytes: &[u8]) -> Option<String> {
+    bytes.rsplit(|&byte| byte == b'\n').find_map(|line| {
+        let (columns, found) = columns::<6>(std::str::from_utf8(line).unwrap_or_default());
+        (found == 6 && !columns[0].starts_with('#')).then(|| columns[5].to_owned())
+    })
 }
 
 /// Puts the lines of one topic in trec_eval's order, refusing a document that is there twice.
-fn rank_lines(topic: &str, mut lines: Vec<Line<'_>>) -> std::result::Result<RankedList, LineError> {
+fn rank_lines<'a>(topic: &'a str, mut lines: Vec<Line<'a>>) -> std::result::Result<RankedList, Twice<'a>> {
     let mut seen = HashSet::with_capacity(lines.len());
-    for line in &lines {
-        if !seen.insert(line.doc) {
-            let doc = line.doc;
-            return Err((
-                line.offset,
-                format!("document '{doc}' is in topic '{topic}' twice; keep one line"),
-            ));
-        }
+    if let Some(line) = lines.iter().find(|line| !seen.insert(line.doc)) {
+        return Err(Twice { topic, document: line.doc });
     }
     lines.sort_unstable_by(|a, b| order_f32((a.score, a.doc), (b.score, b.doc)));
     Ok(RankedList {
         ranks: lines.iter().map(|line| line.rank).collect(),
-        hits: lines.iter().map(|line| Hit { doc: line.doc.to_owned(), score: line.score }).collect(),
+        hits: lines.iter().map(|line| Hit { doc: line.doc.into(), score: line.score }).collect(),
     })
 }

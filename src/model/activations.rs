@@ -177,29 +177,29 @@ impl<B: Backend> Activations<B> {
 }
 
 impl<B: Backend> Activations<B> {
-    /// Zeros in everything that the products of gradients of weights read. Launches may cover rows
-    /// behind a pack's last, where an earlier pack's values still lie: they meet gradients of 0,
-    /// which changes nothing unless they are NaN. So: after a step that was not finite.
-    pub fn forget(&mut self, b: &B, layout: &Layout, heads: HeadSet, capacity: Capacity) -> Result<()> {
+    /// What the products of gradients of weights read of rows behind a pack's last, where a device's
+    /// launches cover them and an earlier pack's values still lie (`Backend::forget`), with lengths.
+    pub fn read_behind(
+        &mut self,
+        layout: &Layout,
+        heads: HeadSet,
+        capacity: Capacity,
+    ) -> Vec<(&mut B::Buf<B::Real>, usize)> {
         let (t, h, i) = (capacity.tokens, layout.shape.hidden, layout.shape.intermediate);
-        for x in &mut self.x {
-            b.clear(x, 0..t * h)?;
-        }
+        let m = if heads.mlm { capacity.masked } else { 0 };
+        let mut all: Vec<_> = self.x.iter_mut().map(|x| (x, t * h)).collect();
         for (layer, at) in self.layers.iter_mut().zip(&layout.layers) {
-            b.clear(&mut layer.context, 0..t * h)?;
-            for (down, adapter) in layer.down.iter_mut().zip(&at.adapters) {
-                b.clear(down, 0..t * adapter.a.n)?;
-            }
+            all.push((&mut layer.context, t * h));
+            all.extend(
+                layer.down.iter_mut().zip(&at.adapters).map(|(down, adapter)| (down, t * adapter.a.n)),
+            );
         }
         for ffn in &mut self.ffns {
-            b.clear(&mut ffn.normed1, 0..t * h)?;
-            b.clear(&mut ffn.act, 0..t * i)?;
+            all.extend([(&mut ffn.normed1, t * h), (&mut ffn.act, t * i)]);
         }
-        let m = if heads.mlm { capacity.masked } else { 0 };
-        for buffer in [&mut self.heads.masked, &mut self.heads.transformed] {
-            b.clear(buffer, 0..m * h)?;
-        }
-        b.clear(&mut self.heads.cls, 0..capacity.sequences * h)
+        let HeadActivations { masked, transformed, cls, .. } = &mut self.heads;
+        all.extend([(masked, m * h), (transformed, m * h), (cls, capacity.sequences * h)]);
+        all
     }
 }
 

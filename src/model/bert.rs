@@ -9,7 +9,8 @@ use super::lora::Lora;
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, RankLoss, Rows, Segment, stats,
+    Backend, DeviceBatch, Dropout, Epilogue, Fetch, Heads, LossScale, MaskRule, RankLoss, Rows, Segment,
+    stats,
 };
 use crate::{Error, Result};
 
@@ -59,6 +60,18 @@ pub struct Tuning {
     pub recompute: Recompute,
 }
 
+impl Tuning {
+    /// The parameter table of a model that is trained so.
+    ///
+    /// # Errors
+    /// As `Layout::with` and `Layout::freeze`.
+    pub fn layout(&self, shape: &Shape, heads: HeadSet) -> Result<Layout> {
+        let mut layout = Layout::with(shape, heads, self.lora.as_ref())?;
+        layout.freeze(&self.freeze)?;
+        Ok(layout)
+    }
+}
+
 /// Called with the gradient arena when a range of it is complete.
 pub type Ready<'a, B> = &'a mut dyn FnMut(&B, &mut <B as Backend>::Buf<f32>, Range<usize>) -> Result<()>;
 
@@ -89,10 +102,9 @@ impl<B: Backend> Bert<B> {
     /// The same with adapters, frozen parts or recomputation.
     ///
     /// # Errors
-    /// As `Layout::with` and `Layout::freeze`.
+    /// As `Tuning::layout`.
     pub fn tuned(backend: B, shape: &Shape, options: Options, tuning: &Tuning) -> Result<Self> {
-        let mut layout = Layout::with(shape, options.heads, tuning.lora.as_ref())?;
-        layout.freeze(&tuning.freeze)?;
+        let layout = tuning.layout(shape, options.heads)?;
         let backend = backend.for_packs(&options.capacity.counts())?;
         let mut continues = backend.zeros(shape.vocab)?;
         if options.continues.len() == shape.vocab {
@@ -112,17 +124,23 @@ impl<B: Backend> Bert<B> {
         })
     }
 
-    /// The losses and counts since the last call, as `engine::stats` orders them.
-    pub fn take_sums(&mut self) -> Result<[f64; stats::SLOTS]> {
-        let values = self.backend.download(&self.sums, 0..stats::SLOTS)?;
+    /// The losses and counts since the last call, as `engine::stats` orders them, on their way to the
+    /// host.
+    pub fn send_sums(&mut self) -> Result<Fetch> {
+        let sums = self.backend.fetch(&self.sums, 0..stats::SLOTS)?;
         self.backend.clear(&mut self.sums, 0..stats::SLOTS)?;
-        Ok(std::array::from_fn(|i| f64::from(values[i])))
+        Ok(sums)
     }
 
-    /// Leaves nothing of a step that was not finite behind for the next (`Activations::forget`).
-    pub fn forget(&mut self) -> Result<()> {
+    /// The same; waits for them.
+    pub fn take_sums(&mut self) -> Result<[f64; stats::SLOTS]> {
+        Ok(stats::read(&self.send_sums()?.wait()?))
+    }
+
+    /// Leaves nothing of a step whose `norm_sq` is not finite behind for the next.
+    pub fn forget(&mut self, norm_sq: &B::Buf<f32>) -> Result<()> {
         let (heads, capacity) = (self.options.heads, self.options.capacity);
-        self.acts.forget(&self.backend, &self.layout, heads, capacity)
+        self.backend.forget(norm_sq, self.acts.read_behind(&self.layout, heads, capacity))
     }
 
     /// Puts a pack on the device.

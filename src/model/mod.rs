@@ -9,6 +9,7 @@ mod encoder;
 pub mod init;
 pub mod layout;
 pub mod lora;
+pub mod memory;
 pub mod shape;
 pub mod tensor_file;
 pub mod trained;

@@ -14,6 +14,9 @@
 
 use crate::{Error, Result};
 
+/// A `config.json` with sizes beyond is damaged: sums of them would overflow before memory runs out.
+const MOST_WEIGHTS: f64 = 1e12;
+
 /// The sizes of one encoder.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Shape {
@@ -59,6 +62,16 @@ impl Shape {
             return Err(Error::config(format!(
                 "[model] hidden = {} is not a multiple of heads = {}",
                 self.hidden, self.heads
+            )));
+        }
+        let [v, h, l, i] = [self.vocab, self.hidden, self.layers, self.intermediate].map(|size| size as f64);
+        let weights =
+            h * (v + self.positions as f64 + self.segments as f64) + l * (4.0 * h * h + 2.0 * h * i);
+        if weights > MOST_WEIGHTS {
+            return Err(Error::config(format!(
+                "[model] vocab = {v}, hidden = {h}, layers = {l}, intermediate = {i}, positions = {}: {weights:.0} \
+                 weights are more than any machine holds",
+                self.positions
             )));
         }
         Ok(())

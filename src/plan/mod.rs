@@ -3,7 +3,6 @@
 //! card's data sheet (`hardware`). All of it is arithmetic: nothing is measured, and the output says so.
 
 pub mod hardware;
-pub mod memory;
 mod print;
 pub mod roofline;
 
@@ -21,11 +20,11 @@ use crate::model::Shape;
 use crate::model::activations::Capacity;
 use crate::model::checkpoint;
 use crate::model::layout::{HeadSet, Layout};
+use crate::model::memory::{self, Field, Sizes};
 use crate::train::pretraining::{click_options, fresh_shape};
 use crate::{Error, Result};
 
 use hardware::{Gpu, KERNEL_GAP, LINK_SHARE};
-use memory::{Field, Sizes};
 use roofline::{Kernel, Kind, Pack};
 
 /// What is asked.
@@ -164,7 +163,7 @@ pub fn report(config: &Config, options: &PlanOptions) -> Result<Report> {
     let pack = pack(config, &shape, &lengths);
     let packs_per_rank = config.train.packs_per_step.div_ceil(options.gpus);
     let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
-    let memory = memory_of(config, &shape, layout.len, shards, config.train.pack_tokens);
+    let memory = memory_of(config, &layout, shards, config.train.pack_tokens);
     let masked_share = if pack.mlm { f64::from(config.objective.mask_rate) } else { 0.0 };
     let mut report = Report {
         note: "A prediction from data sheets and assumptions. Nothing here was measured.",
@@ -273,16 +272,10 @@ fn rate(config: &Config) -> f32 {
 }
 
 /// Every buffer of a rank with packs of `pack_tokens`.
-fn memory_of(
-    config: &Config,
-    shape: &Shape,
-    parameters: usize,
-    shards: usize,
-    pack_tokens: usize,
-) -> Vec<Field> {
+fn memory_of(config: &Config, layout: &Layout, shards: usize, pack_tokens: usize) -> Vec<Field> {
     let capacity = Capacity::of_pack(pack_tokens, rate(config), config.objective.whole_word);
-    let recompute = config.train.recompute;
-    let sizes = Sizes { shape, heads: HeadSet::PRETRAINING, capacity, recompute, parameters, shards };
+    let (recompute, state) = (config.train.recompute, layout.len.div_ceil(shards));
+    let sizes = Sizes { layout, capacity, recompute, state };
     let mut fields = memory::parameters(sizes, true);
     fields.extend(memory::activations(sizes));
     fields.extend(memory::pack(sizes));
@@ -317,9 +310,7 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
     let gpus = options.gpus as f64;
     let epoch_tokens = report.lengths.samples as f64 * report.lengths.mean_tokens;
     let epoch_hours = epoch_tokens / tokens_per_s / 3600.0;
-    let fits = |tokens: usize| {
-        total(&memory_of(config, &report.pack.shape, layout.len, shards, tokens)) <= gpu.memory
-    };
+    let fits = |tokens: usize| total(&memory_of(config, layout, shards, tokens)) <= gpu.memory;
     let largest = (1..=1024).map(|n| 1024 * n).take_while(|&tokens| fits(tokens)).last().unwrap_or(0);
     Prediction {
         fits: fits(config.train.pack_tokens),

@@ -3,6 +3,7 @@
 //! else, so a report can be made again, or elsewhere, long after the run.
 
 pub mod compare;
+pub mod evaluate;
 pub mod html;
 pub mod metrics;
 pub mod plot;

@@ -1,4 +1,4 @@
-//! Line plots as SVG text, drawn with plotters. Axes and text are pure black, which the page's style
+//! Line plots and bars as SVG text, drawn with plotters. Axes and text are pure black, which the page's style
 //! sheet turns into its own text colour, so one drawing serves light and dark pages.
 
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
@@ -12,6 +12,10 @@ const LEGEND: u32 = 220;
 /// Letters of a name that fit into the legend, and its lines.
 const LETTERS: usize = 30;
 const NAMES: usize = 18;
+/// Height of a panel of bars, bars that have room for a label each, and bars named at each end of more.
+const PANEL: u32 = 300;
+const LABELLED: usize = 60;
+const ENDS: usize = 4;
 
 /// Okabe & Ito's colours, told apart with any colour vision, without yellow and black, which vanish
 /// on a light or a dark page.
@@ -94,6 +98,101 @@ pub fn lines(y_label: &str, x: &Axis, lines: &[Line]) -> Result<String> {
     Ok(svg)
 }
 
+/// One panel of bars: how far two runs differ, topic by topic.
+#[derive(Clone, Debug, Default)]
+pub struct Differences {
+    pub title: String,
+    pub y_label: String,
+    /// Topic and difference.
+    pub bars: Vec<(String, f64)>,
+    /// A dashed level.
+    pub mean: f64,
+}
+
+/// Panels below each other, each with its bars from the greatest to the lowest. Up to `LABELLED` bars have
+/// their topic below them; of more, the ends of the order are named.
+///
+/// # Errors
+/// `Error::Data` when there is nothing to draw.
+pub fn differences(panels: &[Differences]) -> Result<String> {
+    let mut svg = String::new();
+    {
+        let size = (SIZE.0, PANEL * panels.len().max(1) as u32);
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        for (area, panel) in root.split_evenly((panels.len().max(1), 1)).iter().zip(panels) {
+            bars(area, panel)?;
+        }
+        root.present().map_err(failed)?;
+    }
+    Ok(svg)
+}
+
+fn bars(area: &Area, panel: &Differences) -> Result<()> {
+    let mut sorted: Vec<&(String, f64)> = panel.bars.iter().collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let values = sorted.iter().map(|bar| bar.1).chain([0.0]);
+    let (low, high) =
+        bounds(values).filter(|_| !sorted.is_empty()).ok_or_else(|| failed("it has no bars"))?;
+    let room = ((high - low) * 0.12).max(1e-6);
+    let (low, high) = (low - room, high + room);
+    let right = sorted.len() as f64;
+    let labelled = sorted.len() <= LABELLED;
+    let x = Scale { low: 0.0, high: right, ticks: Vec::new() };
+    let mut chart = ChartBuilder::on(area)
+        .margin(10)
+        .caption(&panel.title, ("sans-serif", 16))
+        .x_label_area_size(if labelled { 64 } else { 28 })
+        .y_label_area_size(64)
+        .build_cartesian_2d(x, Scale { low, high, ticks: ticks(low, high) })
+        .map_err(failed)?;
+    let axis = Axis::Numbers { label: if labelled { String::new() } else { "topics, sorted".into() } };
+    mesh(&mut chart, &panel.y_label, &axis, (right, high - low))?;
+    let rectangle = |(place, bar): (usize, &&(String, f64))| {
+        let colour = COLOURS[usize::from(bar.1 < 0.0)];
+        let (left, gap) = (place as f64, if labelled { 0.1 } else { 0.0 });
+        Rectangle::new([(left + gap, 0.0), (left + 1.0 - gap, bar.1)], colour.filled())
+    };
+    chart.draw_series(sorted.iter().enumerate().map(rectangle)).map_err(failed)?;
+    let zero = PathElement::new([(0.0, 0.0), (right, 0.0)], BLACK.stroke_width(1));
+    chart.draw_series([zero]).map_err(failed)?;
+    let style = COLOURS[2].stroke_width(2);
+    let mean = DashedLineSeries::new([(0.0, panel.mean), (right, panel.mean)], 6, 4, style);
+    chart.draw_series(mean).map_err(failed)?;
+    if labelled {
+        label_each(area, &chart, &sorted, low)
+    } else {
+        name_ends(&mut chart, &sorted, (low, high, room))
+    }
+}
+
+/// A topic below each bar, read from top to bottom.
+fn label_each(area: &Area, chart: &Chart, sorted: &[&(String, f64)], low: f64) -> Result<()> {
+    let upright = ("sans-serif", 12).into_text_style(area).transform(FontTransform::Rotate90);
+    let (left, top) = area.get_base_pixel();
+    let bottom = chart.plotting_area().get_pixel_range().1.end;
+    for (place, bar) in sorted.iter().enumerate() {
+        let (x, _) = chart.backend_coord(&(place as f64 + 0.5, low));
+        // Half the letters' height to the right, so that the middle of the word is below the bar's.
+        let at = (x - left + 5, bottom - top + 4);
+        area.draw(&Text::new(shorten(&bar.0, 9), at, upright.clone())).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The topics at both ends of the order, as text in the plot.
+fn name_ends(chart: &mut Chart, sorted: &[&(String, f64)], (low, high, room): (f64, f64, f64)) -> Result<()> {
+    let named = |bars: &[&(String, f64)]| -> String {
+        let name = |bar: &&(String, f64)| format!("{} {:+.3}", shorten(&bar.0, 12), bar.1);
+        bars.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let width = sorted.len() as f64;
+    let text = |words: String, at: (f64, f64)| Text::new(words, at, ("sans-serif", 12));
+    let first = text(format!("first: {}", named(&sorted[..ENDS])), (width * 0.25, high - room * 0.1));
+    let last = format!("last: {}", named(&sorted[sorted.len() - ENDS..]));
+    chart.draw_series([first, text(last, (width * 0.02, low + room * 0.8))]).map_err(failed)?;
+    Ok(())
+}
+
 fn failed(cause: impl std::fmt::Display) -> Error {
     Error::data(format!("a plot cannot be drawn: {cause}"))
 }
@@ -171,8 +270,11 @@ fn mesh(chart: &mut Chart, y_label: &str, x: &Axis, (width, height): (f64, f64))
 fn draw_legend(area: &Area, lines: &[Line]) -> Result<()> {
     for (i, line) in lines.iter().take(NAMES).enumerate() {
         let more = lines.len().saturating_sub(NAMES);
-        let name =
-            if more > 0 && i + 1 == NAMES { format!("and {} more", more + 1) } else { shorten(&line.name) };
+        let name = if more > 0 && i + 1 == NAMES {
+            format!("and {} more", more + 1)
+        } else {
+            shorten(&line.name, LETTERS)
+        };
         let y = 20 + 18 * i as i32;
         let swatch = PathElement::new([(4, y), (26, y)], colour(line).stroke_width(3));
         area.draw(&swatch).map_err(failed)?;
@@ -181,11 +283,11 @@ fn draw_legend(area: &Area, lines: &[Line]) -> Result<()> {
     Ok(())
 }
 
-fn shorten(name: &str) -> String {
-    if name.chars().count() <= LETTERS {
+fn shorten(name: &str, letters: usize) -> String {
+    if name.chars().count() <= letters {
         return name.into();
     }
-    name.chars().take(LETTERS - 1).chain(['…']).collect()
+    name.chars().take(letters - 1).chain(['…']).collect()
 }
 
 fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {

@@ -4,31 +4,67 @@ use super::html::{escape, figure, shell, table};
 use super::plot::{self, Axis, Line};
 use super::text_table;
 use crate::Result;
-use crate::probe::tally::{Probe, Scores};
+use crate::probe::tally::{ModelTally, Probe, Scores};
 
 const CONTEXTS: [&str; 2] = ["query alone", "with document"];
 
-/// One line a model and context: measures over all words, then accuracy@1 by group.
-fn lines(probe: &Probe) -> Vec<Vec<String>> {
+/// Name, value and decimals.
+type Column = (&'static str, fn(&Scores) -> f64, usize);
+
+const MEASURES: [Column; 4] = [
+    ("acc@1", |s| s.accuracy_1, 4),
+    ("acc@5", |s| s.accuracy_5, 4),
+    ("MRR", |s| s.mrr, 4),
+    ("perplexity", |s| s.perplexity, 1),
+];
+
+/// A model's scores in a context for a group of words; `None` where it has none.
+fn scores(model: &ModelTally, context: usize, group: &str) -> Option<Scores> {
+    let found = model.groups.iter().find(|g| g.group == group)?;
+    Some(if context == 0 { found.query_alone } else { found.with_document })
+}
+
+/// Model and context of each line of a table.
+fn sides(probe: &Probe) -> impl Iterator<Item = (&ModelTally, usize)> {
+    probe.models.iter().flat_map(|model| (0..CONTEXTS.len()).map(move |context| (model, context)))
+}
+
+/// One line a model and context: all measures over all words, then accuracy@1 by group.
+fn summary(probe: &Probe) -> Vec<Vec<String>> {
     let groups = group_names(probe);
-    let mut head: Vec<String> =
-        ["model", "context", "acc@1", "acc@5", "MRR", "perplexity"].map(String::from).into();
-    head.extend(groups.iter().skip(1).map(|group| format!("acc@1 {group}")));
-    let mut lines = vec![head];
-    for model in &probe.models {
-        for (context, name) in CONTEXTS.iter().enumerate() {
-            let scores = |group: &str| -> Option<Scores> {
-                let found = model.groups.iter().find(|g| g.group == group)?;
-                Some(if context == 0 { found.query_alone } else { found.with_document })
-            };
-            let all = scores("all").unwrap_or_default();
-            let mut line = vec![model.name.clone(), (*name).to_owned()];
-            line.extend([all.accuracy_1, all.accuracy_5, all.mrr].map(|x| format!("{x:.4}")));
-            line.push(format!("{:.1}", all.perplexity));
-            let by_group = groups.iter().skip(1).map(|g| scores(g));
-            line.extend(by_group.map(|s| s.map_or("-".into(), |s| format!("{:.4}", s.accuracy_1))));
-            lines.push(line);
-        }
+    let names = MEASURES.iter().map(|(name, ..)| (*name).to_owned());
+    let head = ["model", "context"].map(String::from).into_iter().chain(names);
+    let mut lines: Vec<Vec<String>> =
+        vec![head.chain(groups.iter().skip(1).map(|group| format!("acc@1 {group}"))).collect()];
+    for (model, context) in sides(probe) {
+        let all = scores(model, context, "all").unwrap_or_default();
+        let mut line = vec![model.name.clone(), CONTEXTS[context].to_owned()];
+        line.extend(MEASURES.iter().map(|(_, of, decimals)| format!("{:.decimals$}", of(&all))));
+        line.extend(by_group(model, context, &groups[1.min(groups.len())..], 0));
+        lines.push(line);
+    }
+    lines
+}
+
+/// A measure for each group.
+fn by_group(model: &ModelTally, context: usize, groups: &[String], measure: usize) -> Vec<String> {
+    let (_, of, decimals) = MEASURES[measure];
+    let cell = |group: &String| match scores(model, context, group) {
+        Some(scores) => format!("{:.decimals$}", of(&scores)),
+        None => "-".into(),
+    };
+    groups.iter().map(cell).collect()
+}
+
+/// One line a model and context: a measure by group.
+fn measure_lines(probe: &Probe, measure: usize) -> Vec<Vec<String>> {
+    let groups = group_names(probe);
+    let head = [MEASURES[measure].0.to_owned(), "context".into()].into_iter().chain(groups.clone());
+    let mut lines: Vec<Vec<String>> = vec![head.collect()];
+    for (model, context) in sides(probe) {
+        let mut line = vec![model.name.clone(), CONTEXTS[context].to_owned()];
+        line.extend(by_group(model, context, &groups, measure));
+        lines.push(line);
     }
     lines
 }
@@ -54,38 +90,45 @@ fn legend(probe: &Probe) -> String {
 
 /// The table for a terminal.
 pub fn table_text(probe: &Probe) -> String {
-    text_table(&lines(probe)) + &legend(probe) + "\n"
+    text_table(&summary(probe)) + &legend(probe) + "\n"
 }
 
-/// The page: the table, and accuracy@1 by group as a plot.
+/// The page: the table, then each measure by group as a plot and a table.
 ///
 /// # Errors
 /// `Error::Data` when a plot cannot be drawn.
 pub fn page(probe: &Probe) -> Result<String> {
-    let all = lines(probe);
-    let (head, rows) = all.split_first().map_or((&[][..], &[][..]), |(head, rows)| (&head[..], rows));
-    let head: Vec<String> = head.iter().map(|cell| escape(cell)).collect();
-    let rows: Vec<(&str, Vec<String>)> =
-        rows.iter().map(|row| ("", row.iter().map(|cell| escape(cell)).collect())).collect();
-    let mut body = format!("<h1>Query prediction</h1>\n{}", table("probe", &head, &rows));
+    let mut body = format!("<h1>Query prediction</h1>\n{}", html_table(&summary(probe)));
     body += &format!("<p class=\"note\">{}</p>\n", escape(&legend(probe)));
-    let names = group_names(probe);
-    let mut drawn = Vec::new();
-    for (i, model) in probe.models.iter().enumerate() {
-        for (context, label) in CONTEXTS.iter().enumerate() {
-            let points = model.groups.iter().filter_map(|group| {
-                let x = names.iter().position(|name| *name == group.group)? as f64;
-                let scores = if context == 0 { group.query_alone } else { group.with_document };
-                Some((x, scores.accuracy_1))
-            });
-            let name = format!("{}, {label}", model.name);
-            drawn.push(Line { name, colour: 2 * i + context, points: points.collect(), ..Line::default() });
-        }
+    for (measure, (name, ..)) in MEASURES.iter().enumerate() {
+        body += &format!("<h2>{name}</h2>\n{}", figure(&drawn(probe, measure)?, CAPTIONS[measure]));
+        body += &html_table(&measure_lines(probe, measure));
     }
-    let axis = Axis::Categories { label: "words".into(), names };
-    body += &figure(
-        &plot::lines("accuracy@1", &axis, &drawn)?,
-        "Share of masked pieces that are predicted first.",
-    );
     Ok(shell("Query prediction", &body))
+}
+
+const CAPTIONS: [&str; 4] = [
+    "Share of masked pieces that are predicted first.",
+    "Share of masked pieces that are among the first five predictions.",
+    "Mean of 1 / rank of the true piece.",
+    "exp of the mean -ln probability of the true piece; lower is better.",
+];
+
+fn html_table(lines: &[Vec<String>]) -> String {
+    let escaped = |line: &Vec<String>| line.iter().map(|cell| escape(cell)).collect::<Vec<_>>();
+    let rows: Vec<_> = lines.iter().skip(1).map(|line| ("", escaped(line))).collect();
+    table("probe", &lines.first().map(escaped).unwrap_or_default(), &rows)
+}
+
+/// A measure by group, one line a model and context.
+fn drawn(probe: &Probe, measure: usize) -> Result<String> {
+    let names = group_names(probe);
+    let (label, of, _) = MEASURES[measure];
+    let lines = sides(probe).enumerate().map(|(colour, (model, context))| {
+        let point = |(x, group): (usize, &String)| Some((x as f64, of(&scores(model, context, group)?)));
+        let points = names.iter().enumerate().filter_map(point).collect();
+        Line { name: format!("{}, {}", model.name, CONTEXTS[context]), colour, points, ..Line::default() }
+    });
+    let lines: Vec<Line> = lines.collect();
+    plot::lines(label, &Axis::Categories { label: "words".into(), names: names.clone() }, &lines)
 }

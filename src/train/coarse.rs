@@ -2,6 +2,7 @@
 //! is the samples (`data::source`, `train::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -9,13 +10,12 @@ use crate::config::Train;
 use crate::data::loader::{Cursor, Loader, Step};
 use crate::dist::{Collective, Distributed, World};
 use crate::engine::{Backend, stats};
-use crate::model::{Bert, Mode, Objective};
+use crate::model::{Bert, Mode};
+use crate::train::account::Unread;
 use crate::train::check::against_reference;
 use crate::train::health::{Health, Signs};
 use crate::train::optimiser::Optimiser;
 use crate::train::schedule::LrPlan;
-use crate::train::signals;
-use crate::train::speed::Work;
 use crate::train::state::SavedOptimiser;
 
 /// Updates with a non-finite gradient that may follow each other before training goes back to the
@@ -99,6 +99,15 @@ pub trait Watcher<B: Backend> {
         Ok(Word::default())
     }
 
+    /// Whether `after` of this step works with the state that the step leaves, to save or to measure it:
+    /// then no later step begins before. The same on all ranks.
+    fn holds(&self, step: u64) -> bool {
+        let _ = step;
+        false
+    }
+
+    /// Called once a step, in order. On a device that works behind the host `trainer` may be a step ahead
+    /// of `update`, but for steps that `holds` names, the last one, and those with something agreed.
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow>;
 }
 
@@ -116,19 +125,24 @@ pub struct Progress {
 /// The model with what changes it.
 pub struct Trainer<'w, B: Backend> {
     pub model: Bert<B>,
-    world: &'w World,
+    pub(super) world: &'w World,
     /// Sums gradients over ranks.
     reducer: Box<dyn Collective<B> + 'w>,
     pub optimiser: Optimiser<B>,
-    lr: LrPlan,
+    pub(super) lr: LrPlan,
     /// Where the next step's packs start.
     cursor: Cursor,
-    /// Updates that a non-finite gradient made void.
-    skipped: u64,
-    skipped_in_row: u32,
-    health: Health,
-    /// Time in collectives before this step.
-    waited: Duration,
+    /// Steps whose numbers are still to be read: one between two steps, two before the older is read.
+    pub(super) unread: VecDeque<Unread>,
+    /// Updates that a non-finite gradient made void, and how many of them in a row came last.
+    pub(super) skipped: u64,
+    pub(super) skipped_in_row: u32,
+    /// The ranks have agreed on something that waits for the step under way.
+    pub(super) asked: bool,
+    pub(super) health: Health,
+    /// Since the last step was read, and the time in collectives until then.
+    pub(super) clock: Instant,
+    pub(super) waited: Duration,
     /// Steps between two checks; 0 is off.
     check: u64,
 }
@@ -142,9 +156,12 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             world,
             lr: LrPlan::new(settings, steps),
             cursor: Cursor::default(),
+            unread: VecDeque::new(),
             skipped: 0,
             skipped_in_row: 0,
+            asked: false,
             health: Health::default(),
+            clock: Instant::now(),
             waited: Duration::ZERO,
             check: 0,
         })
@@ -156,7 +173,6 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         let world = self.world;
         let _armed = world.beat().armed(); // from here on a standstill is a hang
         while self.optimiser.state.updates < self.lr.steps {
-            let start = Instant::now();
             self.mark_step();
             let step = loader.next_step()?; // packed ahead by the loader's thread
             self.debug(&step)?; // nothing unless run.check is set
@@ -174,8 +190,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             let lr = self.lr.at(optimiser.state.updates);
             let norm_sq = optimiser.step(reducer, &mut self.model, lr)?; // norm, clip, update: one pass
             self.cursor = step.after;
-            let update = self.summarise(&step, lr, norm_sq, watcher.word()?, start)?;
-            let flow = watcher.after(&update, self)?; // metrics, validation, checkpoints
+            self.note(&step, lr, norm_sq)?; // its numbers start on their way to the host
+            let flow = self.read(watcher)?; // on a GPU a step late: metrics, validation, checkpoints
             if flow != Flow::Continue {
                 return Ok(flow);
             }
@@ -190,10 +206,12 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         self
     }
 
-    /// For the watchdog, and for the comparison of ranks.
+    /// For the watchdog and the clocks.
     fn mark_step(&mut self) {
         self.world.beat().step(self.optimiser.state.updates + 1);
-        self.waited = self.world.beat().waited();
+        if self.unread.is_empty() {
+            self.restart_clock(); // else the device is still at the step before
+        }
     }
 
     fn debug(&mut self, step: &Step) -> Result<()> {
@@ -212,91 +230,6 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             );
         }
         found.verdict()
-    }
-
-    /// What the update did, over all ranks. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) has changed nothing but the counts.
-    fn summarise(
-        &mut self,
-        step: &Step,
-        lr: f64,
-        norm_sq: f64,
-        word: Word,
-        start: Instant,
-    ) -> Result<Update> {
-        self.count_non_finite(norm_sq);
-        let (sums, agreed, busy) = self.exchange(word, start)?;
-        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
-        let mut update = Update {
-            step: self.optimiser.state.updates,
-            skipped: self.skipped,
-            skipped_in_row: self.skipped_in_row,
-            agreed,
-            epoch: step.epoch,
-            sums,
-            grad_norm: norm_sq.sqrt(),
-            lr,
-            tokens: step.tokens,
-            waited_ms: step.waited_ms,
-            exchange_ms: self.optimiser.take_exchange_ms(),
-            flops: work.flops(&self.model.layout.shape),
-            ..Update::default()
-        };
-        update.loss = self.loss(&update);
-        update.signs = self.health.record(update.loss, update.grad_norm, busy.into_iter());
-        update.step_ms = start.elapsed().as_secs_f64() * 1e3;
-        Ok(update)
-    }
-
-    fn loss(&self, update: &Update) -> f64 {
-        let mean = |sum, count| update.mean(sum, count).unwrap_or(0.0);
-        match self.model.options.objective {
-            Objective::Pretraining { mlm, qdpp } => {
-                f64::from(mlm) * mean(stats::MLM_LOSS, stats::MLM_COUNT)
-                    + f64::from(qdpp) * mean(stats::QDPP_LOSS, stats::QDPP_COUNT)
-            }
-            Objective::Ranking(_) => mean(stats::RANK_LOSS, stats::RANK_COUNT),
-        }
-    }
-
-    /// The gradient is the sum over ranks, so all of them count the same.
-    fn count_non_finite(&mut self, norm_sq: f64) {
-        if norm_sq.is_finite() {
-            self.skipped_in_row = 0;
-            return;
-        }
-        self.skipped += 1;
-        self.skipped_in_row += 1;
-        if self.world.leads() {
-            let update = self.optimiser.state.updates;
-            tracing::warn!("update {update}: the gradient is not finite; skipped");
-        }
-    }
-
-    /// One exchange a step carries everything that ranks tell each other: the sums of the losses,
-    /// whether to save or to end, and how long each has been busy. By the host's clock: a device that
-    /// works behind shows the time that it kept the host waiting.
-    fn exchange(&mut self, word: Word, start: Instant) -> Result<([f64; stats::SLOTS], Agreed, Vec<f64>)> {
-        const STOP: usize = stats::SLOTS;
-        const SAVE: usize = STOP + 1;
-        const WRITTEN: usize = STOP + 2;
-        const BUSY: usize = STOP + 3;
-        let mut told = [0.0; BUSY + 1];
-        told[..stats::SLOTS].copy_from_slice(&self.model.take_sums()?);
-        told[STOP] = f64::from(u8::from(signals::asked().is_some()));
-        told[SAVE] = f64::from(u8::from(word.save));
-        told[WRITTEN] = word.written as f64;
-        let waited = self.world.beat().waited() - self.waited;
-        told[BUSY] = 1e3 * start.elapsed().saturating_sub(waited).as_secs_f64();
-        let all = self.world.gather_f64(&told);
-        let ranks = || all.chunks_exact(told.len());
-        let sums = std::array::from_fn(|i| ranks().map(|rank| rank[i]).sum());
-        let agreed = Agreed {
-            stop: ranks().any(|rank| rank[STOP] > 0.0),
-            save: all[SAVE] > 0.0,
-            written: ranks().map(|rank| rank[WRITTEN] as u64).min().unwrap_or(0),
-        };
-        Ok((sums, agreed, ranks().map(|rank| rank[BUSY]).collect()))
     }
 
     // ---- state -----------------------------------------------------------------------------------
@@ -318,6 +251,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         self.optimiser.state.updates = progress.updates;
         self.model.backend.clear(&mut self.model.grads, 0..self.model.layout.len)?;
         (self.cursor, self.skipped, self.skipped_in_row) = (progress.cursor, progress.skipped, 0);
+        self.unread.clear();
         Ok(())
     }
 }

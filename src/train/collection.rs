@@ -83,7 +83,7 @@ impl Collection {
         for (topic, query) in topics.into_iter().zip(queries) {
             collection.check_query(&topic.id, &query)?;
             let hits = run.get(&topic.id).unwrap_or_default();
-            let documents = hits.iter().take(depth).map(|hit| hit.doc.clone()).collect();
+            let documents = hits.iter().take(depth).map(|hit| hit.doc.to_string()).collect();
             collection.topics.insert(topic.id, Candidates { query, documents });
         }
         collection.read_documents(config, tokenizer, more)?;

@@ -68,8 +68,10 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     run_dir::announce(backend, world);
     signals::listen()?;
     let start = std::time::Instant::now();
+    let claims = dir.join(CLAIMS);
+    world.agree(world.leads().then(|| empty_folder(&claims)))?;
     for (i, task) in tasks.iter().enumerate() {
-        if i % world.size() == world.rank() {
+        if claim(&claims, i)? {
             let done = run_task(backend, &study, task, dir);
             if let Err(error @ Error::Preempted(_)) = &done {
                 world.fail(error); // the others are at other tasks: there is nothing to agree on
@@ -81,8 +83,35 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
         }
     }
     world.barrier();
+    world.agree(world.leads().then(|| remove_folder(&claims)))?;
     world.agree(world.leads().then(|| conclude(&study, &tasks, dir)))?;
     Ok(())
+}
+
+/// Folder of the tasks that are taken: a rank that is done takes the next free one, so none waits for
+/// another's long task, and kept tasks cost their rank nothing.
+const CLAIMS: &str = "claims";
+
+fn empty_folder(dir: &Path) -> Result<()> {
+    remove_folder(dir)?; // of a study that was cut off
+    make_folder(dir)
+}
+
+fn remove_folder(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(Error::io("removed", dir, cause)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a task is this rank's: it is of the first that makes its file.
+fn claim(dir: &Path, task: usize) -> Result<bool> {
+    let path = dir.join(task.to_string());
+    match fs::File::create_new(&path) {
+        Ok(_) => Ok(true),
+        Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(cause) => Err(Error::io("created", &path, cause)),
+    }
 }
 
 /// All arms must share one vocabulary, since documents are tokenised once.

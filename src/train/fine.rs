@@ -13,6 +13,7 @@ use super::checkpoints::Identity;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
 use super::collection::{Collection, usable_topics};
 use super::groups::{GroupOptions, GroupSource, Sources};
+use super::memory::Needs;
 use super::metrics::Meter;
 use super::rerank::rerank;
 use super::resume;
@@ -120,7 +121,7 @@ impl<'a> Study<'a> {
         let config = self.config;
         let FoldTask { fold, topics, ranked, seed, .. } = *task;
         let train = self.training_topics(fold, topics);
-        let mut model = self.load(backend, start, !train.is_empty(), seed)?;
+        let mut model = self.load(backend, start, !train.is_empty(), seed, world)?;
         if !train.is_empty() {
             model = self.train(model, &train, task, world)?;
         }
@@ -148,14 +149,22 @@ impl<'a> Study<'a> {
         topics
     }
 
-    fn load<B: Distributed>(&self, backend: B, start: Start, train: bool, seed: u32) -> Result<Bert<B>> {
+    fn load<B: Distributed>(
+        &self,
+        backend: B,
+        start: Start,
+        train: bool,
+        seed: u32,
+        world: &World,
+    ) -> Result<Bert<B>> {
         let config = self.config;
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
+        let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
             objective: Objective::Ranking(config.fine.loss()),
             heads: HeadSet::RANKING,
-            capacity: Capacity::of_pack(config.train.pack_tokens, 0.0, false),
+            capacity: capacity(config.train.pack_tokens),
             train,
             dropout: config.train.dropout,
             seed,
@@ -163,6 +172,12 @@ impl<'a> Study<'a> {
             continues: Vec::new(),
         };
         let tuning = if train { config.train.tuning(config.fine.lora.as_ref()) } else { Tuning::default() };
+        if train {
+            let layout = &tuning.layout(&checkpoint.shape, HeadSet::RANKING)?;
+            let least_tokens = config.data.max_tokens * (1 + config.fine.negatives);
+            Needs { layout, train: &config.train, capacity: &capacity, least_tokens }
+                .forecast(&backend, world)?;
+        }
         let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
         let report = checkpoint.fill(&mut model, Fill::Head(start.head), seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
@@ -255,6 +270,11 @@ struct Validator<'a> {
 }
 
 impl<B: Distributed> Watcher<B> for Validator<'_> {
+    fn holds(&self, step: u64) -> bool {
+        let every = self.study.config.fine.validate_every;
+        every > 0 && step.is_multiple_of(every)
+    }
+
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
         self.meter.record(update)?;
         if update.agreed.stop {
@@ -265,7 +285,7 @@ impl<B: Distributed> Watcher<B> for Validator<'_> {
         }
         let model = &mut trainer.model;
         let fine = &self.study.config.fine;
-        if fine.validate_every == 0 || !update.step.is_multiple_of(fine.validate_every) {
+        if !Watcher::<B>::holds(self, update.step) {
             return Ok(Flow::Continue);
         }
         let run = rerank(model, &self.study.collection, self.topics, fine.aggregate, self.world)?;
@@ -286,7 +306,7 @@ fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<Strin
     let run = Run::read(path)?;
     let first = |topic: &str| {
         let hits = run.get(topic).unwrap_or_default().iter().take(depth);
-        (topic.to_owned(), hits.map(|hit| hit.doc.clone()).collect())
+        (topic.to_owned(), hits.map(|hit| hit.doc.to_string()).collect())
     };
     Ok(run.topics().map(first).collect())
 }

@@ -1,6 +1,7 @@
 //! Training. `coarse.rs` holds the loop and is the first file to read; everything else prepares it
 //! (setup, schedule), watches it (metrics) or uses it (fine, experiment).
 
+mod account;
 pub mod check;
 pub mod checkpoints;
 pub mod coarse;
@@ -9,6 +10,7 @@ pub mod experiment;
 pub mod fine;
 pub mod groups;
 pub mod health;
+pub mod memory;
 pub mod metrics;
 pub mod optimiser;
 pub mod passages;

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::config::{Optimizer, Sharding, Train};
 use crate::dist::{Collective, pieces};
-use crate::engine::{AdamW, Backend, ParamGroup, slices};
+use crate::engine::{AdamW, Backend, Fetch, ParamGroup, slices};
 use crate::model::Bert;
+use crate::model::layout::Layout;
 use crate::model::trained::Rates;
 
 /// What an optimiser remembers from update to update. A checkpoint of it and of the weights is enough
@@ -56,6 +57,31 @@ struct Bucket {
     shares: Vec<Range<usize>>,
 }
 
+impl Bucket {
+    /// All that learns in it.
+    fn whole(&self) -> Range<usize> {
+        self.shares[0].start..self.shares[self.shares.len() - 1].end
+    }
+}
+
+/// The buckets of `layout`, in the order of backward, as `ranks` share them.
+fn buckets(layout: &Layout, ranks: usize) -> Vec<Bucket> {
+    let bucket = |range: Range<usize>| {
+        let shares = pieces(&layout.span(&range)?, ranks);
+        Some(Bucket { range, shares })
+    };
+    layout.buckets().into_iter().filter_map(bucket).collect()
+}
+
+/// The ranges of the arena that rank `rank` of `ranks` updates, ascending.
+pub fn owned(layout: &Layout, rank: usize, ranks: usize, sharding: Sharding) -> Vec<Range<usize>> {
+    let part = |b: Bucket| match sharding {
+        Sharding::Optimizer => b.shares[rank].clone(),
+        Sharding::None => b.whole(),
+    };
+    ascending(buckets(layout, ranks).into_iter().map(part))
+}
+
 /// The optimiser of one rank.
 pub struct Optimiser<B: Backend> {
     pub state: OptimiserState<B>,
@@ -81,18 +107,10 @@ impl<B: Backend> Optimiser<B> {
         let rates = Rates { head, layer_decay: settings.layer_decay };
         let lamb = settings.optimizer == Optimizer::Lamb;
         let groups = layout.groups(rates, lamb);
-        let bucket = |range: Range<usize>| {
-            let shares = pieces(&layout.span(&range)?, ranks);
-            Some(Bucket { range, shares })
-        };
-        let buckets: Vec<Bucket> = layout.buckets().into_iter().filter_map(bucket).collect();
-        let share = ascending(buckets.iter().map(|b| b.shares[rank].clone()));
+        let buckets = buckets(layout, ranks);
+        let share = owned(layout, rank, ranks, Sharding::Optimizer);
         let measured = ascending(slices(&groups, &share).into_iter().map(|slice| slice.range));
-        let whole = |b: &Bucket| b.shares[0].start..b.shares[ranks - 1].end;
-        let owned = match settings.sharding {
-            Sharding::Optimizer => share,
-            Sharding::None => ascending(buckets.iter().map(whole)),
-        };
+        let owned = owned(layout, rank, ranks, settings.sharding);
         let len = owned.iter().map(ExactSizeIterator::len).sum();
         let state = OptimiserState {
             master: master(model, &owned)?,
@@ -133,8 +151,7 @@ impl<B: Backend> Optimiser<B> {
         if self.sharded() {
             reducer.reduce_scatter(backend, grads, &bucket.shares)?;
         } else {
-            let whole = bucket.shares[0].start..bucket.shares[bucket.shares.len() - 1].end;
-            reducer.all_reduce(backend, grads, whole)?;
+            reducer.all_reduce(backend, grads, bucket.whole())?;
         }
         self.exchanged += start.elapsed();
         Ok(())
@@ -154,8 +171,9 @@ impl<B: Backend> Optimiser<B> {
     }
 
     /// Applies the summed gradients at learning rate `lr`, and sets them to zero. Returns the squared
-    /// norm before clipping; where it is not finite (on all ranks alike), nothing has changed.
-    pub fn step(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<f64> {
+    /// norm before clipping, [1], on its way; where it is not finite (on all ranks alike), nothing has
+    /// changed. The device decides that: the host waits for nothing here.
+    pub fn step(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<Fetch> {
         let backend = &model.backend;
         reducer.finish(backend)?; // the device waits, not the host
         backend.sum_squares(&model.grads, &self.measured, &mut self.norm_sq, 0)?;
@@ -172,8 +190,9 @@ impl<B: Backend> Optimiser<B> {
             reducer.finish(&model.backend)?;
             self.exchanged += start.elapsed();
         }
+        model.forget(&self.norm_sq)?;
         self.state.updates += 1;
-        Ok(f64::from(model.backend.download(&self.norm_sq, 0..1)?[0]))
+        model.backend.fetch(&self.norm_sq, 0..1)
     }
 
     fn update(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<()> {

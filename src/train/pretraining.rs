@@ -9,6 +9,7 @@ use serde_json::json;
 use super::checkpoints::Identity;
 use super::checkpoints::saver::Saver;
 use super::coarse::Trainer;
+use super::memory::{Forecast, Needs};
 use super::resume;
 use super::run_dir::{self, on_engine};
 use super::schedule::steps;
@@ -88,14 +89,19 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     let _lock = run_dir::lock(dir, world)?;
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
     let product_speed = product_speed(&backend, world)?;
-    let model = make_model(backend, config, &prepared, from, world)?;
+    let (model, forecast) = make_model(backend, config, &prepared, from, world)?;
     if world.leads() {
         println!("{} parameters, {steps} steps", model.layout.parameters());
     }
-    let facts = [("steps", json!(steps)), ("samples_per_epoch", json!(prepared.source.samples()))];
+    let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
+    let memory = forecast.map(|forecast| forecast.report(&trainer.model.backend, world)).transpose()?;
+    let facts = [
+        ("steps", json!(steps)),
+        ("samples_per_epoch", json!(prepared.source.samples())),
+        ("memory", json!(memory)),
+    ];
     run_dir::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
     signals::listen()?; // until here a signal ends the process as any other
-    let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
     let tokenizer = prepared.shards.dir().to_owned();
     let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);
     let validation = prepared.validation(config, world)?;
@@ -107,6 +113,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     }
     options.start = trainer.progress().cursor;
     session.train(&mut trainer, prepared.source.clone(), options)?;
+    forecast.map_or(Ok(()), |forecast| forecast.confirm(&trainer.model.backend))?;
     session.finish(&mut trainer, stage)
 }
 
@@ -199,12 +206,13 @@ fn make_model<B: Backend>(
     prepared: &Prepared,
     resumed: Option<&Path>,
     world: &World,
-) -> Result<Bert<B>> {
+) -> Result<(Bert<B>, Option<Forecast>)> {
     let rate = if prepared.rule.is_some() { config.objective.mask_rate } else { 0.0 };
+    let capacity = |tokens| Capacity::of_pack(tokens, rate, config.objective.whole_word);
     let options = Options {
         objective: prepared.objective,
         heads: HeadSet::PRETRAINING,
-        capacity: Capacity::of_pack(config.train.pack_tokens, rate, config.objective.whole_word),
+        capacity: capacity(config.train.pack_tokens),
         train: true,
         dropout: config.train.dropout,
         seed: config.seed,
@@ -213,23 +221,30 @@ fn make_model<B: Backend>(
     };
     let vocab = prepared.tokenizer.vocab();
     let tuning = config.train.tuning(None);
+    let forecast = |backend: &B, shape: &Shape| {
+        let layout = &tuning.layout(shape, HeadSet::PRETRAINING)?;
+        let least_tokens = config.data.max_tokens;
+        Needs { layout, train: &config.train, capacity: &capacity, least_tokens }.forecast(backend, world)
+    };
     let resumed = resumed.map(|checkpoint| checkpoint.join("model"));
     match resumed.as_ref().or(config.model.path.as_ref()) {
         Some(path) => {
             let checkpoint = Checkpoint::read(path)?;
             checkpoint.check_fits(vocab, config.data.max_tokens)?;
+            let forecast = forecast(&backend, &checkpoint.shape)?;
             let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
             let report = checkpoint.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
             if world.leads() {
                 report.print(path);
             }
-            Ok(model)
+            Ok((model, forecast))
         }
         None => {
             let shape = fresh_shape(&config.model, vocab, config.data.max_tokens)?;
+            let forecast = forecast(&backend, &shape)?;
             let mut model = Bert::tuned(backend, &shape, options, &tuning)?;
             checkpoint::fill_fresh(&mut model, config.seed)?;
-            Ok(model)
+            Ok((model, forecast))
         }
     }
 }

@@ -75,7 +75,7 @@ pub fn rerank<B: Backend>(
         let hits = topic.documents.iter().map(|doc| {
             let (passages, after) = rest.split_at(collection.passages(doc));
             rest = after;
-            Hit { doc: doc.clone(), score: aggregate.score(passages) }
+            Hit { doc: doc.as_str().into(), score: aggregate.score(passages) }
         });
         run.insert(id.clone(), hits.collect())?;
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::ir::run::Run;
 use crate::{Error, Result};
 
-/// Tag of the runs that `rerank` writes.
-const TAG: &str = "ctune-dist";
+/// Tag of the runs that `rerank` writes: their scores are logits, no probabilities.
+const TAG: &str = "ctune-dist-logits";
 
 /// The file of finished topics: a line `# identity`, then each topic's lines and, when they are all
 /// there, `# topic done`.
@@ -77,7 +77,7 @@ mod tests {
 
     fn run_of(topic: &str) -> Run {
         let mut run = Run::default();
-        let hits = (0..3).map(|d| Hit { doc: format!("d{d}"), score: f64::from(d) / 3.0 }).collect();
+        let hits = (0..3).map(|d| Hit { doc: format!("d{d}").into(), score: f64::from(d) / 3.0 }).collect();
         run.insert(topic, hits).unwrap();
         run
     }

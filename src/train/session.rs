@@ -120,13 +120,17 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// Measures the held-out pairs when it is time, and at the end.
-    fn validate<B: Distributed>(&mut self, step: u64, trainer: &mut Trainer<B>) -> Result<()> {
-        let Some(validation) = &self.validation else { return Ok(()) };
+    /// Whether step `step` is followed by a validation: every so many, and the last.
+    fn validates(&self, step: u64) -> bool {
         let due = self.validate_every > 0 && step.is_multiple_of(self.validate_every);
-        if !due && step != self.steps {
+        self.validation.is_some() && (due || step == self.steps)
+    }
+
+    /// Measures the held-out pairs when it is time.
+    fn validate<B: Distributed>(&mut self, step: u64, trainer: &mut Trainer<B>) -> Result<()> {
+        let Some(validation) = self.validation.as_ref().filter(|_| self.validates(step)) else {
             return Ok(());
-        }
+        };
         let scores = validation.measure(&mut trainer.model, self.world)?;
         self.saver.note_validation(scores.loss);
         let best = scores.loss < self.best;
@@ -219,6 +223,10 @@ impl<'w> Session<'w> {
 impl<B: Distributed> Watcher<B> for Session<'_> {
     fn word(&mut self) -> Result<Word> {
         self.saver.word()
+    }
+
+    fn holds(&self, step: u64) -> bool {
+        self.saver.due(step) || self.validates(step)
     }
 
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {

@@ -28,17 +28,17 @@ fn rows_of(sources: &[Source]) -> Result<(Vec<[String; 4]>, ReadCounts)> {
     Ok((all, counts))
 }
 
-fn rows(role: Role, content: impl AsRef<[u8]>) -> Result<(Vec<[String; 4]>, ReadCounts)> {
+pub fn rows(role: Role, content: impl AsRef<[u8]>) -> Result<(Vec<[String; 4]>, ReadCounts)> {
     let folder = tempfile::tempdir().unwrap();
     rows_of(&[Source::of(role, put(&folder, "file", content))])
 }
 
-fn row(columns: [&str; 4]) -> [String; 4] {
+pub fn row(columns: [&str; 4]) -> [String; 4] {
     columns.map(ToOwned::to_owned)
 }
 
 /// The one row of a file.
-fn only(role: Role, content: impl AsRef<[u8]>) -> [String; 4] {
+pub fn only(role: Role, content: impl AsRef<[u8]>) -> [String; 4] {
     let (mut all, counts) = rows(role, content).unwrap();
     assert_eq!((all.len(), counts.kept, counts.damaged), (1, 1, 0), "{counts:?}");
     all.remove(0)
@@ -140,7 +140,7 @@ fn trecweb_pages() {
 }
 
 /// `compress` 4.2 as its source has it; `clear` empties the table after so many codes.
-fn compress(data: &[u8], widest: u32, clear: usize) -> Vec<u8> {
+pub fn compress(data: &[u8], widest: u32, clear: usize) -> Vec<u8> {
     let mut out = vec![0x1f, 0x9d, 0x80 | widest as u8];
     let (mut bits, mut held, mut width, mut codes) = (0u64, 0, 9, 0);
     let mut emit = |code: u32, free: u32, cleared: bool| {

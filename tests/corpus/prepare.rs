@@ -22,12 +22,12 @@ const CLICKS: &str = "q1\tQuick fox\tD1\tu1\n\
                       q4\tempty document\tD4\tu4\n\
                       q5\t\u{200b}\tD1\tu1\n";
 
-struct Case {
+pub struct Case {
     folder: tempfile::TempDir,
     options: PrepareOptions,
 }
 
-fn case(clicks: &[u8], documents: &[u8]) -> Case {
+pub fn case(clicks: &[u8], documents: &[u8]) -> Case {
     let folder = tempfile::tempdir().unwrap();
     let put = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
@@ -60,17 +60,23 @@ fn usual() -> Case {
 }
 
 impl Case {
-    fn shards(&self) -> Shards {
+    pub fn shards(&self) -> Shards {
         run(&self.options).unwrap();
         let shards = Shards::open(&self.options.out).unwrap();
         shards.verify().unwrap();
         shards
     }
 
-    fn put(&self, name: &str, content: &str) -> std::path::PathBuf {
+    pub fn put(&self, name: &str, content: &str) -> std::path::PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();
         path
+    }
+
+    /// A log of two files in the place of the clicks.
+    pub fn log_of(&mut self, queries: std::path::PathBuf, qrels: std::path::PathBuf) {
+        let log = [Source::of(Role::Queries, queries), Source::of(Role::Qrels, qrels)];
+        self.options.sources.splice(..1, log);
     }
 
     fn clicks(&mut self, path: std::path::PathBuf) {
@@ -78,7 +84,9 @@ impl Case {
     }
 
     fn documents(&mut self, path: std::path::PathBuf) {
-        self.options.sources[1] = Source::documents(path);
+        // Behind the one or two files of the log.
+        let last = self.options.sources.len() - 1;
+        self.options.sources[last] = Source::documents(path);
     }
 
     /// The error, and that nothing is left behind.
@@ -127,6 +135,11 @@ fn text_becomes_tokens_and_rows_become_pairs() {
         report: Some(case.folder.path().join("shards.html")),
     })
     .unwrap();
+    let page = std::fs::read_to_string(case.folder.path().join("shards.html")).unwrap();
+    assert_eq!(page.matches("<svg").count(), 3, "a plot of documents, queries and clicks a query");
+    for name in ["document length", "query length", "clicks a query", "clicks that came before"] {
+        assert!(page.contains(name), "{name}");
+    }
 }
 
 #[test]
@@ -297,6 +310,13 @@ fn queries_and_qrels_as_two_files() {
     let shards = case.shards();
     assert_eq!(ids(&shards).1, ["q1"]);
     assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic, to the letter"], 1);
+    // So it does beside a log that holds its queries' text, whose queries are numbered first.
+    case.options.out = case.folder.path().join("out3/shards");
+    case.options.sources.push(Source::clicks(case.put("more.tsv", "m1\tred fox\tD1\nm2\tblue fox\tD2\n")));
+    let shards = case.shards();
+    assert_eq!(ids(&shards).1, ["m1", "m2", "q1"]);
+    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic, to the letter"], 1);
+    assert!(!shards.manifest().dropped.contains_key("clicks whose query has no text"));
 }
 
 #[test]
@@ -396,4 +416,21 @@ fn many_batches_keep_their_order() {
 fn check_folder(out: &Path) {
     let left: Vec<_> = std::fs::read_dir(out.parent().unwrap()).unwrap().collect();
     assert_eq!(left.len(), 1, "only the shards stay");
+}
+
+/// The queries of a collection as a log: its topics are SGML, its qrels the clicks.
+#[test]
+fn vaswani_becomes_shards() {
+    let Some(data) = shared("vaswani") else { return };
+    let mut case = usual();
+    let topics = ctune_dist::ir::topics::read_topics(&data.join("query-text.trec")).unwrap();
+    let queries: String = topics.iter().map(|topic| format!("{}\t{}\n", topic.id, topic.text)).collect();
+    let queries = case.put("queries.tsv", &queries);
+    case.log_of(queries, data.join("qrels"));
+    case.documents(data.join("doc-text.trec"));
+    (case.options.vocab, case.options.max_tokens) = (4000, 256);
+    let shards = case.shards();
+    assert_eq!((shards.documents(), shards.queries()), (11_429, 93), "{:?}", shards.manifest().dropped);
+    let qrels = ctune_dist::ir::qrels::Qrels::read(&data.join("qrels")).unwrap();
+    assert_eq!(shards.clicks() as usize, qrels.judgements());
 }

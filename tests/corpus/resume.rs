@@ -66,6 +66,41 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     assert!(!folder.path().join(".broken.partial").exists());
 }
 
+/// The moments around the manifest and the last rename are too short for chance to find, so each is waited for.
+#[test]
+fn killed_while_the_directory_gets_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_owned();
+    let options = SyntheticOptions { out, pairs: 600, queries: 300, documents: 200, words: 30, seed: 5 };
+    synthetic::run(&options).unwrap();
+    assert!(prepare(folder.path(), "unbroken").status().unwrap().success());
+    let unbroken = content(&folder.path().join("unbroken"));
+    let (target, partial) = (folder.path().join("broken"), folder.path().join(".broken.partial"));
+    let moments = ["clicks.bin.part", "manifest.crc32", "manifest.json.part", "manifest.json"];
+    let moments: Vec<_> = moments.iter().map(|name| partial.join("shards").join(name)).collect();
+    let (mut before, mut after) = (0, 0);
+    // Where the process was quicker than the signal, it is tried again.
+    for i in 0..80 {
+        let moment = moments.get(i % 5).cloned().unwrap_or_else(|| target.join("manifest.json"));
+        let mut child = prepare(folder.path(), "broken").spawn().unwrap();
+        while !moment.exists() && child.try_wait().unwrap().is_none() {
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        before += usize::from(moments[3].exists() && !target.exists());
+        after += usize::from(target.exists() && partial.exists());
+        assert!(prepare(folder.path(), "broken").status().unwrap().success());
+        assert!(content(&target) == unbroken, "killed at {}", moment.display());
+        assert!(!partial.exists(), "killed at {}", moment.display());
+        std::fs::remove_dir_all(&target).unwrap();
+        if i >= 5 && before > 0 && after > 0 {
+            break;
+        }
+    }
+    assert!(before > 0 && after > 0, "killed {before} times before and {after} times after the last rename");
+}
+
 #[test]
 fn other_options_do_not_take_over_old_parts() {
     let folder = tempfile::tempdir().unwrap();

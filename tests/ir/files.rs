@@ -200,7 +200,7 @@ fn lines_of_a_topic_may_stand_anywhere() {
 }
 
 fn hits(scores: &[f64]) -> Vec<Hit> {
-    scores.iter().enumerate().map(|(i, &score)| Hit { doc: format!("d{i}"), score }).collect()
+    scores.iter().enumerate().map(|(i, &score)| Hit { doc: format!("d{i}").into(), score }).collect()
 }
 
 /// d0 above d1 by less than f32 holds: written as a tie, d1 would come first.

@@ -1,11 +1,10 @@
-//! The first stage, and `evaluate` end to end.
+//! The first stage.
 
 use std::io::Read;
 
 use ctune_dist::corpus::Source;
 use ctune_dist::corpus::documents::Field;
 use ctune_dist::ir::bm25::{Analysis, Indexer, RetrieveOptions, retrieve};
-use ctune_dist::ir::evaluate::{EvaluateOptions, render};
 use ctune_dist::ir::topics::Field as TopicField;
 
 use super::*;
@@ -216,59 +215,4 @@ fn a_retriever_is_usable_in_memory() {
     assert_eq!(hits.len(), 100 + 72 - 15);
     assert_eq!(hits[0].doc, "d491", "both words, the highest id");
     assert!(retriever.search("absent", 10).unwrap().is_empty());
-}
-
-const QRELS: &str = "1 0 a 1\n1 0 b 0\n2 0 a 1\n3 0 c 1\n";
-
-fn evaluated(change: impl FnOnce(&mut EvaluateOptions, &tempfile::TempDir)) -> String {
-    let folder = folder();
-    let qrels = file(&folder, "qrels", QRELS);
-    let run = file(&folder, "run", "1 Q0 a 1 2 mine\n1 Q0 b 2 1 mine\n2 Q0 b 1 2 mine\n2 Q0 a 2 1 mine\n");
-    let mut o = EvaluateOptions { qrels, run, ..EvaluateOptions::default() };
-    change(&mut o, &folder);
-    render(&o).unwrap()
-}
-
-#[test]
-fn the_layout_is_trec_evals() {
-    let text = evaluated(|o, _| o.measures = vec!["num_ret".into(), "map".into()]);
-    assert_eq!(text, "num_ret               \tall\t4\nmap                   \tall\t0.7500\n");
-    let text = evaluated(|o, _| {
-        o.measures = vec!["map".into(), "gm_map".into(), "num_q".into()];
-        (o.per_topic, o.complete) = (true, true);
-    });
-    assert_eq!(
-        text,
-        "map                   \t1\t1.0000\nmap                   \t2\t0.5000\nmap                   \t3\t0.0000\n\
-         map                   \tall\t0.5000\ngm_map                \tall\t0.0171\nnum_q                 \tall\t3\n"
-    );
-    assert_eq!(evaluated(|_, _| ()).lines().next(), Some("runid                 \tall\tmine"));
-}
-
-/// What trec_eval prints by default for NIST's files, byte for byte.
-#[test]
-fn the_default_output_is_trec_evals() {
-    let Some(data) = shared("fixtures/trec_eval/test") else { return };
-    let o = EvaluateOptions {
-        qrels: data.join("qrels.test"),
-        run: data.join("results.test"),
-        ..EvaluateOptions::default()
-    };
-    assert_eq!(render(&o).unwrap(), std::fs::read_to_string(data.join("out.test")).unwrap());
-}
-
-#[test]
-fn a_baseline_is_compared_topic_by_topic() {
-    let text = evaluated(|o, folder| {
-        o.measures = vec!["map".into(), "num_q".into(), "recip_rank".into()];
-        let run = "1 Q0 b 1 2 t\n1 Q0 a 2 1 t\n2 Q0 b 1 2 t\n2 Q0 a 2 1 t\n";
-        o.baseline = Some(file(folder, "baseline", run));
-    });
-    let rows = text.lines().filter(|line| line.ends_with("1/1/0")).collect::<Vec<_>>();
-    assert_eq!(rows.len(), 2, "{text}");
-    // Differences .5 and 0: t = 1, p = .5 with one degree of freedom; Holm doubles it.
-    assert!(
-        rows[0].starts_with("map                   \t0.7500\t0.5000\t+0.2500\t0.5000\t1.0000\t"),
-        "{text}"
-    );
 }

@@ -1,11 +1,12 @@
 //! The software CUDA device: builds the libraries of `shim/` and `driver/` with g++, once, and puts them where the
 //! program (`library_path`, `command`) or this test process (`load`) finds them instead of NVIDIA's.
 //!
-//! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, random:SEED, threads:SEED), `SOFTGPU_ORDER` of
+//! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, late:ID, random:SEED, threads:SEED), `SOFTGPU_ORDER` of
 //! threads and blocks (forward, reverse, random:SEED; compare: each launch in three orders, which must agree),
 //! `SOFTGPU_STRICT` (1: a report ends the process with code 97), `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8),
-//! `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`, `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (the wait for an
-//! event that is forgotten, from 0: a planted mistake), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file
+//! `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`, `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (A<B:K, the K-th
+//! wait of stream A for stream B, which is forgotten: a planted mistake), `SOFTGPU_WAITS` (a file for the number of the
+//! host's waits), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file
 //! for launches, which a sanitizer program then repeats: sanitizers.rs).
 
 use std::ffi::{CString, c_char, c_int, c_void};

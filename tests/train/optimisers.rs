@@ -75,8 +75,8 @@ fn follow(golden: &Golden, run: &Run, settings: &Train) {
     let bound = 2.0 * errors.fold(off(run.float32.final_loss, run.final_loss), f64::max).max(1e-6);
     for (i, lr) in run.learning_rates.iter().enumerate() {
         close(step(&mut model, golden), run.losses[i], bound);
-        let norm_sq = optimiser.step(&mut *reducer, &mut model, *lr).unwrap();
-        close(norm_sq.sqrt(), run.grad_norms[i], 1e-4);
+        let norm_sq = optimiser.step(&mut *reducer, &mut model, *lr).unwrap().wait().unwrap()[0];
+        close(f64::from(norm_sq).sqrt(), run.grad_norms[i], 1e-4);
     }
     close(step(&mut model, golden), run.final_loss, bound);
 }
@@ -145,10 +145,10 @@ fn frozen_parts_stay_and_have_no_moments() {
     let len: usize = learning.iter().map(|p| p.len().next_multiple_of(8)).sum();
     assert_eq!((optimiser.state.moment1.len(), optimiser.state.len()), (len, len));
     let mut reducer = part.backend.collective(&world).unwrap();
-    let norm_sq = optimiser.step(&mut *reducer, &mut part, 1e-2).unwrap();
+    let norm_sq = optimiser.step(&mut *reducer, &mut part, 1e-2).unwrap().wait().unwrap()[0];
     let expected: f64 =
         learning.iter().flat_map(|p| &all.grads[p.range()]).map(|&g| f64::from(g).powi(2)).sum();
-    close(norm_sq, expected, 1e-6);
+    close(f64::from(norm_sq), expected, 1e-6);
     for param in &frozen {
         assert_eq!(part.weights[param.range()], before[param.range()], "{}", param.name);
     }

@@ -6,14 +6,14 @@ use std::ops::Range;
 
 use cudarc::driver::result as driver;
 
-use super::device::check;
+use super::device::{Event, check};
 use super::gemm::{Form, Operands, Product};
-use super::upload::{download_now, upload_now};
-use super::{Cuda, CudaBuf, Real};
+use super::upload::{Uploader, download_now, upload_now};
+use super::{Cuda, CudaBuf, Real, ops};
 use crate::Result;
 use crate::engine::{
     AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, Fetch, HeadAt, Heads, LinearAt, LossScale,
-    MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Segment,
+    MaskRule, Memory, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Segment,
 };
 
 /// Weights that are converted and copied at once, to and from the host.
@@ -42,6 +42,7 @@ impl<R: Real> Cuda<R> {
 impl<R: Real> Backend for Cuda<R> {
     type Real = R;
     type Buf<T: Elem> = CudaBuf<T>;
+    const WORKS_BEHIND: bool = true;
 
     fn describe(&self) -> String {
         let card = &self.inner.shared.device.card;
@@ -118,6 +119,26 @@ impl<R: Real> Backend for Cuda<R> {
     fn fetch(&self, src: &CudaBuf<f32>, range: Range<usize>) -> Result<Fetch> {
         self.flush()?;
         self.inner.fetches.of(src, range)
+    }
+
+    fn memory(&self, most: &PackCounts) -> Result<Option<Memory>> {
+        let device = &self.inner.shared.device;
+        let (free, _) = device.memory()?;
+        let engine = Uploader::bytes(most) + ops::scratch_bytes();
+        Ok(Some(Memory { allocated: device.allocated(), free, engine }))
+    }
+
+    fn time(&self, times: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {
+        self.flush()?;
+        let compute = &self.inner.shared.device.compute;
+        let marks = (0..=times).map(|_| Event::timed()).collect::<Result<Vec<_>>>()?;
+        marks[0].record(compute)?;
+        for mark in &marks[1..] {
+            work()?;
+            mark.record(compute)?;
+        }
+        marks[times].synchronize()?;
+        marks.windows(2).map(|pair| pair[1].seconds_since(&pair[0])).collect()
     }
 
     // ---- packs -------------------------------------------------------------------------------
@@ -480,6 +501,10 @@ impl<R: Real> Backend for Cuda<R> {
         slot: usize,
     ) -> Result<()> {
         self.sum_squares(src, ranges, out, slot)
+    }
+
+    fn forget(&self, norm_sq: &CudaBuf<f32>, buffers: Vec<(&mut CudaBuf<R>, usize)>) -> Result<()> {
+        self.forget(norm_sq, buffers)
     }
 
     fn adamw(

@@ -99,12 +99,30 @@ pub struct Card {
     pub shared: usize,
     /// Memory bandwidth in bytes a second, from clock and bus width (2 transfers a clock).
     pub bandwidth: f64,
+    /// Multiprocessors' clock in Hz, at its highest.
+    pub clock: f64,
+}
+
+impl Card {
+    /// FLOP/s of dense products with sums in f32, in bf16 on tensor cores (`narrow`) or in f32 without them:
+    /// clock times what a multiprocessor does in a clock, by NVIDIA's architecture white papers; 0 for cards
+    /// that are not in them.
+    pub fn flops(&self, narrow: bool) -> f64 {
+        let [single, tensor] = match self.arch {
+            (8, 0) => [128, 2048],
+            (8, _) | (12, _) => [256, 1024],
+            (9, 0) => [256, 4096],
+            (10, 0) => [256, 8192],
+            _ => [0, 0],
+        };
+        self.clock * f64::from(self.multiprocessors) * f64::from(if narrow { tensor } else { single })
+    }
 }
 
 /// A stream of the device: work on it runs in order.
 pub struct Stream(sys::CUstream);
 
-/// A point of a stream that another stream or the host can wait for. Timing is off.
+/// A point of a stream that another stream or the host can wait for. Timing is off unless it is asked for.
 pub struct Event(sys::CUevent);
 
 // SAFETY: the driver's handles may be used from any thread; `Device::bind` makes its context current.
@@ -143,6 +161,18 @@ impl Event {
     pub fn new() -> Result<Self> {
         let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
         check("an event", driver::event::create(flags)).map(Self)
+    }
+
+    /// An event with a time.
+    pub fn timed() -> Result<Self> {
+        check("an event", driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Self)
+    }
+
+    /// Seconds from `earlier` to this event; both were made by `timed` and are done.
+    pub fn seconds_since(&self, earlier: &Self) -> Result<f64> {
+        // SAFETY: both handles live.
+        let milliseconds = unsafe { driver::event::elapsed(earlier.0, self.0) };
+        Ok(f64::from(check("the time between events", milliseconds)?) / 1e3)
     }
 
     /// Marks the work that `stream` has been given so far.
@@ -328,5 +358,6 @@ fn card(raw: sys::CUdevice) -> Result<Card> {
         memory: check("the GPU's memory", unsafe { driver::device::total_mem(raw) })?,
         shared: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         bandwidth: 2.0 * clock * bytes,
+        clock: f64::from(attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?) * 1e3,
     })
 }

@@ -33,7 +33,7 @@ pub use device::{Card, Device, Event, Installed, Stream, dotted, probe};
 pub use gemm::version as cublaslt_version;
 pub use launch::rounded_rows;
 pub use module::version as nvrtc_version;
-pub use ops::dq_sums;
+pub use ops::{attention_scratch, dq_sums};
 
 use gemm::Gemm;
 use graph::Graphs;

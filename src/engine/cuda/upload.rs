@@ -101,14 +101,24 @@ pub struct Uploader {
 }
 
 impl Uploader {
-    /// Room for packs of at most `most`.
-    pub fn new(device: &Arc<Device>, most: &PackCounts) -> Result<Self> {
+    /// Bytes of a block for packs of at most `most`.
+    fn block_bytes(most: &PackCounts) -> usize {
         let (t, s, m) = (most.tokens as usize, most.sequences as usize, most.masked as usize);
         // ids, positions, segments, samples of rows; starts, samples, labels, groups, targets of
         // sequences; rows and labels of masked tokens; counts; each part rounded up to GRAIN
         let words = 4 * t + 5 * (s + 1) + 2 * m;
         let need = words * size_of::<u32>() + size_of::<PackCounts>() + 16 * GRAIN;
-        let bytes = if t == 0 { SMALL_BLOCK } else { need.next_multiple_of(GRAIN) };
+        if t == 0 { SMALL_BLOCK } else { need.next_multiple_of(GRAIN) }
+    }
+
+    /// Bytes of the device's memory that it takes.
+    pub fn bytes(most: &PackCounts) -> usize {
+        2 * Self::block_bytes(most)
+    }
+
+    /// Room for packs of at most `most`.
+    pub fn new(device: &Arc<Device>, most: &PackCounts) -> Result<Self> {
+        let bytes = Self::block_bytes(most);
         let blocks = [Block::new(device, bytes)?, Block::new(device, bytes)?];
         Ok(Self { blocks, turn: 0, open: None, used: 0 })
     }

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::Read;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use safetensors::SafeTensors;
 
@@ -52,6 +52,12 @@ fn read_list(path: &Path) -> Result<Files> {
 
 fn check(dir: &Path, files: &Files) -> Result<()> {
     for (name, written) in files {
+        if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::data(format!(
+                "{}: damaged: it lists {name:?}, which is elsewhere",
+                dir.display()
+            )));
+        }
         let path = dir.join(name);
         let (bytes, crc32) = checksum(&path).map_err(|e| Error::io("read", &path, e))?;
         if bytes != written.bytes {
@@ -146,10 +152,15 @@ fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
     let text = header.metadata().as_ref().and_then(|facts| facts.get("ranges"));
     let ranges: Option<Vec<[usize; 2]>> = text.and_then(|text| serde_json::from_str(text).ok());
     let ranges = ranges.ok_or_else(|| no_optimiser(path, "its header has no ranges"))?;
-    match ranges.iter().find(|[start, end]| start > end) {
-        Some(range) => Err(no_optimiser(path, format!("the range {range:?} ends before it starts"))),
-        None => Ok(ranges),
+    // Ascending and apart, as they are written: then their sum cannot overflow, and no value comes twice.
+    let mut before = 0;
+    for range in &ranges {
+        if range[0] < before || range[1] < range[0] {
+            return Err(no_optimiser(path, format!("the range {range:?} is not behind {before}")));
+        }
+        before = range[1];
     }
+    Ok(ranges)
 }
 
 /// Copies what one file holds of `out.owned`; returns how many elements of each array.
@@ -161,7 +172,7 @@ fn copy_part(path: &Path, out: &mut SavedOptimiser) -> Result<usize> {
     let held: usize = ranges.iter().map(|[start, end]| end - start).sum();
     let array = |name: &str| {
         let tensor = file.tensor(name).map_err(|e| bad(format!("{name}: {e}")))?;
-        if tensor.data().len() != 4 * held {
+        if Some(tensor.data().len()) != held.checked_mul(4) {
             return Err(bad(format!("{name} has {} bytes for {held} values", tensor.data().len())));
         }
         Ok(tensor.data())

@@ -107,6 +107,11 @@ impl Saver {
         Ok(Word { save: self.plan.every_minutes > 0.0 && self.clock.elapsed() >= every, written })
     }
 
+    /// Whether the schedule by steps saves after step `step`.
+    pub fn due(&self, step: u64) -> bool {
+        self.plan.every_steps > 0 && step.is_multiple_of(self.plan.every_steps)
+    }
+
     /// After an update: completes what all ranks have written, and saves when it is time.
     ///
     /// # Errors
@@ -118,8 +123,7 @@ impl Saver {
         if self.pending.as_ref().is_some_and(|pending| pending.step == update.agreed.written) {
             self.publish();
         }
-        let every = self.plan.every_steps;
-        let due = update.agreed.save || (every > 0 && update.step.is_multiple_of(every));
+        let due = update.agreed.save || self.due(update.step);
         // weights whose gradients are not finite are nothing to go back to
         if due && update.skipped_in_row == 0 {
             self.save(trainer)?;

@@ -19,6 +19,16 @@ static thread_local SoftContext* current;
 static int device_count() { return static_cast<int>(std::min(64L, setting("SOFTGPU_DEVICES", 8))); }
 static int capability() { return static_cast<int>(setting("SOFTGPU_CAPABILITY", 90)); }
 
+// SOFTGPU_WAITS=FILE: how often the host has waited for the device, and how often that left the device without work.
+static void write_waits() {
+    std::string path = setting("SOFTGPU_WAITS", "");
+    FILE* file = path.empty() ? nullptr : fopen(path.c_str(), "a");
+    if (!file) return;
+    HostWaits waits = host_waits();
+    fprintf(file, "%ld %ld\n", waits.all, waits.idle);
+    fclose(file);
+}
+
 static bool leaks_are_reported = true;
 // For a test process: its tests share devices, and keep what they share until the end.
 SOFTGPU_API void softgpu_ignore_leaks() { leaks_are_reported = false; }
@@ -29,6 +39,7 @@ SOFTGPU_API CUresult cuInit(unsigned) {
         // A program that ends with an error has no duty to tidy up.
         on_exit(
             [](int status, void*) {
+                write_waits();
                 if (status == 0 && leaks_are_reported) report_leaks();
             },
             nullptr);
@@ -280,16 +291,22 @@ SOFTGPU_API CUresult cuEventDestroy_v2(SoftEvent* event) {
 SOFTGPU_API CUresult cuEventRecord(SoftEvent* event, void* stream) {
     return usable(event) ? record(resolve(stream), event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
-// A planted mistake: SOFTGPU_DROP_WAIT=k forgets the k-th wait of the process, from 0.
-static bool forgotten() {
+// A planted mistake: SOFTGPU_DROP_WAIT=A<B:K forgets the K-th time, from 0, that stream A (0 is the host) waits for an
+// event that stream B recorded.
+static bool forgotten(int waiting, const SoftEvent* event) {
+    static std::string text = setting("SOFTGPU_DROP_WAIT", "");
     static std::atomic<long> waits{0};
-    return waits++ == setting("SOFTGPU_DROP_WAIT", -1);
+    int from = -1, of = -1;
+    long number = -1;
+    return sscanf(text.c_str(), "%d<%d:%ld", &from, &of, &number) == 3 && usable(event) && waiting == from &&
+           event->state->stream == of && waits++ == number;
 }
 SOFTGPU_API CUresult cuStreamWaitEvent(void* stream, SoftEvent* event, unsigned) {
-    if (forgotten()) return CUDA_SUCCESS;
+    if (forgotten(resolve(stream)->id, event)) return CUDA_SUCCESS;
     return usable(event) ? wait(resolve(stream), event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
 SOFTGPU_API CUresult cuEventSynchronize(SoftEvent* event) {
+    if (forgotten(0, event)) return CUDA_SUCCESS;
     return usable(event) ? synchronize(event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
 SOFTGPU_API CUresult cuEventQuery(SoftEvent* event) {

@@ -69,6 +69,7 @@ struct EventState {
     uint64_t recorded = 0;  // records asked for
     uint64_t done = 0;      // records carried out
     double milliseconds = 0;
+    int stream = -1;                   // that recorded it last
     std::shared_ptr<Capture> capture;  // set while its last record belongs to a capture
     std::vector<size_t> nodes;
 };
@@ -119,6 +120,11 @@ CUresult begin_capture(Stream*, bool thread_local_mode);
 CUresult end_capture(Stream*, std::shared_ptr<Capture>*);
 CUresult run_graph(const Capture&);
 bool capturing(Stream*);
+struct HostWaits {
+    long all;   // waits of the host for work that was not done
+    long idle;  // those after which no stream had any work left
+};
+HostWaits host_waits();
 CUresult first_error();                 // of any operation so far; sticky, as on a card
 
 // ---- record.cpp -------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 //   eager        each operation runs when it is issued, the order in which hosts usually see them;
 //   lazy         nothing runs until the host waits; then the waited-for stream runs as far as it can, and others only as
 //                far as its events need: the latest that a card could be;
+//   late:ID      stream ID (in the order of their creation, from 1) runs as far as others or the host need it and the
+//                others as soon as they can: what one stream forgets to wait for of another shows for certain;
 //   random:SEED  any permitted order, drawn from the seed;
 //   threads:SEED a host thread a stream, with random delays.
 // A missing wait shows under lazy or under some seeds, not under all.
@@ -13,7 +15,7 @@
 #include <thread>
 
 namespace softgpu {
-enum class Mode { Eager, Lazy, Random, Threads };
+enum class Mode { Eager, Lazy, Late, Random, Threads };
 struct Scheduler {
     std::mutex mutex;
     std::condition_variable changed;
@@ -23,15 +25,19 @@ struct Scheduler {
     uint64_t random = 88172645463325252u;
     CUresult error = CUDA_SUCCESS;
     int created = 0;
+    int late = 0;                        // the stream of Mode::Late
+    HostWaits host_waits{0, 0};
 
     Scheduler() {
         std::string text = setting("SOFTGPU_STREAMS", "eager");
         if (text == "lazy") mode = Mode::Lazy;
+        else if (text.rfind("late", 0) == 0) mode = Mode::Late;
         else if (text.rfind("random", 0) == 0) mode = Mode::Random;
         else if (text.rfind("threads", 0) == 0) mode = Mode::Threads;
-        else if (text != "eager") fatal("SOFTGPU_STREAMS=" + text + ": eager, lazy, random:SEED or threads:SEED");
+        else if (text != "eager") fatal("SOFTGPU_STREAMS=" + text + ": eager, lazy, late:ID, random:SEED or threads:SEED");
         size_t colon = text.find(':');
-        if (colon != std::string::npos) random ^= 0x9E3779B97F4A7C15u * (1 + strtoull(text.c_str() + colon + 1, nullptr, 10));
+        if (mode == Mode::Late && colon != std::string::npos) late = atoi(text.c_str() + colon + 1);
+        else if (colon != std::string::npos) random ^= 0x9E3779B97F4A7C15u * (1 + strtoull(text.c_str() + colon + 1, nullptr, 10));
         standard = add();
     }
     uint64_t draw() {
@@ -119,6 +125,13 @@ static Stream* needed_by(Stream* blocked, const std::vector<Stream*>& able) {
     return able.front();
 }
 
+// A stream that does not wait to be asked.
+static Stream* hurried(const std::vector<Stream*>& streams) {
+    for (Stream* s : streams)
+        if (s->id != scheduler().late && can_run(s)) return s;
+    return nullptr;
+}
+
 // Runs work until the condition holds.
 static CUresult drain(const std::function<bool()>& holds, Stream* wanted, Lock& lock) {
     Scheduler& all = scheduler();
@@ -146,10 +159,27 @@ static CUresult drain(const std::function<bool()>& holds, Stream* wanted, Lock& 
             return all.error = CUDA_ERROR_LAUNCH_FAILED;
         }
         Stream* chosen = able[all.draw() % able.size()];
-        if (wanted && all.mode != Mode::Random) chosen = can_run(wanted) ? wanted : needed_by(wanted, able);
+        Stream* first = all.mode == Mode::Late ? hurried(able) : nullptr;
+        if (first) chosen = first;
+        else if (wanted && all.mode != Mode::Random) chosen = can_run(wanted) ? wanted : needed_by(wanted, able);
         step(chosen, lock);
     }
     return all.error;
+}
+
+// The same for a host that stands still meanwhile.
+static CUresult host_waits_until(const std::function<bool()>& holds, Stream* wanted, Lock& lock) {
+    if (holds()) return scheduler().error;
+    CUresult result = drain(holds, wanted, lock);
+    scheduler().host_waits.all++;
+    bool idle = true;
+    for (Stream* s : scheduler().streams) idle &= s->queue.empty() && !s->running;
+    if (idle) scheduler().host_waits.idle++;
+    return result;
+}
+HostWaits host_waits() {
+    Lock lock(scheduler().mutex);
+    return scheduler().host_waits;
 }
 
 static CUresult push(Stream* s, Operation o, Lock& lock) {
@@ -157,6 +187,11 @@ static CUresult push(Stream* s, Operation o, Lock& lock) {
     s->queue.push_back(std::move(o));
     all.changed.notify_all();
     if (all.mode == Mode::Eager) return drain([s] { return s->queue.empty() && !s->running; }, s, lock);
+    while (all.mode == Mode::Late) {
+        Stream* first = hurried(all.streams);
+        if (!first) break;
+        step(first, lock);
+    }
     while (all.mode == Mode::Random && all.draw() % 3 == 0) {
         std::vector<Stream*> able;
         for (Stream* each : all.streams)
@@ -207,6 +242,7 @@ CUresult record(Stream* s, const Event& event) {
     Lock lock(scheduler().mutex);
     event->capture = s->capture;
     event->nodes = s->frontier;
+    event->stream = s->id;
     if (s->capture) return CUDA_SUCCESS;
     return push(s, {"record", nullptr, event, ++event->recorded}, lock);
 }
@@ -245,13 +281,13 @@ CUresult synchronize(Stream* s) {
     if (!usable(s)) return CUDA_ERROR_INVALID_HANDLE;
     Lock lock(scheduler().mutex);
     if (breaks_capture(s)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    return drain([s] { return s->queue.empty() && !s->running; }, s, lock);
+    return host_waits_until([s] { return s->queue.empty() && !s->running; }, s, lock);
 }
 CUresult synchronize_all() {
     Lock lock(scheduler().mutex);
     for (Stream* s : scheduler().streams)
         if (!elsewhere(s) && breaks_capture(s)) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    return drain(
+    return host_waits_until(
         [] {
             for (Stream* s : scheduler().streams)
                 if (!s->queue.empty() || s->running) return false;
@@ -267,7 +303,7 @@ CUresult synchronize(const Event& event) {
     for (Stream* s : scheduler().streams)
         for (const Operation& o : s->queue)
             if (!o.waits && o.event == event) holder = s;
-    return drain([&] { return event->done >= number; }, holder, lock);
+    return host_waits_until([&] { return event->done >= number; }, holder, lock);
 }
 // A query lets time pass: otherwise a host that polls would poll for ever.
 CUresult query(const Event& event) {

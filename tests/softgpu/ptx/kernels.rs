@@ -154,7 +154,7 @@ fn attention_on_tensor_cores() {
     let pitch = 64 * slots;
     let at_dout = Arg::Pointer(d.upload(&padded(&dout, h)));
     let rows = Arg::Pointer(d.unwritten::<f32>(2 * heads.heads * pitch as usize));
-    let sums = Arg::Pointer(d.unwritten::<f32>(dq_sums(CAPACITY, h, heads.size)));
+    let sums = Arg::Pointer(d.unwritten::<f32>(dq_sums(CAPACITY, heads)));
     let at_dqkv = d.unwritten::<bf16>(CAPACITY * 3 * h);
     let partials = d.unwritten::<f32>(SEQUENCES * 3 * h);
     let own = [

@@ -16,9 +16,30 @@ const PLAIN_ROWS: u32 = 32;
 const PLAIN_PITCH: u32 = 36;
 
 /// Values of the backward's sums of dq over tiles of 2 D keys (kernels/attention_backward.cu).
-pub fn dq_sums(tokens: usize, hidden: usize, head_size: usize) -> usize {
+pub fn dq_sums(tokens: usize, heads: Heads) -> usize {
     let rows = TILE_ROWS as usize;
-    hidden * rows * (tokens / rows + tokens / (2 * head_size) + 1)
+    heads.heads * heads.size * rows * (tokens / rows + tokens / (2 * heads.size) + 1)
+}
+
+/// Scratch of the backward on tensor cores, f32: (log-sum-exp, dot product) of every row [A, pitch, 2], dq of
+/// the keys so far, column sums of each sequence [S, 3H].
+fn parts(tokens: usize, sequences: usize, heads: Heads) -> [usize; 3] {
+    let hidden = heads.heads * heads.size;
+    let slots = tokens / TILE_ROWS as usize + sequences;
+    [2 * heads.heads * slots * TILE_ROWS as usize, dq_sums(tokens, heads), sequences * 3 * hidden]
+}
+
+/// Sequences that scratch has room for, at least: packs of fewer ask for the same scratch.
+fn sequences_at_least(tokens: usize) -> usize {
+    tokens / TILE_ROWS as usize
+}
+
+/// Floats that a model in bf16 whose packs have `tokens` tokens allocates for the backward of attention, 0 where
+/// the scratch that every model has is enough.
+pub fn attention_scratch(tokens: usize, heads: Heads) -> usize {
+    let floats: usize = parts(tokens, sequences_at_least(tokens), heads).iter().sum();
+    let fused = matches!(heads.size, 32 | 64) && floats > super::SCRATCH_GRAIN;
+    if fused { floats.next_multiple_of(super::SCRATCH_GRAIN) } else { 0 }
 }
 
 /// One kernel: its name, the rows of its blocks and their dynamic shared memory in bytes.
@@ -188,8 +209,7 @@ impl<R: Real> Cuda<R> {
         }
     }
 
-    /// Scratch, f32: (log-sum-exp, dot product) of every row [A, pitch, 2], dq of the keys so far, column sums of
-    /// each sequence [S, 3H].
+    /// Scratch: `parts`, for the largest pack.
     fn fused_backward(
         &self,
         (name, threads, shared): (&'static str, u32, u32),
@@ -202,9 +222,10 @@ impl<R: Real> Cuda<R> {
         let sequences = self.capacity(Rows::Sequences(batch.sequences));
         let hidden = heads.heads * heads.size;
         let capacity = self.capacity(Rows::Tokens(batch.tokens));
-        let pitch = (self.tiles(TILE_ROWS, batch) * TILE_ROWS) as usize;
-        let [rows, sums] = [2 * heads.heads * pitch, dq_sums(capacity, hidden, heads.size)];
-        let scratch = self.scratch(rows + sums + sequences * 3 * hidden)?;
+        let most = capacity.max(self.inner.most.tokens as usize);
+        let [rows, sums, partials] = parts(most, sequences.max(sequences_at_least(most)), heads);
+        let scratch = self.scratch(rows + sums + partials)?;
+        let pitch = rows / (2 * heads.heads);
         let behind = |floats: usize| scratch + 4 * floats as u64;
         let partials = if bias.is_some() { behind(rows + sums) } else { 0 };
         let mut args = vec![

@@ -3,13 +3,14 @@
 //! read the true count from `Cuda::counts`.
 
 mod attention;
+mod forget;
 mod losses;
 mod mask;
 mod optimiser;
 mod rows;
 mod tables;
 
-pub use attention::dq_sums;
+pub use attention::{attention_scratch, dq_sums};
 pub use optimiser::Tables;
 
 use super::launch::Arg;
@@ -19,6 +20,12 @@ use crate::engine::Dropout;
 
 /// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
 const SCRATCH_GRAIN: usize = 1 << 20;
+
+/// Bytes of scratch that a model's first operations allocate; large vocabularies take some more, and
+/// `attention_scratch` is in addition.
+pub(super) fn scratch_bytes() -> usize {
+    CudaBuf::<f32>::size(SCRATCH_GRAIN)
+}
 
 impl<R: Real> Cuda<R> {
     /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::super::device::Device;
 use super::super::launch::Arg;
@@ -19,15 +20,13 @@ const BLOCK: u32 = 256;
 const SUM_BLOCKS: u32 = 1024;
 /// Words of one slice of the table.
 const WORDS: usize = 8;
-/// Tables that are kept: a run needs one for the norm and one for the update.
+/// Tables that are kept: a run needs one for the norm, one for the update and one for `forget`.
 const KEPT: usize = 8;
 
-/// A table on the device: slices [n, 8], then the first tile of each group [groups + 1].
+/// What launches are told to work on, on the host and on the device.
 struct Table {
     words: Vec<u32>,
     on_device: CudaBuf<u32>,
-    slices: u32,
-    tiles: u32,
 }
 
 /// The tables that were needed so far.
@@ -44,7 +43,8 @@ struct Work {
     tiles: u32,
 }
 
-/// The words of a table and the number of its tiles. `groups` are those that slices name.
+/// A table of slices [n, 8], then of the first tile of each group [groups + 1]; and the number of tiles.
+/// `groups` are those that slices name.
 fn words(list: &[Slice], groups: &[ParamGroup]) -> Result<(Vec<u32>, u32)> {
     let fit = |x: usize| {
         u32::try_from(x).map_err(|_| {
@@ -74,8 +74,20 @@ fn words(list: &[Slice], groups: &[ParamGroup]) -> Result<(Vec<u32>, u32)> {
 }
 
 impl Tables {
-    fn get(&self, device: &std::sync::Arc<Device>, list: &[Slice], groups: &[ParamGroup]) -> Result<Work> {
+    fn get(&self, device: &Arc<Device>, list: &[Slice], groups: &[ParamGroup]) -> Result<Work> {
         let (words, tiles) = words(list, groups)?;
+        let firsts = list.len() * WORDS;
+        let table = self.on_device(device, words)?;
+        Ok(Work {
+            table: Arg::Ptr(table),
+            slices: Arg::U32(list.len() as u32),
+            groups: Arg::Ptr(table + (firsts * size_of::<u32>()) as u64),
+            tiles,
+        })
+    }
+
+    /// The address of `words` on the device.
+    pub(super) fn on_device(&self, device: &Arc<Device>, words: Vec<u32>) -> Result<u64> {
         let mut tables = self.0.borrow_mut();
         let found = tables.iter().position(|table| table.words == words);
         let place = match found {
@@ -86,17 +98,12 @@ impl Tables {
                 }
                 let on_device = CudaBuf::zeros(device, words.len())?;
                 upload_now(device, &words, on_device.span("slices", 0..words.len())?.0)?;
-                tables.push(Table { words, on_device, slices: list.len() as u32, tiles });
+                tables.push(Table { words, on_device });
                 tables.len() - 1
             }
         };
-        let table = &tables[place];
-        Ok(Work {
-            table: table.on_device.at(0),
-            slices: Arg::U32(table.slices),
-            groups: table.on_device.at(table.slices as usize * WORDS),
-            tiles: table.tiles,
-        })
+        let on_device = &tables[place].on_device;
+        Ok(on_device.span("a table", 0..on_device.len())?.0)
     }
 }
 

@@ -1,11 +1,11 @@
-//! Device memory of a training run, buffer by buffer as `model::activations` and the trainer allocate
-//! them. A test holds this list to what the CPU engine really allocates.
+//! Device memory of a training run, buffer by buffer as `activations` and the trainer allocate them: for
+//! `plan`, and for a run's own look before it allocates anything. Tests hold this list to what both
+//! engines really allocate.
 
-use crate::engine::cuda::dq_sums;
-use crate::engine::stats;
-use crate::model::Shape;
-use crate::model::activations::{Capacity, Recompute};
-use crate::model::layout::HeadSet;
+use super::activations::{Capacity, Recompute};
+use super::layout::Layout;
+use crate::engine::cuda::attention_scratch;
+use crate::engine::{Heads, stats};
 
 /// Elements of one buffer (or of all layers' buffers of one kind).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -26,38 +26,37 @@ impl Field {
 /// What allocations depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes<'a> {
-    pub shape: &'a Shape,
-    pub heads: HeadSet,
+    pub layout: &'a Layout,
     pub capacity: Capacity,
     /// What backward computes again instead of keeping.
     pub recompute: Recompute,
-    /// Length of the parameter arena.
-    pub parameters: usize,
-    /// Ranks that share the optimiser's state; 1 keeps all of it on each.
-    pub shards: usize,
+    /// Elements of the arena whose moments this rank keeps.
+    pub state: usize,
 }
 
 /// Weights, gradients and the optimiser's state; a `master` copy where weights are narrower than f32.
 pub fn parameters(sizes: Sizes<'_>, master: bool) -> Vec<Field> {
-    let all = sizes.parameters;
-    let share = all.div_ceil(sizes.shards);
+    let all = sizes.layout.len;
     vec![
         real("weights", all),
-        full("master weights", if master { share } else { 0 }),
+        full("master weights", if master { sizes.state } else { 0 }),
         full("gradients", all),
-        full("moments", 2 * share),
+        full("moments", 2 * sizes.state),
     ]
 }
 
-/// `model::Activations` for training, without adapters.
+/// `model::Activations` for training.
 pub fn activations(sizes: Sizes<'_>) -> Vec<Field> {
-    let Sizes { shape, heads, capacity, .. } = sizes;
+    let Sizes { layout, capacity, .. } = sizes;
+    let shape = &layout.shape;
     let (t, s) = (capacity.tokens, capacity.sequences);
-    let m = if heads.mlm { capacity.masked } else { 0 };
+    let m = if layout.mlm.is_some() { capacity.masked } else { 0 };
     let (h, i, l) = (shape.hidden, shape.intermediate, shape.layers);
     let kept = |keep: bool| if keep { l } else { l.min(1) };
     // layers that keep what their backward needs, and what of it is cheap to compute again
     let (all, cheap) = (kept(sizes.recompute != Recompute::Layer), kept(sizes.recompute == Recompute::None));
+    let adapted = layout.layers[..all].iter().flat_map(|layer| &layer.adapters);
+    let adapters: usize = adapted.map(|adapter| adapter.a.n).sum();
     vec![
         real("embeddings: sum", t * h),
         full("embeddings: row statistics", 2 * t),
@@ -79,6 +78,7 @@ pub fn activations(sizes: Sizes<'_>) -> Vec<Field> {
         real("gradients: after GELU", t * i),
         real("gradients: q, k, v", 3 * t * h),
         real("gradients: heads", (2 * m + s) * h),
+        real("adapters and their gradients", t * (adapters + layout.adapter_width())),
     ]
 }
 
@@ -89,14 +89,16 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
         full("pack: ids, positions, segments, samples", 4 * tokens),
         full("pack: sequences", 5 * sequences + 2),
         full("pack: masked rows and labels", 2 * masked),
-        full("word-piece flags and sums", sizes.shape.vocab + stats::SLOTS),
+        full("word-piece flags and sums", sizes.layout.shape.vocab + stats::SLOTS),
     ]
 }
 
-/// What kernels put aside within an operation: the attention's backward asks for most.
+/// What a GPU's kernels put aside for themselves beside the engine's own scratch: the backward of attention
+/// in bf16 asks for most.
 pub fn scratch(sizes: Sizes<'_>) -> Field {
-    let shape = sizes.shape;
-    full("scratch: dq over tiles of keys", dq_sums(sizes.capacity.tokens, shape.hidden, shape.head_size()))
+    let shape = &sizes.layout.shape;
+    let heads = Heads { heads: shape.heads, size: shape.head_size() };
+    full("scratch: attention's backward", attention_scratch(sizes.capacity.tokens, heads))
 }
 
 fn real(name: &'static str, elements: usize) -> Field {
