@@ -97,13 +97,16 @@ pub fn measure<B: Backend>(
 ) -> Result<Vec<Operation>> {
     let sequences = (work.pack_tokens / work.length).max(1);
     let (t, s) = (sequences * work.length, &work.shape);
-    let masked = ((t as f32 * work.mask_rate) as usize).max(1);
-    let backend = &prepared(backend, t, sequences, t)?;
+    let batch = pack(work, sequences);
+    let masked = batch.masked;
+    let backend = &prepared(backend, t, sequences, masked)?;
+    let mut device = device_batch(backend, Capacity { tokens: t, sequences, masked })?;
+    put(backend, &batch, &mut device)?;
     let mut bed = Bed {
         backend,
         budget,
         peaks,
-        batch: pack(backend, work, sequences, masked)?,
+        batch: device,
         drop: Dropout::new(work.dropout, 1, 1),
         t,
         h: s.hidden,
@@ -117,7 +120,6 @@ pub fn measure<B: Backend>(
     bed.products()?;
     bed.attention()?;
     bed.rows()?;
-    let masked = bed.batch.masked.max(1);
     bed.norm(masked)?;
     bed.embedding()?;
     bed.loss(masked)?;
@@ -436,8 +438,8 @@ fn prepared<B: Backend>(backend: &B, tokens: usize, sequences: usize, masked: us
     Ok(backend)
 }
 
-/// `sequences` of the workload's length with spread-out ids, with room for `masked` and more masked tokens.
-fn pack<B: Backend>(b: &B, work: &Workload, sequences: usize, masked: usize) -> Result<DeviceBatch<B>> {
+/// `sequences` of the workload's length with spread-out ids.
+fn pack(work: &Workload, sequences: usize) -> Batch {
     let (length, vocab) = (work.length, work.shape.vocab);
     let t = sequences * length;
     let list = |f: &dyn Fn(usize) -> usize, n: usize| -> Vec<u32> { (0..n).map(|i| f(i) as u32).collect() };
@@ -450,14 +452,12 @@ fn pack<B: Backend>(b: &B, work: &Workload, sequences: usize, masked: usize) -> 
         samples: list(&|i| i, sequences),
         pair_labels: list(&|i| i % 2, sequences),
         cu_documents: (0..=sequences as u32).collect(),
-        cu_groups: (0..=sequences).step_by(2).map(|i| i as u32).collect(),
+        cu_groups: (0..=sequences as u32).step_by(2).collect(),
         targets: vec![0.0; sequences],
-        step_masked: masked,
         step_pairs: sequences,
         ..Batch::default()
     };
     batch.masked = count_masked(&step::rule(work), &batch, &vec![0; vocab]);
-    let mut device = device_batch(b, Capacity { tokens: t, sequences, masked: t })?;
-    put(b, &batch, &mut device)?;
-    Ok(device)
+    batch.step_masked = batch.masked;
+    batch
 }

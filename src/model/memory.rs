@@ -4,7 +4,8 @@
 
 use super::activations::{Capacity, Recompute};
 use super::layout::Layout;
-use crate::engine::stats;
+use crate::engine::cuda::attention_scratch;
+use crate::engine::{Heads, stats};
 
 /// Elements of one buffer (or of all layers' buffers of one kind).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -90,6 +91,14 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
         full("pack: masked rows and labels", 2 * masked),
         full("word-piece flags and sums", sizes.layout.shape.vocab + stats::SLOTS),
     ]
+}
+
+/// What a GPU's kernels put aside for themselves beside the engine's own scratch: the backward of attention
+/// in bf16 asks for most.
+pub fn scratch(sizes: Sizes<'_>) -> Field {
+    let shape = &sizes.layout.shape;
+    let heads = Heads { heads: shape.heads, size: shape.head_size() };
+    full("scratch: attention's backward", attention_scratch(sizes.capacity.tokens, heads))
 }
 
 fn real(name: &'static str, elements: usize) -> Field {

@@ -31,7 +31,9 @@ use std::sync::Arc;
 pub use buffer::CudaBuf;
 pub use device::{Card, Device, Event, Installed, Stream, dotted, probe};
 pub use gemm::version as cublaslt_version;
+pub use launch::rounded_rows;
 pub use module::version as nvrtc_version;
+pub use ops::{attention_scratch, dq_sums};
 
 use gemm::Gemm;
 use graph::Graphs;
