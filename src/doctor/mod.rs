@@ -6,9 +6,9 @@
 pub mod trial;
 
 use crate::dist::World;
-use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
-use crate::engine::cuda::{self, Cuda, Device, Real, Settings, dotted};
+use crate::engine::cuda::{self, Cuda, Device, Settings, dotted};
+use crate::engine::{Backend, Real};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
@@ -50,6 +50,8 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     };
     let mut faults = Vec::new();
     step("CPU, f32", Cpu::new(), world, &mut faults)?;
+    let narrow = Cpu::<half::bf16>::default();
+    step(&narrow.describe(), narrow, world, &mut faults)?;
     if let Some(found) = found {
         gpus(&found, world)?;
         let ordinal = world.local_rank() % found.gpus;
@@ -123,7 +125,7 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
                 println!("  {:<44} {error:9.1e}{mark}", format!("{}, D = {}", got.name, shape.head_size()));
             }
             if !good {
-                faults.push(format!("{} ({})", got.name, R::SUFFIX));
+                faults.push(format!("{} ({})", got.name, R::NAME));
             }
         }
     }
