@@ -75,7 +75,7 @@ fn products<R: Operand>(c: &mut Criterion) {
             b.iter(|| cpu.linear_backward_input(&y, &weights, at, Rows::Tokens(m), false, &mut dx));
         });
         group.bench_function(name("weight"), |b| {
-            b.iter(|| cpu.linear_backward_weight(&y, &x, at, Rows::Tokens(m), true, &mut grads));
+            b.iter(|| cpu.linear_backward_weight(&y, &x, at, Rows::Tokens(m), &mut grads));
         });
         if n == 1536 {
             let mut act = values(&cpu, m * n);
@@ -95,7 +95,7 @@ fn attention<R: Operand>(c: &mut Criterion) {
         let batch = pack(&cpu, sequences, length, 100);
         let qkv = values(&cpu, 3 * t * h);
         let (mut lse, mut out) = (values(&cpu, t * heads.heads), values(&cpu, t * h));
-        let (dout, mut dqkv) = (values(&cpu, t * h), values(&cpu, 3 * t * h));
+        let (dout, mut dqkv, mut grads) = (values(&cpu, t * h), values(&cpu, 3 * t * h), values(&cpu, 3 * h));
         let flops = 4 * t * length * h;
         for drop in [Dropout::OFF, Dropout::new(0.1, 1, 1)] {
             let name = |what: &str| {
@@ -107,7 +107,12 @@ fn attention<R: Operand>(c: &mut Criterion) {
             });
             group.throughput(Throughput::Elements((flops * 5 / 2) as u64));
             group.bench_function(name("backward"), |b| {
-                b.iter(|| cpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv));
+                b.iter(|| {
+                    let bias = Some(0);
+                    cpu.attention_backward(
+                        &batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv, bias, &mut grads,
+                    )
+                });
             });
         }
     }
@@ -169,7 +174,7 @@ fn rows<R: Operand>(c: &mut Criterion) {
     let (pre, mut dact) = (values(&cpu, 4 * t * h), values(&cpu, 4 * t * h));
     group.throughput(Throughput::Elements(4 * (t * h) as u64));
     group.bench_function("gelu backward", |b| {
-        b.iter(|| cpu.gelu_backward(&pre, &mut dact, Rows::Tokens(t), 4 * h))
+        b.iter(|| cpu.gelu_backward(&pre, &mut dact, Rows::Tokens(t), 4 * h, Some(0), &mut grads))
     });
 }
 

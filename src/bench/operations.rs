@@ -147,9 +147,11 @@ impl<B: Backend> Bed<'_, B> {
             b.linear_backward_input(&y, &w, at, rows, false, &mut dx)
         })?;
         self.note("linear: to weight", flops, r * (th + ti) + 8.0 * ih, || {
-            b.linear_backward_weight(&y, &x, at, rows, true, &mut grads)
+            b.linear_backward_weight(&y, &x, at, rows, &mut grads)
         })?;
-        self.note("GELU: backward", 0.0, 3.0 * r * ti, || b.gelu_backward(&y, &mut act, rows, i))
+        self.note("GELU: backward", 0.0, 3.0 * r * ti, || {
+            b.gelu_backward(&y, &mut act, rows, i, Some(at.b), &mut grads)
+        })
     }
 
     fn attention(&self) -> Result<()> {
@@ -160,13 +162,14 @@ impl<B: Backend> Bed<'_, B> {
         let (mut out, mut dqkv): (B::Buf<B::Real>, B::Buf<B::Real>) = (b.zeros(t * h)?, b.zeros(3 * t * h)?);
         let product = 2.0 * (t * h * self.length) as f64;
         let th = real::<B>() * (t * h) as f64;
+        let mut grads: B::Buf<f32> = b.zeros(3 * h)?;
         let batch = &self.batch;
         let drop = self.drop;
         self.note("attention", 2.0 * product, 4.0 * th, || {
             b.attention(batch, heads, drop, &qkv, &mut lse, &mut out)
         })?;
         self.note("attention: backward", 5.0 * product, 8.0 * th, || {
-            b.attention_backward(batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv)
+            b.attention_backward(batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv, Some(0), &mut grads)
         })
     }
 

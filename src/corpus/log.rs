@@ -39,7 +39,7 @@ pub(super) struct Log {
     pub(super) document_index: Vec<u32>,
     /// Query slot -> index in the shards, or why there is none.
     pub(super) query_index: Vec<u32>,
-    /// Why a query of a file of queries is left out, by slot; empty where the log holds the text itself.
+    /// Why a query of a file of queries is left out, by slot; none where the log holds the text itself.
     barred: Vec<Option<&'static str>>,
     /// Slot whose clicks are these, where queries with the same words are one.
     same_as: Vec<u32>,
@@ -275,6 +275,8 @@ impl Log {
             }
             None => self.query(id, query, merge, texts)?.1,
         };
+        // Slots of other sources, whose logs hold the text itself, come before.
+        self.barred.resize(self.queries.len() - 1, None);
         self.barred.push(row.barred);
         Ok(merged.then_some("queries whose words came before (their clicks are kept)"))
     }

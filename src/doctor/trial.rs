@@ -196,19 +196,19 @@ impl<B: Backend> Trial<B> {
         self.b.linear_gelu(&x, &self.weights, at, t, &mut out, &mut act)?;
         self.keep("linear_gelu", &act, t.count() * at.n)?;
         let mut d = self.drawn(3, t, at.n)?;
-        self.b.gelu_backward(&out, &mut d, t, at.n)?;
+        let mut grads = self.grads()?;
+        self.b.gelu_backward(&out, &mut d, t, at.n, Some(at.b), &mut grads)?;
         self.keep("gelu_backward", &d, t.count() * at.n)?;
+        self.keep_gradient("gelu_backward: bias", &grads, at.b, at.n)?;
         let mut dx = self.drawn(4, t, at.k)?;
         for (name, add) in [("linear_backward_input, added", true), ("linear_backward_input", false)] {
             self.b.linear_backward_input(&dy, &self.weights, at, t, add, &mut dx)?;
             self.keep(name, &dx, t.count() * at.k)?;
         }
-        let mut grads = self.grads()?;
         for _ in 0..2 {
-            self.b.linear_backward_weight(&dy, &x, at, t, true, &mut grads)?; // packs add up
+            self.b.linear_backward_weight(&dy, &x, at, t, &mut grads)?; // packs add up
         }
-        self.keep_gradient("linear_backward_weight: weight", &grads, at.w, at.n * at.k)?;
-        self.keep_gradient("linear_backward_weight: bias", &grads, at.b, at.n)
+        self.keep_gradient("linear_backward_weight", &grads, at.w, at.n * at.k)
     }
 
     fn embedding(&mut self) -> Result<()> {
@@ -295,9 +295,22 @@ impl<B: Backend> Trial<B> {
         self.b.attention(&self.batch, heads, self.drop, &qkv, &mut lse, &mut out)?;
         self.keep("attention", &out, t.count() * h)?;
         self.keep_single("attention: log-sum-exp", &lse, t.count() * heads.heads)?;
-        let (dout, mut dqkv) = (self.drawn(15, t, h)?, self.empty(t, 3 * h)?);
-        self.b.attention_backward(&self.batch, heads, self.drop, &qkv, &lse, &out, &dout, &mut dqkv)?;
-        self.keep("attention_backward", &dqkv, t.count() * 3 * h)
+        let (dout, mut dqkv, mut grads) = (self.drawn(15, t, h)?, self.empty(t, 3 * h)?, self.grads()?);
+        let bias = self.layout.layers[0].qkv.b;
+        self.b.attention_backward(
+            &self.batch,
+            heads,
+            self.drop,
+            &qkv,
+            &lse,
+            &out,
+            &dout,
+            &mut dqkv,
+            Some(bias),
+            &mut grads,
+        )?;
+        self.keep("attention_backward", &dqkv, t.count() * 3 * h)?;
+        self.keep_gradient("attention_backward: bias", &grads, bias, 3 * h)
     }
 
     fn mlm(&mut self) -> Result<()> {

@@ -356,14 +356,14 @@ pub trait Backend: Clone + 'static {
         accumulate: bool,
         dx: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
-    /// grads.W [N, K] += dyᵀ x; grads.b [N] += column sums of dy (when `bias`).
+    /// grads.W [N, K] += dyᵀ x. The gradient of b is the column sums of dy: whoever makes dy adds them
+    /// while it has its rows (`residual_norm_backward`, `gelu_backward`, `attention_backward`, the losses).
     fn linear_backward_weight(
         &self,
         dy: &Self::Buf<Self::Real>,
         x: &Self::Buf<Self::Real>,
         at: LinearAt,
         rows: Rows,
-        bias: bool,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
     /// act [rows, width] = GELU(pre), the bits that `linear_gelu` gives.
@@ -374,13 +374,16 @@ pub trait Backend: Clone + 'static {
         width: usize,
         act: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
-    /// dact [rows, width] *= GELU'(pre), in place: becomes the gradient of `pre`.
+    /// dact [rows, width] *= GELU'(pre), in place: becomes the gradient of `pre`. Its column sums are
+    /// added to `grads` at `bias`, where there is one.
     fn gelu_backward(
         &self,
         pre: &Self::Buf<Self::Real>,
         dact: &mut Self::Buf<Self::Real>,
         rows: Rows,
         width: usize,
+        bias: Option<usize>,
+        grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
     // ---- rows --------------------------------------------------------------------------------
@@ -492,7 +495,8 @@ pub trait Backend: Clone + 'static {
         lse: &mut Self::Buf<f32>,
         out: &mut Self::Buf<Self::Real>,
     ) -> Result<()>;
-    /// dqkv [T, 3H] from dout [T, H] (overwritten, not added).
+    /// dqkv [T, 3H] from dout [T, H] (overwritten, not added). Its column sums are added to `grads` at
+    /// `bias` [3H], where there is one.
     fn attention_backward(
         &self,
         batch: &DeviceBatch<Self>,
@@ -503,6 +507,8 @@ pub trait Backend: Clone + 'static {
         out: &Self::Buf<Self::Real>,
         dout: &Self::Buf<Self::Real>,
         dqkv: &mut Self::Buf<Self::Real>,
+        bias: Option<usize>,
+        grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
 
     // ---- losses ------------------------------------------------------------------------------

@@ -383,13 +383,13 @@ impl<B: Backend> Bert<B> {
         let (m, h) = (Rows::Masked(batch.masked), self.layout.shape.hidden);
         // mlm_loss has added the decoder's bias gradient already
         if self.layout.trains(0) {
-            b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, false, grads)?;
+            b.linear_backward_weight(&a.logits, &a.transformed, at.decoder, m, grads)?;
         }
         b.linear_backward_input(&a.logits, w, at.decoder, m, false, &mut d.dtransformed)?;
         let row_stats = &a.transform_stats;
         b.norm_backward(&a.transform_act, w, at.norm, m, row_stats, &mut d.dtransformed, grads)?;
-        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m, h)?;
-        b.linear_backward_weight(&d.dtransformed, &a.masked, at.transform, m, true, grads)?;
+        b.gelu_backward(&a.transform_pre, &mut d.dtransformed, m, h, Some(at.transform.b), grads)?;
+        b.linear_backward_weight(&d.dtransformed, &a.masked, at.transform, m, grads)?;
         b.linear_backward_input(&d.dtransformed, w, at.transform, m, false, &mut d.dmasked)?;
         b.scatter_add_rows(&d.dmasked, &batch.masked_rows, m, h, &mut d.dx)
     }
@@ -407,7 +407,7 @@ impl<B: Backend> Bert<B> {
         let (b, batch, a) = (&self.backend, &self.batch, &self.acts.heads);
         let (s, h, at) = (Rows::Sequences(batch.sequences), self.layout.shape.hidden, self.layout.pooler);
         // the head has added the pooler's bias gradient already
-        b.linear_backward_weight(&a.pooled, &a.cls, at, s, false, &mut self.grads)?;
+        b.linear_backward_weight(&a.pooled, &a.cls, at, s, &mut self.grads)?;
         b.linear_backward_input(&a.pooled, &self.weights, at, s, false, &mut d.dcls)?;
         b.scatter_add_rows(&d.dcls, &batch.cu_seqlens, s, h, &mut d.dx)
     }

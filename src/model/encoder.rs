@@ -81,15 +81,15 @@ impl<B: Backend> Bert<B> {
         let (dx, dnormed, dy) = (&d.dx, &mut d.dnormed, &mut d.dy);
         b.residual_norm_backward(batch, w, bias, norm, drop, sum, st, dx, dnormed, dy, grads)?;
         if learns {
-            b.linear_backward_weight(&d.dy, &f.act, at.down, t, false, grads)?;
+            b.linear_backward_weight(&d.dy, &f.act, at.down, t, grads)?;
         }
         b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
         if let Some((n, adapter)) = at.adapter(Place::Down) {
             adapter.backward(b, w, t, [&f.act, &a.down[n], &d.dy], &mut d.ddown, &mut d.dact, grads)?;
         }
-        b.gelu_backward(&a.pre, &mut d.dact, t, i)?;
+        b.gelu_backward(&a.pre, &mut d.dact, t, i, learns.then_some(at.up.b), grads)?;
         if learns {
-            b.linear_backward_weight(&d.dact, &f.normed1, at.up, t, true, grads)?;
+            b.linear_backward_weight(&d.dact, &f.normed1, at.up, t, grads)?;
         }
         b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
         if let Some((n, adapter)) = at.adapter(Place::Up) {
@@ -120,17 +120,18 @@ impl<B: Backend> Bert<B> {
         let (dnormed, dx, dy) = (&d.dnormed, &mut d.dx, &mut d.dy);
         b.residual_norm_backward(batch, w, bias, norm, drops[1], sum, st, dnormed, dx, dy, grads)?;
         if learns {
-            b.linear_backward_weight(&d.dy, &a.context, at.output, t, false, grads)?;
+            b.linear_backward_weight(&d.dy, &a.context, at.output, t, grads)?;
         }
         b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
         if let Some((n, adapter)) = at.adapter(Place::Output) {
             let kept = [&a.context, &a.down[n], &d.dy];
             adapter.backward(b, w, t, kept, &mut d.ddown, &mut d.dcontext, grads)?;
         }
-        let (qkv, lse, context) = (&a.qkv, &a.lse, &a.context);
-        b.attention_backward(batch, heads, drops[0], qkv, lse, context, &d.dcontext, &mut d.dqkv)?;
+        let (qkv, lse, context, bias) = (&a.qkv, &a.lse, &a.context, learns.then_some(at.qkv.b));
+        let (dout, dqkv) = (&d.dcontext, &mut d.dqkv);
+        b.attention_backward(batch, heads, drops[0], qkv, lse, context, dout, dqkv, bias, grads)?;
         if learns {
-            b.linear_backward_weight(&d.dqkv, x, at.qkv, t, true, grads)?;
+            b.linear_backward_weight(&d.dqkv, x, at.qkv, t, grads)?;
         }
         if below {
             b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)?;

@@ -198,8 +198,8 @@ impl AdapterAt {
         grads: &mut B::Buf<f32>,
     ) -> Result<()> {
         b.linear(dy, weights, self.b, t, Epilogue::None, ddown)?;
-        b.linear_backward_weight(down, dy, self.b, t, false, grads)?;
-        b.linear_backward_weight(ddown, x, self.a, t, false, grads)?;
+        b.linear_backward_weight(down, dy, self.b, t, grads)?;
+        b.linear_backward_weight(ddown, x, self.a, t, grads)?;
         b.linear_backward_input(ddown, weights, self.a, t, true, dx)
     }
 }

@@ -297,6 +297,13 @@ fn queries_and_qrels_as_two_files() {
     let shards = case.shards();
     assert_eq!(ids(&shards).1, ["q1"]);
     assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic, to the letter"], 1);
+    // So it does beside a log that holds its queries' text, whose queries are numbered first.
+    case.options.out = case.folder.path().join("out3/shards");
+    case.options.sources.push(Source::clicks(case.put("more.tsv", "m1\tred fox\tD1\nm2\tblue fox\tD2\n")));
+    let shards = case.shards();
+    assert_eq!(ids(&shards).1, ["m1", "m2", "q1"]);
+    assert_eq!(shards.manifest().dropped["clicks whose query is an excluded topic, to the letter"], 1);
+    assert!(!shards.manifest().dropped.contains_key("clicks whose query has no text"));
 }
 
 #[test]

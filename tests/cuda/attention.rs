@@ -24,7 +24,20 @@ fn case<R: Real>(lengths: &[usize], heads: usize, size: usize, drop: Dropout) {
     gpu.attention(&batch, sizes, drop, &on_device, &mut lse, &mut out).unwrap();
     let dout_on_device = reals(&gpu, &dout, h * behind);
     let mut dqkv = unwritten(&gpu, 3 * (t + behind) * h);
-    gpu.attention_backward(&batch, sizes, drop, &on_device, &lse, &out, &dout_on_device, &mut dqkv).unwrap();
+    let (bias, mut grads) = (Some(0), floats(&gpu, &vec![0.5; 3 * h], 8));
+    gpu.attention_backward(
+        &batch,
+        sizes,
+        drop,
+        &on_device,
+        &lse,
+        &out,
+        &dout_on_device,
+        &mut dqkv,
+        bias,
+        &mut grads,
+    )
+    .unwrap();
 
     let exact = naive::Attention { pack: &pack, heads, size, drop };
     let (exact_out, exact_lse) = exact.forward::<f64>(&to64(&qkv));
@@ -44,6 +57,17 @@ fn case<R: Real>(lengths: &[usize], heads: usize, size: usize, drop: Dropout) {
             continue;
         }
         close(&format!("{what} {name}"), &got, &pick(&stored_dqkv, which, h), &exact);
+    }
+    let sums = taken_floats(&gpu, &grads, 3 * h);
+    let plain: Vec<f32> = naive::columns(&stored_dqkv, 3 * h).iter().map(|x| 0.5 + x).collect();
+    let exact: Vec<f64> = naive::columns(&exact_dqkv, 3 * h).iter().map(|x| 0.5 + x).collect();
+    for (which, name) in ["q", "k", "v"].iter().enumerate() {
+        let part = which * h..(which + 1) * h;
+        if t == 1 && which < 2 {
+            continue; // exactly 0 again
+        }
+        let what = format!("{what} bias of {name}");
+        close(&what, &sums[part.clone()], &plain[part.clone()], &exact[part]);
     }
 }
 
@@ -122,8 +146,9 @@ fn large_scores_stay_finite() {
     assert!(taken_floats(&gpu, &lse, 70).iter().all(|x| x.is_finite() && *x < -1000.0));
     assert!(taken(&gpu, &out, 70 * 32, 0).iter().all(|x| (0.0..=10.0).contains(x)));
     let dout = reals(&gpu, &random(70 * 32, 32), ROOM * 32);
-    let mut dqkv = unwritten(&gpu, 3 * (70 + ROOM) * 32);
-    gpu.attention_backward(&batch, heads, Dropout::OFF, &qkv, &lse, &out, &dout, &mut dqkv).unwrap();
+    let (mut dqkv, mut none) = (unwritten(&gpu, 3 * (70 + ROOM) * 32), gpu.zeros(0).unwrap());
+    gpu.attention_backward(&batch, heads, Dropout::OFF, &qkv, &lse, &out, &dout, &mut dqkv, None, &mut none)
+        .unwrap();
     let got = gpu.download_weights(&dqkv, 0..3 * 70 * 32).unwrap();
     assert!(got.iter().all(|x| x.is_finite()));
 }
@@ -140,11 +165,14 @@ fn the_same_bits_again() {
         let (mut lse, mut out) = (floats(&gpu, &[], room * 2), unwritten(&gpu, room * 128));
         let qkv = reals(&gpu, &random(t * 3 * 128, 1), ROOM * 3 * 128);
         let dout = reals(&gpu, &random(t * 128, 2), ROOM * 128);
-        let mut dqkv = unwritten(&gpu, 3 * room * 128);
+        let (mut dqkv, mut grads) = (unwritten(&gpu, 3 * room * 128), gpu.zeros::<f32>(384).unwrap());
         let drop = Dropout::new(0.2, 3, 4);
         gpu.attention(&batch, heads, drop, &qkv, &mut lse, &mut out).unwrap();
-        gpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv).unwrap();
-        let values = taken(&gpu, &dqkv, t * 3 * 128, (capacity(t, 256) - t) * 3 * 128);
+        let bias = Some(0);
+        gpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv, bias, &mut grads)
+            .unwrap();
+        let mut values = taken(&gpu, &dqkv, t * 3 * 128, (capacity(t, 256) - t) * 3 * 128);
+        values.extend(gpu.download(&grads, 0..384).unwrap());
         values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
     };
     assert!(run() == run());

@@ -28,7 +28,9 @@ fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: 
 
     let mut dqkv = unwritten(cpu, 3 * t * h);
     let dout_b = poisoned(cpu, &dout);
-    cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv).unwrap();
+    let (bias, mut grads) = (Some(0), poisoned(cpu, &vec![0.5; 3 * h]));
+    cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv, bias, &mut grads)
+        .unwrap();
     let got = taken(&dqkv, 3 * t * h);
     let exact = naive.backward::<f64>(&to64(&qkv), &to64(&dout));
     for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
@@ -43,6 +45,10 @@ fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: 
         }
         close(&name, &got, &pick(&plain_dqkv, which, h), &exact);
     }
+    // against the rows that came out: sums of large terms of both signs, whose own errors add up in each
+    let plain: Vec<f32> = super::naive::columns(&got, 3 * h).iter().map(|x| 0.5 + x).collect();
+    let exact: Vec<f64> = super::naive::columns(&to64(&got), 3 * h).iter().map(|x| 0.5 + x).collect();
+    close(&format!("{what} bias"), &taken(&grads, 3 * h), &plain, &exact);
 }
 
 #[test]

@@ -61,8 +61,8 @@ fn run<R: Operand>(cpu: &Cpu<R>) -> Vec<u32> {
 
     let (mut d, mut dresidual, mut dy, mut dqkv) = (buffer(H), buffer(H), buffer(H), buffer(3 * H));
     cpu.linear_backward_input(&logits, &weights, decoder, Rows::Tokens(t), false, &mut d).unwrap();
-    cpu.linear_backward_weight(&logits, &normed, decoder, Rows::Tokens(t), false, &mut grads).unwrap();
-    cpu.linear_backward_weight(&act, &normed, ffn_at, Rows::Tokens(t), true, &mut grads).unwrap();
+    cpu.linear_backward_weight(&logits, &normed, decoder, Rows::Tokens(t), &mut grads).unwrap();
+    cpu.linear_backward_weight(&act, &normed, ffn_at, Rows::Tokens(t), &mut grads).unwrap();
     cpu.residual_norm_backward(
         &batch,
         &weights,
@@ -77,7 +77,8 @@ fn run<R: Operand>(cpu: &Cpu<R>) -> Vec<u32> {
         &mut grads,
     )
     .unwrap();
-    cpu.attention_backward(&batch, heads, drop(1), &qkv, &lse, &x, &dy, &mut dqkv).unwrap();
+    let bias = Some(qkv_at.b);
+    cpu.attention_backward(&batch, heads, drop(1), &qkv, &lse, &x, &dy, &mut dqkv, bias, &mut grads).unwrap();
     cpu.linear_backward_input(&dqkv, &weights, qkv_at, Rows::Tokens(t), true, &mut dresidual).unwrap();
     cpu.embed_backward(&batch, &weights, embed, drop(0), &sum, &row_stats, &mut dresidual, &mut grads)
         .unwrap();

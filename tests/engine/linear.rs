@@ -117,22 +117,17 @@ fn linear_backward_case<R: Operand>(cpu: &Cpu<R>) {
 
         let start = random(case.weights.len(), 7);
         let mut grads: Buffer<f32> = poisoned(cpu, &start);
-        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), true, &mut grads).unwrap();
+        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), &mut grads).unwrap();
         let got = taken(&grads, start.len());
         let mut plain = naive::product((n, k, rows), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
         let mut exact = naive::product((n, k, rows), |i, p| dy64[p * n + i], |p, j| x64[p * k + j]);
-        plain.extend(naive::columns(&case.dy, n));
-        exact.extend(naive::columns(&dy64, n));
         for (i, (plain, exact)) in plain.iter_mut().zip(&mut exact).enumerate() {
             *plain += start[w + i];
             *exact += f64::from(start[w + i]);
         }
-        close(&format!("dw {size:?}"), &got[w..b], &plain[..n * k], &exact[..n * k]);
-        close(&format!("db {size:?}"), &got[b..], &plain[n * k..], &exact[n * k..]);
+        close(&format!("dw {size:?}"), &got[w..b], &plain, &exact);
         assert_eq!(got[..w], start[..w], "gradients of other parameters");
-
-        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), false, &mut grads).unwrap();
-        assert_eq!(grads[b..b + n], got[b..], "no bias gradient was asked for");
+        assert_eq!(got[b..], start[b..], "the bias gradient is not this operation's");
     }
 }
 
@@ -144,12 +139,20 @@ fn gelu_backward() {
 fn gelu_backward_case<R: Operand>(cpu: &Cpu<R>) {
     let pre = held::<R>(&random(20_001, 4).iter().map(|x| x * 9.0).collect::<Vec<_>>());
     let d = held::<R>(&random(pre.len(), 5));
-    let mut dact = poisoned(cpu, &d);
-    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, Rows::Tokens(1), pre.len()).unwrap();
+    let (mut dact, mut grads) = (poisoned(cpu, &d), poisoned(cpu, &[0.5; 6667]));
+    let (rows, width) = (Rows::Tokens(3), pre.len() / 3);
+    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, None, &mut grads).unwrap();
+    assert!(taken(&grads, width).iter().all(|&x| x == 0.5), "no bias gradient was asked for");
+    dact = poisoned(cpu, &d);
+    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, Some(0), &mut grads).unwrap();
     let plain: Vec<f32> = pre.iter().zip(&d).map(|(&x, &d)| d * naive::gelu_slope(x)).collect();
+    let plain = held::<R>(&plain);
     let exact: Vec<f64> =
         to64(&pre).into_iter().zip(to64(&d)).map(|(x, d)| d * naive::gelu_slope(x)).collect();
-    close("gelu_backward", &taken(&dact, pre.len()), &held::<R>(&plain), &exact);
+    close("gelu_backward", &taken(&dact, pre.len()), &plain, &exact);
+    let plain: Vec<f32> = naive::columns(&plain, width).iter().map(|x| 0.5 + x).collect();
+    let exact: Vec<f64> = naive::columns(&exact, width).iter().map(|x| 0.5 + x).collect();
+    close("gelu_backward: bias", &taken(&grads, width), &plain, &exact);
 }
 
 #[test]

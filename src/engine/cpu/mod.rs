@@ -232,7 +232,6 @@ impl<R: Operand> Backend for Cpu<R> {
         x: &Buffer<R>,
         at: LinearAt,
         rows: Rows,
-        bias: bool,
         grads: &mut Buffer<f32>,
     ) -> Result<()> {
         let rows = rows.count();
@@ -242,13 +241,6 @@ impl<R: Operand> Backend for Cpu<R> {
         let a = View::transposed(dy, at.n);
         let product = Product { m: at.n, n: at.k, k: rows, a, b, c, add: true, epilogue: &Plain };
         (R::kernels().product_to_gradient)(&product, self.machine, &self.pool);
-        if bias {
-            (R::kernels().add_columns)(
-                self.machine.arch,
-                dy,
-                part_mut("linear bias gradient", grads, at.b, at.n)?,
-            );
-        }
         Ok(())
     }
 
@@ -259,10 +251,22 @@ impl<R: Operand> Backend for Cpu<R> {
         Ok(())
     }
 
-    fn gelu_backward(&self, pre: &Buffer<R>, dact: &mut Buffer<R>, rows: Rows, width: usize) -> Result<()> {
+    fn gelu_backward(
+        &self,
+        pre: &Buffer<R>,
+        dact: &mut Buffer<R>,
+        rows: Rows,
+        width: usize,
+        bias: Option<usize>,
+        grads: &mut Buffer<f32>,
+    ) -> Result<()> {
         let len = rows.count() * width;
         let (pre, dact) = (part("gelu pre", pre, 0, len)?, part_mut("gelu dact", dact, 0, len)?);
         (R::kernels().gelu_backward)(self.machine.arch, pre, dact);
+        if let Some(at) = bias {
+            let grads = part_mut("GELU bias gradient", grads, at, width)?;
+            (R::kernels().add_columns)(self.machine.arch, dact, grads);
+        }
         Ok(())
     }
 
@@ -519,6 +523,8 @@ impl<R: Operand> Backend for Cpu<R> {
         out: &Buffer<R>,
         dout: &Buffer<R>,
         dqkv: &mut Buffer<R>,
+        bias: Option<usize>,
+        grads: &mut Buffer<f32>,
     ) -> Result<()> {
         let (t, h) = (batch.tokens, heads.heads * heads.size);
         let kept = attention::Kept {
@@ -530,6 +536,10 @@ impl<R: Operand> Backend for Cpu<R> {
         let dqkv = part_mut("attention dqkv", dqkv, 0, 3 * t * h)?;
         let layout = layout(batch, heads, drop)?;
         (R::kernels().attention_backward)(self.machine, &self.pool, layout, kept, dqkv);
+        if let Some(at) = bias {
+            let grads = part_mut("attention bias gradient", grads, at, 3 * h)?;
+            (R::kernels().add_columns)(self.machine.arch, dqkv, grads);
+        }
         Ok(())
     }
 

@@ -218,7 +218,6 @@ impl<R: Real> Backend for Cuda<R> {
         x: &CudaBuf<R>,
         at: LinearAt,
         rows: Rows,
-        bias: bool,
         grads: &mut CudaBuf<f32>,
     ) -> Result<()> {
         let operands = Operands {
@@ -227,8 +226,7 @@ impl<R: Real> Backend for Cuda<R> {
             out: grads.span("linear weight gradient", at.w..at.w + at.n * at.k)?.0,
             bias: 0,
         };
-        self.product(Form::BackwardWeight, at, rows, operands)?;
-        if bias { self.column_sum(dy, rows, at.n, at.b, grads) } else { Ok(()) }
+        self.product(Form::BackwardWeight, at, rows, operands)
     }
 
     // ---- kernels -----------------------------------------------------------------------------
@@ -246,8 +244,16 @@ impl<R: Real> Backend for Cuda<R> {
         self.trap("gelu", act, rows, width)
     }
 
-    fn gelu_backward(&self, pre: &CudaBuf<R>, dact: &mut CudaBuf<R>, rows: Rows, width: usize) -> Result<()> {
-        self.gelu_backward(pre, dact, rows, width)?;
+    fn gelu_backward(
+        &self,
+        pre: &CudaBuf<R>,
+        dact: &mut CudaBuf<R>,
+        rows: Rows,
+        width: usize,
+        bias: Option<usize>,
+        grads: &mut CudaBuf<f32>,
+    ) -> Result<()> {
+        self.gelu_backward(pre, dact, rows, width, bias, grads)?;
         self.trap("gelu_backward", dact, rows, width)
     }
 
@@ -388,8 +394,10 @@ impl<R: Real> Backend for Cuda<R> {
         out: &CudaBuf<R>,
         dout: &CudaBuf<R>,
         dqkv: &mut CudaBuf<R>,
+        bias: Option<usize>,
+        grads: &mut CudaBuf<f32>,
     ) -> Result<()> {
-        self.attention_backward(batch, heads, drop, qkv, lse, out, dout, dqkv)?;
+        self.attention_backward(batch, heads, drop, qkv, lse, out, dout, dqkv, bias, grads)?;
         self.trap("attention_backward", dqkv, tokens(batch), 3 * heads.heads * heads.size)
     }
 

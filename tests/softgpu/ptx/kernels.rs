@@ -124,7 +124,9 @@ fn attention_on_tensor_cores() {
     let mut out = cpu.zeros(t * h).unwrap();
     cpu.attention(&pack, heads, drop, &cpu_qkv, &mut lse, &mut out).unwrap();
     let mut dqkv = cpu.zeros(t * 3 * h).unwrap();
-    cpu.attention_backward(&pack, heads, drop, &cpu_qkv, &lse, &out, &cpu_dout, &mut dqkv).unwrap();
+    let mut none = cpu.zeros(0).unwrap();
+    cpu.attention_backward(&pack, heads, drop, &cpu_qkv, &lse, &out, &cpu_dout, &mut dqkv, None, &mut none)
+        .unwrap();
 
     let mut device = Device::default();
     let d = &mut device;
@@ -175,7 +177,7 @@ fn gelu_and_its_gradient() {
     let (pre, dact) = (random(t * width, 3), random(t * width, 4));
     let cpu = Cpu::new();
     let (x, mut d) = (single(&cpu, &pre), single(&cpu, &dact));
-    cpu.gelu_backward(&x, &mut d, Rows::Tokens(t), width).unwrap();
+    cpu.gelu_backward(&x, &mut d, Rows::Tokens(t), width, None, &mut cpu.zeros(0).unwrap()).unwrap();
 
     let (module, mut device) = (asset("kernels/gelu.cu"), Device::default());
     let counts = counts(&mut device);

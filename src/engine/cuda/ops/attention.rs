@@ -149,6 +149,8 @@ impl<R: Real> Cuda<R> {
         out: &CudaBuf<R>,
         dout: &CudaBuf<R>,
         dqkv: &mut CudaBuf<R>,
+        bias: Option<usize>,
+        grads: &mut CudaBuf<f32>,
     ) -> Result<()> {
         let kernels = Kernels::new::<R>(heads.size)?;
         let rows = self.capacity(Rows::Tokens(batch.tokens));
@@ -161,7 +163,7 @@ impl<R: Real> Cuda<R> {
         let pitch =
             if kernels.plain { rows } else { self.tiles(TILE_ROWS, batch) as usize * TILE_ROWS as usize };
         let row_values = Arg::Ptr(self.scratch(2 * heads.heads * pitch)?);
-        let dqkv = Arg::Ptr(dqkv.span("dqkv", 0..rows * 3 * hidden)?.0);
+        let to = Arg::Ptr(dqkv.span("dqkv", 0..rows * 3 * hidden)?.0);
         let mut last = kernels.sizes(heads);
         if !kernels.plain {
             last.push(Arg::U32(pitch as u32));
@@ -169,7 +171,11 @@ impl<R: Real> Cuda<R> {
         last.push(Arg::U32(rows as u32));
         last.extend(dropout_args(drop));
         let args = |own: &[Arg]| [&pack, own, &last].concat();
-        self.launch_tiles(&kernels.dq, batch, heads, &args(&[qkv, lse, out, dout, row_values, dqkv]))?;
-        self.launch_tiles(&kernels.dkv, batch, heads, &args(&[qkv, dout, row_values, dqkv]))
+        self.launch_tiles(&kernels.dq, batch, heads, &args(&[qkv, lse, out, dout, row_values, to]))?;
+        self.launch_tiles(&kernels.dkv, batch, heads, &args(&[qkv, dout, row_values, to]))?;
+        match bias {
+            Some(at) => self.column_sum(dqkv, Rows::Tokens(batch.tokens), 3 * hidden, at, grads),
+            None => Ok(()),
+        }
     }
 }

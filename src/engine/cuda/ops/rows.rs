@@ -298,14 +298,20 @@ impl<R: Real> Cuda<R> {
         dact: &mut CudaBuf<R>,
         rows: Rows,
         width: usize,
+        bias: Option<usize>,
+        grads: &mut CudaBuf<f32>,
     ) -> Result<()> {
         check_width("GELU", width)?;
         let capacity = self.capacity(rows);
         let pre = Self::rows_arg("gelu pre", pre, rows.count(), width)?;
-        let dact = Self::rows_arg("gelu dact", dact, capacity, width)?;
+        let to = Self::rows_arg("gelu dact", dact, capacity, width)?;
         let sizes = [Arg::U32(capacity as u32), Arg::U32(width as u32)];
-        let args = [self.counts(), which(rows), pre, dact, sizes[0], sizes[1]];
-        self.launch("gelu_backward", self.vector_grid(capacity * width), BLOCK, 0, &args)
+        let args = [self.counts(), which(rows), pre, to, sizes[0], sizes[1]];
+        self.launch("gelu_backward", self.vector_grid(capacity * width), BLOCK, 0, &args)?;
+        match bias {
+            Some(at) => self.column_sum(dact, rows, width, at, grads),
+            None => Ok(()),
+        }
     }
 
     /// One thread a vector.
