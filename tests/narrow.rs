@@ -97,7 +97,7 @@ fn fine_and_rerank() {
     go(&["coarse", "--config", "plan.toml", "--set", set, "--out", "coarse"]);
     let fine =
         ["fine", "--config", "plan.toml", "--set", "model.path=coarse/model", "--set", "train.steps=3"];
-    let adapters = "fine.lora={ rank = 4, alpha = 8, targets = [\"query\", \"value\"] }";
+    let adapters = "fine.lora={ rank = 8, alpha = 8, targets = [\"query\", \"value\"] }";
     for (name, more) in [
         ("plain", "train.freeze=[]"),
         ("frozen", "train.freeze=[\"embeddings\", \"layer.0\"]"),

@@ -38,9 +38,8 @@ fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: 
         let (got, exact) = (pick(&got, which, h), pick(&exact, which, h));
         if t == 1 && which < 2 {
             // Exactly 0. The engine has the difference of two dot products of D terms below 1 in size, summed
-            // in different orders, and one of them of `out` as R keeps it.
-            let most = if R::NARROW { drop.scale / 256.0 * size as f32 } else { 4.0 * f32::EPSILON };
-            assert!(got.iter().all(|x| x.abs() < most), "{name}: {got:?}");
+            // in different orders.
+            assert!(got.iter().all(|x| x.abs() < 4.0 * f32::EPSILON), "{name}: {got:?}");
             continue;
         }
         close(&name, &got, &pick(&plain_dqkv, which, h), &exact);
@@ -57,7 +56,9 @@ fn ragged_packs() {
 }
 
 fn ragged_case<R: Operand>(cpu: &Cpu<R>) {
-    for pack in packs(50) {
+    // In bf16 the largest error of a handful of values is chance: packs of one and two tokens stand among
+    // the others of a ragged pack.
+    for pack in packs(50).into_iter().filter(|pack| !R::NARROW || pack.tokens() > 60) {
         for drop in [Dropout::OFF, Dropout::new(0.2, 9, 7)] {
             case(cpu, &pack, 2, 32, drop);
         }
