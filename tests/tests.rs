@@ -9,6 +9,7 @@ mod gates;
 mod golden;
 mod ir;
 mod model;
+mod narrow;
 mod plan;
 mod program;
 mod ranking;
