@@ -129,6 +129,16 @@ fn describe(
     write_whole(&dir.join("run.json"), format!("{about:#}\n").as_bytes())
 }
 
+/// Adds what became known after the start to `run.json`.
+pub fn add_fact(dir: &Path, key: &str, value: &Value) -> Result<()> {
+    let path = dir.join("run.json");
+    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let bad = |e| Error::data(format!("{}: no description of a run: {e}", path.display()));
+    let mut about: Value = serde_json::from_slice(&text).map_err(bad)?;
+    about[key] = value.clone();
+    write_whole(&path, format!("{about:#}\n").as_bytes())
+}
+
 /// What the run in `dir` was started as.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
     let options = Options {
         objective: match heads.mlm {
             true => Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
-            false => Objective::Ranking(RankLoss::Lce),
+            false => Objective::Ranking(RankLoss::Lce, None),
         },
         heads,
         capacity: capacity(train.pack_tokens),

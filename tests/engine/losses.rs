@@ -3,7 +3,7 @@
 use super::naive::{self, Num};
 use super::support::*;
 use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, RankLoss, Real, Rows, stats};
+use ctune_dist::engine::{Aggregate, Backend, Dropout, HeadAt, LossScale, RankLoss, Real, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -203,6 +203,18 @@ fn check_head<R: Real>(
     }
 }
 
+/// Factors of pairs' losses: most are 1, one is 0.
+pub fn pair_factors(rows: usize) -> Vec<f32> {
+    (0..rows).map(|i| [1.0, 1.0, 0.4, 2.5, 1.0, 0.0, 1.75][i % 7]).collect()
+}
+
+/// `naive::cross_entropy` of a pair whose loss has a factor.
+pub fn weighted<F: Num>(logits: &[F], label: usize, scale: f64, factor: f32) -> (F, Vec<F>) {
+    let factor = F::of(f64::from(factor));
+    let (loss, d) = naive::cross_entropy(logits, label, F::of(scale) * factor);
+    (factor * loss, d)
+}
+
 #[test]
 fn qdpp_head() {
     on_engines!(qdpp_case);
@@ -215,7 +227,8 @@ fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
         let weights = held::<R>(&random(3 * h + 2, 51));
         let pre = held::<R>(&random(rows * h, 52).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
         let labels: Vec<u32> = (0..rows as u32).map(|i| i % 3 % 2).collect();
-        let (wb, lb) = (poisoned(cpu, &weights), indices(cpu, &labels));
+        let factors = pair_factors(rows);
+        let (wb, lb, fb) = (poisoned(cpu, &weights), indices(cpu, &labels), poisoned(cpu, &factors));
         let (mut buffer, mut logits): (Buffer<R>, _) = (poisoned(cpu, &pre), unwritten(cpu, 2 * rows));
         let mut grads = poisoned(cpu, &vec![0.0; weights.len()]);
         let mut sums = poisoned(cpu, &[0.0; stats::SLOTS]);
@@ -223,6 +236,7 @@ fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
             &wb,
             at,
             &lb,
+            &fb,
             Rows::Sequences(rows),
             LossScale::MEASURE,
             &mut buffer,
@@ -239,6 +253,7 @@ fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
             &wb,
             at,
             &lb,
+            &fb,
             Rows::Sequences(rows),
             by(0.25),
             &mut buffer,
@@ -251,10 +266,10 @@ fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
 
         let ones = vec![1.0; rows * h];
         let plain = head::<f32>(at, 2, &weights, &pre, &ones, |s, x| {
-            naive::cross_entropy(x, labels[s] as usize, 0.25)
+            weighted(x, labels[s] as usize, 0.25, factors[s])
         });
         let exact = head::<f64>(at, 2, &weights, &to64(&pre), &to64(&ones), |s, x| {
-            naive::cross_entropy(x, labels[s] as usize, 0.25)
+            weighted(x, labels[s] as usize, 0.25, factors[s])
         });
         let got = taken(&logits, 2 * rows);
         close(&format!("{what} logits"), &got, &plain.logits, &exact.logits);
@@ -415,4 +430,62 @@ fn every_ranking_loss_and_its_slope() {
         differences(&format!("{loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
         assert_eq!(sums[stats::RANK_COUNT], 4.0);
     }
+}
+
+/// Passages [0, 11) of documents, documents of groups.
+pub const DOCUMENTS: [u32; 8] = [0, 2, 3, 4, 7, 8, 10, 11];
+pub const GROUPS_OF_DOCUMENTS: [u32; 4] = [0, 2, 4, 7];
+pub const WAYS: [Aggregate; 4] = [Aggregate::FirstP, Aggregate::MaxP, Aggregate::SumP, Aggregate::AvgP];
+
+/// A document's score straight from the names of Dai and Callan.
+pub fn document_score(how: Aggregate, passages: &[f64]) -> f64 {
+    match how {
+        Aggregate::FirstP => passages[0],
+        Aggregate::MaxP => passages.iter().fold(f64::NEG_INFINITY, |best, &score| best.max(score)),
+        Aggregate::SumP => passages.iter().sum(),
+        Aggregate::AvgP => passages.iter().sum::<f64>() / passages.len() as f64,
+    }
+}
+
+/// Sum over groups of the loss of documents whose scores come from passages' scores `s`.
+pub fn loss_of_passages(how: Aggregate, loss: RankLoss, s: &[f64], targets: &[f64]) -> f64 {
+    let document = |ends: &[u32]| document_score(how, &s[ends[0] as usize..ends[1] as usize]);
+    let documents: Vec<f64> = DOCUMENTS.windows(2).map(document).collect();
+    let group = |ends: &[u32]| {
+        let range = ends[0] as usize..ends[1] as usize;
+        group_loss(loss, &documents[range.clone()], &targets[range])
+    };
+    GROUPS_OF_DOCUMENTS.windows(2).map(group).sum()
+}
+
+#[test]
+fn a_loss_of_documents_reaches_their_passages() {
+    let cpu = Cpu::new();
+    let mut batch = Pack::new(&[4; 11], 50).device(&cpu);
+    batch.documents = DOCUMENTS.len() - 1;
+    batch.cu_documents = indices(&cpu, &DOCUMENTS);
+    batch.groups = GROUPS_OF_DOCUMENTS.len() - 1;
+    batch.cu_groups = indices(&cpu, &GROUPS_OF_DOCUMENTS);
+    let scores: Vec<f32> = random(11, 74).iter().map(|x| 3.0 * x).collect();
+    let targets: Vec<f32> = random(7, 75).iter().map(|x| 2.0 * x).collect();
+    batch.targets = poisoned(&cpu, &targets);
+    let on_device = poisoned(&cpu, &scores);
+    for how in WAYS {
+        for loss in [RankLoss::Lce, RankLoss::ListNet, RankLoss::PairwiseSoftmax] {
+            let (mut documents, mut slopes) = (unwritten(&cpu, 7), unwritten(&cpu, 7));
+            let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
+            cpu.aggregate(how, &batch, &on_device, &mut documents).unwrap();
+            cpu.rank_loss(loss, &batch, &documents, by(0.5), &mut slopes, &mut sums).unwrap();
+            cpu.aggregate_backward(how, &batch, &on_device, &slopes, &mut d).unwrap();
+            let total = |s: &[f64]| loss_of_passages(how, loss, s, &to64(&targets));
+            let (wide, found) = (to64(&scores), f64::from(sums[stats::RANK_LOSS]));
+            assert!((found - total(&wide)).abs() <= 1e-6 * found.abs(), "{how:?} {loss:?}: {found}");
+            let slopes: Vec<f64> = taken(&d, 11).iter().map(|&d| f64::from(d)).collect();
+            differences(&format!("{how:?} {loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
+        }
+    }
+    batch.documents = 6;
+    let mut documents = unwritten(&cpu, 7);
+    let error = cpu.aggregate(Aggregate::MaxP, &batch, &on_device, &mut documents).unwrap_err().to_string();
+    assert!(error.contains("cu_documents"), "documents must cover the pack: {error}");
 }

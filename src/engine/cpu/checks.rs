@@ -92,6 +92,21 @@ pub fn layout<R: Operand>(
     Ok(attention::Layout { heads, drop, cu_seqlens, samples, epoch: batch.epoch })
 }
 
+/// Refuses ends that do not ascend from somewhere to `n`.
+pub fn check_ends(what: &str, ends: &[u32], n: usize) -> Result<()> {
+    if ends.windows(2).all(|pair| pair[0] < pair[1]) && ends.last().is_some_and(|&last| last as usize == n) {
+        return Ok(());
+    }
+    Err(Error::device(format!("{what} does not ascend to the pack's {n}")))
+}
+
+/// First sequence of each document, and the end.
+pub fn cu_documents<R: Operand>(batch: &DeviceBatch<Cpu<R>>) -> Result<&[u32]> {
+    let ends = part("cu_documents", &batch.cu_documents, 0, batch.documents + 1)?;
+    check_ends("cu_documents", ends, batch.sequences)?;
+    Ok(ends)
+}
+
 /// Refuses values of `ids` that are no row of a table of `rows` rows.
 pub fn check_below(what: &str, ids: &[u32], rows: usize) -> Result<()> {
     match ids.iter().max() {

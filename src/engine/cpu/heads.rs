@@ -47,12 +47,12 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// QDPP in one pass; pre [S, H] becomes its gradient (with `scale` 0 it is left alone and no
+/// QDPP in one pass, against (class, factor of the loss) [S]; pre [S, H] becomes its gradient (with `scale` 0 it is left alone and no
 /// gradient is returned), logits [S, 2] are written, loss and counts go to `sums`.
 pub fn qdpp<R: Real>(
     arch: Arch,
     head: &Head<'_>,
-    labels: &[u32],
+    (labels, factors): (&[u32], &[f32]),
     scale: f32,
     pre: &mut [R],
     logits: &mut [f32],
@@ -66,15 +66,15 @@ pub fn qdpp<R: Real>(
         arch,
         #[inline(always)]
         || {
-            let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels);
-            for ((pre, logits), &label) in rows {
+            let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels).zip(factors);
+            for (((pre, logits), &label), &factor) in rows {
                 copy(pre, &mut pooled);
                 pool(&mut pooled, &head.pool_bias);
                 for (k, logit) in logits.iter_mut().enumerate() {
                     *logit = sum2(&pooled, &head.w[k * h..][..h], |x, w| x * w) + head.b[k];
                 }
-                let (row_loss, dlogits, is_right) = cross_entropy(*logits, label as usize, scale);
-                loss += row_loss;
+                let (row_loss, dlogits, is_right) = cross_entropy(*logits, label as usize, factor * scale);
+                loss += f64::from(factor) * row_loss;
                 right += u32::from(is_right);
                 if let Some(grads) = &mut grads {
                     backward_two(head, dlogits, &pooled, fresh(pre, &mut room), grads);

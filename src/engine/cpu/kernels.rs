@@ -58,7 +58,8 @@ pub struct Kernels<R: 'static> {
     pub attention_backward: fn(Machine, &Pool, Layout<'_>, Kept<'_, R>, &mut [R]),
     pub mlm: fn(Arch, &Pool, &[f32], &[u32], f32, &mut [R]) -> (f64, f64),
     pub add_columns: fn(Arch, &[R], &mut [f32]),
-    pub qdpp: fn(Arch, &Head<'_>, &[u32], f32, &mut [R], &mut [f32], &mut [f32]) -> Option<HeadGrads>,
+    pub qdpp:
+        fn(Arch, &Head<'_>, (&[u32], &[f32]), f32, &mut [R], &mut [f32], &mut [f32]) -> Option<HeadGrads>,
     pub score: fn(Arch, &Head<'_>, Dropout, (&[u32], u32), &mut [R], &mut [f32]),
     pub score_backward: fn(Arch, &Head<'_>, Dropout, (&[u32], u32), &[f32], &mut [R]) -> HeadGrads,
     pub adamw:

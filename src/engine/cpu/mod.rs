@@ -34,12 +34,14 @@ mod tile;
 mod widen;
 
 use super::{
-    AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt, LossScale,
-    MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Real, Rows, Slice, slices, stats,
+    AdamW, Aggregate, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, HeadAt, Heads, LinearAt,
+    LossScale, MaskRule, NormAt, PackCounts, ParamGroup, RankLoss, Real, Rows, Slice, slices, stats,
 };
-use crate::{Error, Result};
+use crate::Result;
 pub use buffer::Buffer;
-use checks::{add_head, affine, check_below, head, keys, layout, parameters, part, part_mut};
+use checks::{
+    add_head, affine, check_below, check_ends, cu_documents, head, keys, layout, parameters, part, part_mut,
+};
 use gemm::{AddBias, BiasGelu, Plain, Product};
 use machine::Machine;
 pub use machine::Operand;
@@ -581,6 +583,7 @@ impl<R: Operand> Backend for Cpu<R> {
         weights: &Buffer<R>,
         at: HeadAt,
         labels: &Buffer<u32>,
+        factors: &Buffer<f32>,
         rows: Rows,
         scale: LossScale,
         pre: &mut Buffer<R>,
@@ -591,13 +594,14 @@ impl<R: Operand> Backend for Cpu<R> {
         let rows = rows.count();
         let labels = part("qdpp labels", labels, 0, rows)?;
         check_below("qdpp label", labels, 2)?;
+        let targets = (labels, part("qdpp factors", factors, 0, rows)?);
         let pre = part_mut("qdpp pre", pre, 0, rows * at.hidden)?;
         let logits = part_mut("qdpp logits", logits, 0, 2 * rows)?;
         let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
         match (R::kernels().qdpp)(
             self.machine.arch,
             &head(weights, at, 2)?,
-            labels,
+            targets,
             scale.value,
             pre,
             logits,
@@ -658,6 +662,35 @@ impl<R: Operand> Backend for Cpu<R> {
         add_head(grads, at, &gradients)
     }
 
+    fn aggregate(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &Buffer<f32>,
+        documents: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let cu_documents = cu_documents(batch)?;
+        let scores = part("scores", scores, 0, batch.sequences)?;
+        rank::aggregate(how, cu_documents, scores, part_mut("documents", documents, 0, batch.documents)?);
+        Ok(())
+    }
+
+    fn aggregate_backward(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &Buffer<f32>,
+        ddocuments: &Buffer<f32>,
+        dscores: &mut Buffer<f32>,
+    ) -> Result<()> {
+        let cu_documents = cu_documents(batch)?;
+        let scores = part("scores", scores, 0, batch.sequences)?;
+        let slopes = part("ddocuments", ddocuments, 0, batch.documents)?;
+        let dscores = part_mut("dscores", dscores, 0, batch.sequences)?;
+        rank::aggregate_backward(how, cu_documents, scores, slopes, dscores);
+        Ok(())
+    }
+
     fn rank_loss(
         &self,
         loss: RankLoss,
@@ -667,16 +700,11 @@ impl<R: Operand> Backend for Cpu<R> {
         dscores: &mut Buffer<f32>,
         sums: &mut Buffer<f32>,
     ) -> Result<()> {
-        let s = batch.sequences;
+        let n = if batch.documents > 0 { batch.documents } else { batch.sequences };
         let groups = part("cu_groups", &batch.cu_groups, 0, batch.groups + 1)?;
-        let ascends = groups.windows(2).all(|ends| ends[0] < ends[1]);
-        if !ascends || groups[batch.groups] as usize != s {
-            return Err(Error::device(format!(
-                "rank_loss: cu_groups does not ascend to the pack's {s} sequences"
-            )));
-        }
-        let values = (part("scores", scores, 0, s)?, part("targets", &batch.targets, 0, s)?);
-        let dscores = part_mut("dscores", dscores, 0, s)?;
+        check_ends("cu_groups", groups, n)?;
+        let values = (part("scores", scores, 0, n)?, part("targets", &batch.targets, 0, n)?);
+        let dscores = part_mut("dscores", dscores, 0, n)?;
         let sums = part_mut("statistics", sums, 0, stats::SLOTS)?;
         rank::rank(loss, groups, values, scale.value, dscores, sums);
         Ok(())
