@@ -1,6 +1,8 @@
 // Column sums of a fixed order, for the gradients of biases and of LayerNorm's parameters.
-//   column_partials  partials[c] = sum of rows [256 c, 256 c + 256) of x           (bias gradients)
 //   add_partials     to_k += sum over blocks of partials[block, k], k < quantities  (every partial sum)
+//   column_partials  partials[c] = sum of rows [256 c, 256 c + 256) of x
+// Kernels that hold the rows anyway write partial sums themselves (GELU, LayerNorm, attention on tensor cores,
+// the embedding); only behind plain attention are the rows of dqkv read once more by column_partials.
 //
 // Layouts: x [rows, N] in T; partials [blocks, quantities, N] f32; to_0, to_1, to_2 [N] f32, where
 // gradients are kept and added to.
@@ -13,7 +15,7 @@
 // w, w + 8, ... of the chunk, 512 bytes a load, four rows in flight; the warps' sums are added in
 // their order. add_partials: grid (32 columns a block, quantities), 8 warps, warp w sums blocks w,
 // w + 8, ...; again in order. No atomics.
-#include "common.cuh"
+#include "columns.cuh"
 
 constexpr uint32_t BLOCK = 256;
 constexpr uint32_t WARPS = BLOCK / 32;
@@ -23,32 +25,21 @@ template <class T>
 __device__ inline void column_partials(
     const Counts* counts, uint32_t rows, const T* __restrict__ x, float* __restrict__ partials, uint32_t width) {
     constexpr int WIDTH = Vec<T>::WIDTH;
-    // Rows of 32 + 32 / WIDTH floats: neither the lanes' writes nor the reads by column share a bank.
-    __shared__ float shared[WARPS][WIDTH][32 + 32 / WIDTH];
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t column = (blockIdx.x * 32 + lane) * WIDTH;
+    __shared__ Slab<T> slab;
+    const uint32_t column = (blockIdx.x * 32 + threadIdx.x % 32) * WIDTH;
     const uint32_t first = blockIdx.y * CHUNK, count = row_count(counts, rows);
     const uint32_t end = count < first + CHUNK ? count : first + CHUNK;
     float sum[WIDTH] = {};
     if (column < width) {
 #pragma unroll 4
-        for (uint32_t row = first + warp; row < end; row += WARPS) {
+        for (uint32_t row = first + threadIdx.x / 32; row < end; row += COLUMN_WARPS) {
             float v[WIDTH];
             load_vec(x + static_cast<uint64_t>(row) * width + column, v);
 #pragma unroll
             for (int j = 0; j < WIDTH; ++j) sum[j] += v[j];
         }
     }
-#pragma unroll
-    for (int j = 0; j < WIDTH; ++j) shared[warp][j][lane] = sum[j];
-    __syncthreads();
-    // slot = column of the slab, so that the write is contiguous; its lane is slot / WIDTH
-    const uint32_t slot = threadIdx.x, at = blockIdx.x * 32 * WIDTH + slot;
-    if (slot >= 32 * WIDTH || at >= width) return;
-    float total = shared[0][slot % WIDTH][slot / WIDTH];
-#pragma unroll
-    for (int other = 1; other < WARPS; ++other) total += shared[other][slot % WIDTH][slot / WIDTH];
-    partials[static_cast<uint64_t>(blockIdx.y) * width + at] = total;
+    store_slab(slab, sum, partials + static_cast<uint64_t>(blockIdx.y) * width, width);
 }
 
 __device__ inline void add_partials(

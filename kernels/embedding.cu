@@ -8,6 +8,7 @@
 // Bytes a row (bf16): forward reads 2 H of the word table (the two others stay in the caches) and
 // writes 4 H; backward reads 4 H and writes 2 H.
 // Geometry as in `residual_layernorm.cu`: one warp a row up to H = 1024, a block above.
+// Tried: no bound on the registers of the wide forward: ptxas for sm_100 then aims at six blocks an SM and spills.
 #include "rows.cuh"
 
 template <class T, int VALUES, int WARPS>
@@ -69,7 +70,7 @@ __device__ inline void embed_backward(
 }
 
 #define KERNELS(T, TYPE, WIDEST, VALUES, WARPS)                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK) embed_##WIDEST##_##TYPE(                                       \
+    extern "C" __global__ void __launch_bounds__(BLOCK, WARPS > 1 ? 5 : 1) embed_##WIDEST##_##TYPE(                                \
         const Counts* counts, const uint32_t* ids, const uint32_t* positions, const uint32_t* segments,                \
         const uint32_t* samples, const T* word, const T* position, const T* segment, const T* gamma, const T* beta,    \
         T* sum, float2* row_stats, T* out, uint32_t hidden, float eps, uint32_t threshold, float scale, uint32_t seed, \

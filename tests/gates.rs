@@ -86,8 +86,7 @@ fn the_table_keeps_the_rules() {
     let number = |row: &[String], name: &str| -> i64 { row[at(name)].parse().unwrap() };
     for row in &table {
         let what = format!("{} on {}", row[0], row[1]);
-        let allowed = launch_key(&row[0], "local") as i64;
-        assert!(number(row, "local") <= allowed, "{what} uses local memory");
+        assert_eq!(number(row, "local"), 0, "{what} uses local memory");
         assert_eq!(number(row, "dynamic"), launch_key(&row[0], "dynamic_shared") as i64, "{what}: {RENEW}");
         assert!(number(row, "blocks") >= 1, "{what} fits no multiprocessor");
         match row[at("kind")].as_str() {

@@ -69,7 +69,10 @@ fn check_memory(recompute: Recompute) {
         ("MLM: row statistics", h.transform_stats.len()),
         ("MLM: logits", h.logits.len()),
         ("[CLS] rows and pooler", h.cls.len() + h.pooled.len()),
-        ("scores and QDPP logits", h.pair_logits.len() + h.scores.len() + h.dscores.len()),
+        (
+            "scores and QDPP logits",
+            h.pair_logits.len() + h.scores.len() + h.dscores.len() + h.documents.len() + h.ddocuments.len(),
+        ),
         ("gradients: hidden rows", back.dx.len() + back.dnormed.len() + back.dy.len() + back.dcontext.len()),
         ("gradients: after GELU", back.dact.len()),
         ("gradients: q, k, v", back.dqkv.len()),
@@ -84,7 +87,8 @@ fn check_memory(recompute: Recompute) {
     let b = device_batch(&cpu, capacity).unwrap();
     let tokens = b.ids.len() + b.positions.len() + b.segments.len() + b.row_sample.len();
     let sequences =
-        b.cu_seqlens.len() + b.samples.len() + b.pair_labels.len() + b.cu_groups.len() + b.targets.len();
+        b.cu_seqlens.len() + b.samples.len() + b.cu_documents.len() + b.cu_groups.len() + b.targets.len();
+    let sequences = sequences + b.pair_labels.len() + b.pair_weights.len();
     let masked = b.masked_rows.len() + b.masked_labels.len();
     let pack = memory::pack(sizes);
     assert_eq!(elements(&pack, &["pack: ids, positions, segments, samples"]), tokens);
@@ -146,6 +150,16 @@ fn bert_base_by_hand() {
         let least = 1e3 * calls * (k.kernel.moves / 2039e9).max(k.kernel.flops / 312e12);
         assert!(k.ms >= least, "{} {} {least}", k.kernel.name, k.ms);
         assert!(k.kernel.must <= k.kernel.moves, "{}", k.kernel.name);
+    }
+}
+
+/// The aim for BERT-base at 512 tokens, packs of 16,384 and dropout 0.1: half of an A100's peak, 0.4 of an
+/// H100's. A prediction: it holds the program to its launches and bytes, not a card to them.
+#[test]
+fn bert_base_is_predicted_to_reach_its_targets() {
+    for p in bert_base(1, &["a100", "h100"]).predictions {
+        let target = if p.gpu.name == "a100" { 0.5 } else { 0.4 };
+        assert!(p.mfu >= target, "{}: {:.3}", p.gpu.name, p.mfu);
     }
 }
 

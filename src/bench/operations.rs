@@ -325,11 +325,29 @@ impl<B: Backend> Bed<'_, B> {
         let scale = LossScale::mean(1.0, s);
         let bytes = 2.0 * real::<B>() * (s * h) as f64;
         self.note(("QDPP head", "qdpp_head"), 0.0, bytes, || {
-            let labels = &batch.pair_labels;
-            b.qdpp_head(&weights, at, labels, rows, scale, &mut pre, &mut logits, &mut grads, &mut sums)
+            let (labels, factors) = (&batch.pair_labels, &batch.pair_weights);
+            b.qdpp_head(
+                &weights,
+                at,
+                labels,
+                factors,
+                rows,
+                scale,
+                &mut pre,
+                &mut logits,
+                &mut grads,
+                &mut sums,
+            )
         })?;
         self.note(("ranking head", "score_head"), 0.0, bytes, || {
             b.score_head(batch, &weights, at, drop, &mut pre, &mut scores)
+        })?;
+        let (mut documents, how): (B::Buf<f32>, _) = (b.zeros(s)?, Aggregate::MaxP);
+        self.note(("documents of passages", "aggregate"), 0.0, 8.0 * s as f64, || {
+            b.aggregate(how, batch, &scores, &mut documents)
+        })?;
+        self.note(("passages: backward", "aggregate_backward"), 0.0, 8.0 * s as f64, || {
+            b.aggregate_backward(how, batch, &scores, &documents, &mut dscores)
         })?;
         self.note(("ranking loss (LCE)", "rank_loss"), 0.0, 8.0 * s as f64, || {
             b.rank_loss(RankLoss::Lce, batch, &scores, scale, &mut dscores, &mut sums)
@@ -433,6 +451,7 @@ fn pack(work: &Workload, sequences: usize) -> Batch {
         cu_seqlens: list(&|i| i * length, sequences + 1),
         samples: list(&|i| i, sequences),
         pair_labels: list(&|i| i % 2, sequences),
+        cu_documents: (0..=sequences as u32).collect(),
         cu_groups: (0..=sequences as u32).step_by(2).collect(),
         targets: vec![0.0; sequences],
         step_pairs: sequences,

@@ -4,7 +4,8 @@
 
 use super::activations::{Capacity, Recompute};
 use super::layout::Layout;
-use crate::engine::stats;
+use crate::engine::cuda::attention_scratch;
+use crate::engine::{Heads, stats};
 
 /// Elements of one buffer (or of all layers' buffers of one kind).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -72,7 +73,7 @@ pub fn activations(sizes: Sizes<'_>) -> Vec<Field> {
         full("MLM: row statistics", 2 * m),
         real("MLM: logits", m * shape.vocab),
         real("[CLS] rows and pooler", 2 * s * h),
-        full("scores and QDPP logits", 4 * s),
+        full("scores and QDPP logits", 6 * s),
         real("gradients: hidden rows", 4 * t * h),
         real("gradients: after GELU", t * i),
         real("gradients: q, k, v", 3 * t * h),
@@ -86,10 +87,18 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
     let Capacity { tokens, sequences, masked } = sizes.capacity;
     vec![
         full("pack: ids, positions, segments, samples", 4 * tokens),
-        full("pack: sequences", 5 * sequences + 2),
+        full("pack: sequences", 7 * sequences + 3),
         full("pack: masked rows and labels", 2 * masked),
         full("word-piece flags and sums", sizes.layout.shape.vocab + stats::SLOTS),
     ]
+}
+
+/// What a GPU's kernels put aside for themselves beside the engine's own scratch: the backward of attention
+/// in bf16 asks for most.
+pub fn scratch(sizes: Sizes<'_>) -> Field {
+    let shape = &sizes.layout.shape;
+    let heads = Heads { heads: shape.heads, size: shape.head_size() };
+    full("scratch: attention's backward", attention_scratch(sizes.capacity.tokens, heads))
 }
 
 fn real(name: &'static str, elements: usize) -> Field {

@@ -14,6 +14,8 @@ use serde::Serialize;
 use crate::config::{Config, Precision, Sharding};
 use crate::corpus::shard::Shards;
 use crate::data::source::{ClickLog, ClickSource, SampleSource};
+use crate::engine::Rows;
+use crate::engine::cuda::rounded_rows;
 use crate::model::Shape;
 use crate::model::activations::Capacity;
 use crate::model::checkpoint;
@@ -248,14 +250,15 @@ fn measured_lengths(config: &Config, dir: &Path) -> Result<Lengths> {
 fn pack(config: &Config, shape: &Shape, lengths: &Lengths) -> Pack {
     let tokens = (config.train.pack_tokens as f64 * PACK_FILL) as usize;
     let rate = rate(config);
+    let masked = (tokens as f64 * f64::from(rate)).round() as usize;
+    let most = Capacity::of_pack(config.train.pack_tokens, rate, config.objective.whole_word).masked;
     Pack {
         shape: shape.clone(),
         tokens,
         sequences: (tokens as f64 / lengths.mean_tokens).round() as usize,
         attended: lengths.attended,
-        masked: (tokens as f64 * f64::from(rate)).round() as usize,
-        masked_capacity: Capacity::of_pack(config.train.pack_tokens, rate, config.objective.whole_word)
-            .masked,
+        masked,
+        masked_rows: rounded_rows(Rows::Masked(masked)).min(most),
         mlm: rate > 0.0,
         qdpp: config.objective.qdpp > 0.0,
         dropout: config.train.dropout > 0.0,
@@ -276,6 +279,7 @@ fn memory_of(config: &Config, layout: &Layout, shards: usize, pack_tokens: usize
     let mut fields = memory::parameters(sizes, true);
     fields.extend(memory::activations(sizes));
     fields.extend(memory::pack(sizes));
+    fields.push(memory::scratch(sizes));
     fields
 }
 
@@ -359,13 +363,12 @@ fn costs(report: &Report, gpu: &Gpu, kernels: &[Timed], exposed_ms: f64, step_ms
     let packs = report.packs_per_rank as f64;
     let useful = report.flops_per_token * report.pack.tokens as f64 * packs / gpu.peak * 1e3;
     let sum = |keep: &dyn Fn(&Timed) -> f64| kernels.iter().map(keep).sum::<f64>();
-    let update = |k: &Timed| matches!(k.kernel.name, "sum_squares" | "adamw");
     let ideal = |k: &Timed| k.kernel.flops / gpu.peak * 1e3 * k.kernel.calls as f64 * packs;
     let attends = |k: &Timed| matches!(k.kernel.kind, Kind::AttentionForward | Kind::AttentionBackward);
     let products = sum(&|k| if matches!(k.kernel.kind, Kind::Product(_)) { k.ms - ideal(k) } else { 0.0 });
     let attention = sum(&|k| if attends(k) { k.ms - ideal(k) } else { 0.0 });
-    let rows = sum(&|k| if k.kernel.kind == Kind::Rows && !update(k) { k.ms } else { 0.0 });
-    let updates = sum(&|k| if update(k) { k.ms } else { 0.0 });
+    let rows = sum(&|k| if k.kernel.kind == Kind::Rows { k.ms } else { 0.0 });
+    let updates = sum(&|k| if k.kernel.kind == Kind::Update { k.ms } else { 0.0 });
     let work = sum(&ideal) - useful;
     [
         ("the FLOPs that MFU counts, at the peak", useful),

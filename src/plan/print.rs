@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
+use super::roofline::Kind;
 use super::{Prediction, REAL, Report, hardware};
 
-/// Kernels that take less of a step than this are summed up in one line, per cent.
-const SHOWN: f64 = 0.5;
 /// Bytes of a GB in the tables.
 const GB: f64 = 1e9;
 
@@ -38,7 +37,7 @@ fn head(out: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(
         out,
         "pack     {} tokens, {} sequences, {} masked (products run over {} rows)",
-        r.pack.tokens, r.pack.sequences, r.pack.masked, r.pack.masked_capacity
+        r.pack.tokens, r.pack.sequences, r.pack.masked, r.pack.masked_rows
     )?;
     writeln!(
         out,
@@ -79,15 +78,9 @@ fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
         "  {:<36} {:>6} {:>9} {:>9} {:>8} {:>8} {:>6}",
         "kernel (all its calls in a step)", "calls", "must GB", "moves GB", "TFLOP", "ms", "%"
     )?;
-    let mut rest = (0, 0.0);
     for k in &p.kernels {
-        let update = matches!(k.kernel.name, "sum_squares" | "adamw");
-        let calls = k.kernel.calls * if update { 1 } else { r.packs_per_rank };
+        let calls = k.kernel.calls * if k.kernel.kind == Kind::Update { 1 } else { r.packs_per_rank };
         let share = 100.0 * k.ms / p.step_ms;
-        if share < SHOWN {
-            rest = (rest.0 + calls, rest.1 + k.ms);
-            continue;
-        }
         let n = calls as f64;
         writeln!(
             out,
@@ -99,17 +92,6 @@ fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
             k.ms
         )?;
     }
-    writeln!(
-        out,
-        "  {:<36} {:>6} {:>9} {:>9} {:>8} {:>8.2} {:>6.1}",
-        "others",
-        rest.0,
-        "",
-        "",
-        "",
-        rest.1,
-        100.0 * rest.1 / p.step_ms
-    )?;
     let links: Vec<_> = p.links.iter().map(|(name, ms)| format!("{name} {ms:.1} ms")).collect();
     if !links.is_empty() {
         writeln!(

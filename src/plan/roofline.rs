@@ -19,8 +19,8 @@ pub struct Pack {
     pub attended: f64,
     /// M, masked tokens.
     pub masked: usize,
-    /// Rows that products over masked tokens work on: a recorded step runs at capacity.
-    pub masked_capacity: usize,
+    /// Rows that products over masked tokens work on: a recorded step runs at rounded counts.
+    pub masked_rows: usize,
     pub mlm: bool,
     pub qdpp: bool,
     pub dropout: bool,
@@ -38,6 +38,8 @@ pub enum Kind {
     AttentionBackward,
     /// One pass over rows.
     Rows,
+    /// One pass over the arenas, once a step.
+    Update,
 }
 
 /// One kernel of the step.
@@ -67,7 +69,7 @@ impl Kernel {
             Kind::Product(shape) => gpu.product_seconds(shape),
             Kind::AttentionForward => self.flops / (gpu.peak * gpu.attention_share[0]),
             Kind::AttentionBackward => self.flops / (gpu.peak * gpu.attention_share[1]),
-            Kind::Rows => 0.0,
+            Kind::Rows | Kind::Update => 0.0,
         };
         match self.kind {
             // the rates count softmax in, and were measured without dropout, whose draws come on top
@@ -83,6 +85,14 @@ const F: f64 = 4.0;
 /// Lane instructions of dropout for one element: a Philox4x32-10 block (10 rounds of 2 wide products, 2
 /// three-way xors and 2 key additions) serves 8 elements; cutting out 16 bits, comparing and scaling.
 const DROP: f64 = 60.0 / 8.0 + 3.0;
+
+/// Rows whose column sum is one partial sum behind GELU (kernels/gelu.cu).
+const GELU_CHUNK: usize = 128;
+/// Blocks of a LayerNorm's backward, each with a row of partial sums: three on each of an H100's
+/// multiprocessors.
+const NORM_BLOCKS: usize = 396;
+/// Blocks of the sum of squares, at most.
+const SUM_BLOCKS: f64 = 1024.0;
 
 /// The kernels of one pack, forward and backward.
 pub fn pack_kernels(p: &Pack) -> Vec<Kernel> {
@@ -103,7 +113,7 @@ pub fn pack_kernels(p: &Pack) -> Vec<Kernel> {
 
 /// Forward kernels of a layer that backward calls again.
 fn recomputed(p: &Pack, list: &mut [Kernel]) {
-    const CHEAP: [&str; 2] = ["bias and GELU", "dropout, residual, LayerNorm"];
+    const CHEAP: [&str; 2] = ["GELU", "dropout, residual, LayerNorm"];
     const DEAR: [&str; 5] = ["q, k, v", "attention", "output", "FFN up", "FFN down"];
     for kernel in list {
         let again = match p.recompute {
@@ -124,7 +134,13 @@ pub fn update_kernels(parameters: usize, owned: usize) -> Vec<Kernel> {
     let (all, owned) = (parameters as f64, owned as f64);
     // reads the gradient, master and two moments, writes master, moments, weight and a zero gradient
     let bytes = owned * (4.0 * F + 3.0 * F + R) + all * F;
-    vec![rows("sum_squares", 1, all * F, all * F, 2.0 * all), rows("adamw", 1, bytes, bytes, 20.0 * owned)]
+    let update =
+        |name, must, moves, lanes| Kernel { kind: Kind::Update, ..rows(name, 1, must, moves, lanes) };
+    vec![
+        update("sum_squares", all * F, all * F, 2.0 * all),
+        update("sum_squares: blocks' sums", 0.0, 2.0 * F * SUM_BLOCKS, SUM_BLOCKS),
+        update("adamw", bytes, bytes, 20.0 * owned),
+    ]
 }
 
 fn product(name: &'static str, calls: usize, [m, n, k]: [usize; 3], out: f64) -> Kernel {
@@ -159,21 +175,31 @@ fn layer_products(p: &Pack, list: &mut Vec<Kernel>) {
     linear(list, ["FFN down", "FFN down: to input", "FFN down: to weight"], l, [t, h, i], false);
 }
 
+/// Column sums that a kernel leaves as `parts` rows of `width` partial sums, added to a gradient: the
+/// launch of `add_partials`. The parts come from the L2 cache as a rule; they are counted as if not.
+fn sums(name: &'static str, calls: usize, parts: usize, width: usize) -> Kernel {
+    let (gradient, parts) = (2.0 * F * width as f64, F * (parts * width) as f64);
+    rows(name, calls, gradient, gradient + parts, parts / F)
+}
+
 fn layer_rows(p: &Pack, list: &mut Vec<Kernel>) {
-    let l = p.shape.layers;
+    let (l, h, i) = (p.shape.layers, p.shape.hidden, p.shape.intermediate);
     let th = (p.tokens * p.shape.hidden) as f64;
     let ti = (p.tokens * p.shape.intermediate) as f64;
     let drop = if p.dropout { DROP } else { 0.0 };
     let statistics = 2.0 * F * p.tokens as f64;
     // GELU could ride in the product's epilogue: then only its second result is written (forward) and
-    // only its input is read (backward). cuBLASLt has the tanh form alone, and BERT's is erf's.
-    list.push(rows("bias and GELU", l, ti * R, 3.0 * ti * R, 25.0 * ti));
-    list.push(rows("GELU: backward", l, ti * R, 3.0 * ti * R, 35.0 * ti));
-    // column sums of a gradient could ride in the product that makes it
-    list.push(rows("bias gradients", l, 0.0, (ti + 3.0 * th) * R, ti + 3.0 * th));
+    // only its input is read (backward). cuBLASLt has the tanh form alone, and BERT's is erf's. The bias is in
+    // the epilogue. Backward, the gradient is read, changed in place and its columns are summed.
+    let chunks = p.tokens.div_ceil(GELU_CHUNK);
+    list.push(rows("GELU", l, ti * R, 2.0 * ti * R, 25.0 * ti));
+    list.push(rows("GELU: backward", l, ti * R, 3.0 * ti * R + F * (chunks * i) as f64, 36.0 * ti));
+    list.push(sums("GELU: sum of the bias", l, chunks, i));
     let norm = 4.0 * th * R + statistics;
+    let parts = F * (NORM_BLOCKS * 3 * h) as f64;
     list.push(rows("dropout, residual, LayerNorm", 2 * l, norm, norm, (12.0 + drop) * th));
-    list.push(rows("the same: backward", 2 * l, norm, norm, (20.0 + drop) * th));
+    list.push(rows("the same: backward", 2 * l, norm, norm + parts, (21.0 + drop) * th));
+    list.push(sums("the same: sums of gamma, beta, bias", 2 * l, NORM_BLOCKS, 3 * h));
 }
 
 fn attention(p: &Pack, list: &mut Vec<Kernel>) {
@@ -184,6 +210,9 @@ fn attention(p: &Pack, list: &mut Vec<Kernel>) {
     let lse = F * (p.tokens * p.shape.heads) as f64;
     let drop = if p.dropout { DROP } else { 0.0 };
     let (forward, backward) = (4.0 * th * R + lse, 8.0 * th * R + lse);
+    // a tile of keys has two rows for each column of a head; all but the last leave and fetch dq in f32
+    let tiles = (p.attended / (2 * p.shape.head_size()) as f64).ceil().max(1.0);
+    let waiting = 2.0 * F * th * (tiles - 1.0);
     list.push(Kernel {
         name: "attention",
         kind: Kind::AttentionForward,
@@ -193,20 +222,22 @@ fn attention(p: &Pack, list: &mut Vec<Kernel>) {
         flops: 2.0 * product,
         lanes: drop * scores,
     });
-    // five products at least; FlashAttention-2's rate, which the assumption is, counts those five
+    // five products, which FlashAttention-2's rate, the assumption, counts as well; rows of out and dout are
+    // read once more for their dot products
     list.push(Kernel {
         name: "attention: backward",
         kind: Kind::AttentionBackward,
         calls: l,
         must: backward,
-        moves: backward + 2.0 * th * R, // rows of out * dout are summed in a pass of their own
+        moves: backward + th * R + 4.0 * lse + waiting,
         flops: 5.0 * product,
         lanes: drop * scores,
     });
+    list.push(sums("attention: sum of the bias of q, k, v", l, p.sequences.max(1), 3 * p.shape.hidden));
 }
 
 fn mlm_head(p: &Pack, list: &mut Vec<Kernel>) {
-    let (m, h, v) = (p.masked_capacity, p.shape.hidden, p.shape.vocab);
+    let (m, h, v) = (p.masked_rows, p.shape.hidden, p.shape.vocab);
     let (mh, mv) = ((p.masked * h) as f64, (p.masked * v) as f64);
     linear(
         list,
@@ -216,29 +247,47 @@ fn mlm_head(p: &Pack, list: &mut Vec<Kernel>) {
         false,
     );
     linear(list, ["MLM decoder", "MLM decoder: to input", "MLM decoder: to weight"], 1, [m, v, h], false);
-    // the logits are read for their maximum and sum and once more for the gradient
-    list.push(rows("MLM loss", 1, 2.0 * mv * R, 3.0 * mv * R, 10.0 * mv));
+    let chunks = p.masked.div_ceil(256);
+    list.push(rows("MLM loss", 1, 2.0 * mv * R, 2.0 * mv * R, 10.0 * mv));
+    list.push(rows("MLM loss: bias", 1, 0.0, mv * R + F * (chunks * v) as f64, mv));
+    list.push(sums("MLM loss: sum of the bias", 1, chunks, v));
+    list.push(rows("MLM loss: statistics", 1, 0.0, 2.0 * F * p.masked as f64, 0.0));
     list.push(rows("MLM rows: gather, GELU, LayerNorm", 3, 2.0 * mh * R, 2.0 * mh * R, 20.0 * mh));
-    list.push(rows("the same: backward", 3, 3.0 * mh * R, 3.0 * mh * R, 30.0 * mh));
+    list.push(rows("MLM rows: backward", 3, 3.0 * mh * R, 3.0 * mh * R, 30.0 * mh));
+    list.push(sums("MLM rows: sums of bias, gamma, beta", 2, NORM_BLOCKS, 2 * h));
 }
 
 fn pooler(p: &Pack, list: &mut Vec<Kernel>) {
     let (s, h) = (p.sequences.max(1), p.shape.hidden);
     linear(list, ["pooler", "pooler: to input", "pooler: to weight"], 1, [s, h, h], false);
     let sh = (s * h) as f64;
-    list.push(rows("pooler rows and QDPP head", 3, 2.0 * sh * R, 2.0 * sh * R, 20.0 * sh));
+    list.push(rows("pooler rows and QDPP head", 4, 2.0 * sh * R, 2.0 * sh * R, 20.0 * sh));
 }
 
 fn embedding(p: &Pack, list: &mut Vec<Kernel>) {
-    let th = (p.tokens * p.shape.hidden) as f64;
+    let (t, h) = (p.tokens, p.shape.hidden);
+    let th = (t * h) as f64;
     let drop = if p.dropout { DROP } else { 0.0 };
+    // ids in two passes of the blocks that draw and of the blocks that gather what was drawn
+    let words = 8.0 * F * t as f64;
+    list.push(rows("mask_tokens", 2, words, words, 60.0 * t as f64));
     // three table rows in (the positions' and segments' stay in cache), sum and result out
     list.push(rows("embeddings", 1, 3.0 * th * R, 3.0 * th * R, (15.0 + drop) * th));
-    // two rows in; the gradient of each word's row is read and written once for each occurrence at most
-    let back = 2.0 * th * R + 2.0 * th * F;
-    list.push(rows("embeddings: backward", 1, back, back + th * R, (25.0 + drop) * th));
-    list.push(rows("mask_tokens", 1, 8.0 * F * p.tokens as f64, 8.0 * F * p.tokens as f64, 0.0));
     list.push(rows("cleared gradient", 1, 0.0, th * R, 0.0));
+    // the gradient of the sum, in place; LayerNorm's sums
+    let parts = F * (NORM_BLOCKS * 2 * h) as f64;
+    list.push(rows("embeddings: backward", 1, 2.0 * th * R, 3.0 * th * R + parts, (25.0 + drop) * th));
+    list.push(sums("embeddings: sums of gamma, beta", 1, NORM_BLOCKS, 2 * h));
+    // rows sorted by id: 128 blocks read all ids twice, from the L2 cache
+    list.push(rows("embeddings: sort", 1, 0.0, 4.0 * F * t as f64, 2.0 * 128.0 * 10.0 * t as f64));
+    // every row read once more, the gradient of each id that occurs read and written
+    let ids = 2.0 * F * (t.min(p.shape.vocab) * h) as f64;
+    list.push(rows("embeddings: words", 1, ids, th * R + ids, 2.0 * th));
+    list.push(rows("embeddings: words, joined", 1, 0.0, th / 16.0 * F, th / 16.0));
+    let places = 2.0 * F * ((p.shape.positions + 2) * h) as f64;
+    let parts = F * (512 * 2 * h) as f64;
+    list.push(rows("embeddings: positions, segments", 1, places, th * R + places + parts, 3.0 * th));
+    list.push(sums("embeddings: sums of segments", 1, 512, 2 * h));
 }
 
 #[cfg(test)]
@@ -282,7 +331,7 @@ mod tests {
             sequences: 32,
             attended: 512.0,
             masked: 2458,
-            masked_capacity: 2458,
+            masked_rows: 2458,
             mlm: true,
             qdpp: false,
             dropout: true,
@@ -304,7 +353,7 @@ mod tests {
     fn the_update_moves_34_bytes_a_parameter() {
         // gradient read and cleared 8, master 8, moments 16, bf16 weight 2
         let kernels = update_kernels(1000, 1000);
-        assert_eq!(kernels[1].moves, 34_000.0);
+        assert_eq!(kernels[2].moves, 34_000.0);
         assert_eq!(kernels[0].moves, 4_000.0);
     }
 }

@@ -51,6 +51,9 @@ impl Needs<'_> {
         let mut fields = memory::parameters(sizes, size_of::<B::Real>() < size_of::<f32>());
         fields.extend(memory::activations(sizes));
         fields.extend(memory::pack(sizes));
+        if size_of::<B::Real>() < size_of::<f32>() {
+            fields.push(memory::scratch(sizes));
+        }
         let model: usize = fields.iter().map(|field| field.bytes(size_of::<B::Real>())).sum();
         let narrow = train.reduce == Precision::Bf16 && ranks > 1;
         let longest = self.layout.buckets().iter().map(ExactSizeIterator::len).max().unwrap_or(0);

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use ctune_dist::config::{Precision, Sharding, Train};
 use ctune_dist::dist::{Distributed, World};
-use ctune_dist::engine::RankLoss;
-use ctune_dist::engine::cuda::{Cuda, Real, Settings};
+use ctune_dist::engine::cuda::{Cuda, Settings};
+use ctune_dist::engine::{RankLoss, Real};
 use ctune_dist::model::activations::{Capacity, Recompute};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::lora::{Lora, Target};
@@ -21,14 +21,14 @@ use ctune_dist::doctor::trial;
 /// What the prediction allows for the rounding of buffers and for tables.
 const SLACK: i64 = 32 << 10;
 
-fn check<R: Real>(heads: HeadSet, tuning: &Tuning) {
+fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
     softgpu::load();
     let kernel_cache = Some(softgpu::library_path().join("images"));
     let gpu = Cuda::<R>::new(0, Settings { kernel_cache, ..Settings::default() }).unwrap();
     let (world, mut pack) = (World::solo(), trial::pack(301));
     pack.masked *= usize::from(heads.mlm);
     let shape = Shape { layers: 3, ..trial::shapes()[1].clone() };
-    let train = Train { recompute: tuning.recompute, pack_tokens: 700, ..Train::default() };
+    let train = Train { recompute: tuning.recompute, pack_tokens, ..Train::default() };
     let rate = if heads.mlm { 0.2 } else { 0.0 };
     let capacity = |tokens| Capacity::of_pack(tokens, rate, false);
     let layout = tuning.layout(&shape, heads).unwrap();
@@ -37,7 +37,7 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning) {
     let options = Options {
         objective: match heads.mlm {
             true => Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
-            false => Objective::Ranking(RankLoss::Lce),
+            false => Objective::Ranking(RankLoss::Lce, None),
         },
         heads,
         capacity: capacity(train.pack_tokens),
@@ -54,7 +54,7 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning) {
     model.backward(&pack, &mut |_, _, _| Ok(())).unwrap();
     optimiser.step(&mut *reducer, &mut model, 1e-3).unwrap().wait().unwrap();
     let (predicted, allocated) = (forecast.predicted() as i64, gpu.device().allocated() as i64);
-    println!("{} {:?}: {predicted} bytes predicted, {allocated} allocated", R::SUFFIX, tuning.recompute);
+    println!("{} {:?}: {predicted} bytes predicted, {allocated} allocated", R::NAME, tuning.recompute);
     assert!((predicted - allocated).abs() < SLACK, "{predicted} bytes predicted, {allocated} allocated");
 }
 
@@ -62,14 +62,16 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning) {
 fn what_is_allocated_was_predicted() {
     for recompute in [Recompute::None, Recompute::GeluNorm, Recompute::Layer] {
         let tuning = Tuning { recompute, ..Tuning::default() };
-        check::<f32>(HeadSet::PRETRAINING, &tuning);
-        check::<half::bf16>(HeadSet::PRETRAINING, &tuning);
+        check::<f32>(HeadSet::PRETRAINING, &tuning, 700);
+        check::<half::bf16>(HeadSet::PRETRAINING, &tuning, 700);
     }
     let targets = vec![Target::Query, Target::Intermediate];
     let adapted = Tuning { lora: Some(Lora { rank: 8, alpha: 16.0, targets }), ..Tuning::default() };
-    check::<half::bf16>(HeadSet::RANKING, &adapted);
+    check::<half::bf16>(HeadSet::RANKING, &adapted, 700);
     let frozen = Tuning { freeze: vec!["embeddings".into(), "layer.0".into()], ..Tuning::default() };
-    check::<f32>(HeadSet::PRETRAINING, &frozen);
+    check::<f32>(HeadSet::PRETRAINING, &frozen, 700);
+    // attention's backward needs more than the scratch that every model has
+    check::<half::bf16>(HeadSet::PRETRAINING, &Tuning::default(), 16_384);
 }
 
 #[test]

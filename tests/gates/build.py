@@ -61,24 +61,22 @@ def blocks_per_multiprocessor(arch, threads, registers, shared):
 
 @dataclass(frozen=True)
 class Demand:
-    """A line of launches.txt: `NAME kind=KIND [dynamic_shared=BYTES] [local=N]`. NAME may hold `*`; KIND is
-    row (16-byte loads are demanded), tensor (tensor cores are), or other; N instructions on local memory are
-    known and allowed."""
+    """A line of launches.txt: `NAME kind=KIND [dynamic_shared=BYTES]`. NAME may hold `*`; KIND is row (16-byte
+    loads are demanded), tensor (tensor cores are), or other."""
 
     name: str
     kind: str
     dynamic: int
-    local: int
 
     @staticmethod
     def parse(file, number, line):
         name, *words = line.split()
         keys = dict(word.split("=", 1) for word in words if "=" in word)
-        kind, dynamic, local = keys.pop("kind", None), keys.pop("dynamic_shared", "0"), keys.pop("local", "0")
-        whole = all("=" in word for word in words) and (dynamic + local).isdigit()
+        kind, dynamic = keys.pop("kind", None), keys.pop("dynamic_shared", "0")
+        whole = all("=" in word for word in words) and dynamic.isdigit()
         if keys or not whole or kind not in ("row", "tensor", "other"):
-            raise Refused(f"{file}:{number}: must be `NAME kind=row|tensor|other [dynamic_shared=BYTES] [local=N]`")
-        return Demand(name, kind, int(dynamic), int(local))
+            raise Refused(f"{file}:{number}: must be `NAME kind=row|tensor|other [dynamic_shared=BYTES]`")
+        return Demand(name, kind, int(dynamic))
 
     @staticmethod
     def read(folder):
@@ -245,7 +243,6 @@ class Row:
     bank_conflicts: int
     unanalysed: int
     kind: str
-    allowed_local: int
 
     def key(self):
         return self.kernel, self.arch
@@ -314,6 +311,5 @@ def measure(tools, source, demands, arch, options):
         shared = fact["static"] + demand.dynamic
         blocks = blocks_per_multiprocessor(arch, fact["threads"], fact["registers"], shared)
         occupancy = 100 * blocks * fact["threads"] // LIMITS[arch].threads
-        known = {"kind": demand.kind, "allowed_local": demand.local, "dynamic": demand.dynamic}
-        rows.append(Row(**fact, **known, blocks=blocks, occupancy=occupancy))
+        rows.append(Row(**fact, kind=demand.kind, dynamic=demand.dynamic, blocks=blocks, occupancy=occupancy))
     return rows

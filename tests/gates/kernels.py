@@ -62,7 +62,7 @@ def broken_rules(rows):
     """Lines about kernels that no table may hold."""
     for row in rows:
         name = f"{row.kernel} on {row.arch}"
-        if row.local > row.allowed_local:
+        if row.local:
             yield f"{name}: {row.local} instructions on local memory: it spills, or indexes an array at run time"
         if row.blocks == 0:
             yield f"{name}: {row.threads} threads with {row.static + row.dynamic} bytes do not fit a multiprocessor"

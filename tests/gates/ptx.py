@@ -17,7 +17,7 @@ ASSETS = ROOT / "tests" / "assets" / "ptx"
 FIXTURES = {
     "tests/softgpu/ptx/planted.cu": None,
     "kernels/attention.cu": ("attention_d64_bf16",),
-    "kernels/attention_backward.cu": ("attention_dq_d64_bf16", "attention_dkv_d64_bf16"),
+    "kernels/attention_backward.cu": ("attention_backward_d64_bf16",),
     "kernels/gelu.cu": ("gelu_bf16", "gelu_backward_bf16"),
     "kernels/column_sum.cu": ("column_partials_bf16", "add_partials_bf16"),
     "kernels/mask_tokens.cu": ("mask_choose_f32", "mask_compact_f32"),

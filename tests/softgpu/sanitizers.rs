@@ -11,6 +11,10 @@ use std::sync::OnceLock;
 use super::build::{Sanitizer, replay_program};
 use super::child;
 
+/// Blocks of a launch that ThreadSanitizer watches: the first, the last and some between. It looks for races between
+/// the threads of one block; blocks follow each other in its eyes (those between blocks are for `SOFTGPU_ORDER=compare`).
+const WATCHED_BLOCKS: &str = "6";
+
 /// Repeats a recording; `only` names a kernel, `first` is each kernel's first launch, none is all.
 pub fn replay(
     sanitizer: Sanitizer,
@@ -27,6 +31,9 @@ pub fn replay(
     command
         .env("ASAN_OPTIONS", "detect_leaks=0")
         .env("TSAN_OPTIONS", "report_thread_leaks=0:halt_on_error=1");
+    if matches!(sanitizer, Sanitizer::Thread) && only.is_some() {
+        command.env("SOFTGPU_BLOCKS", WATCHED_BLOCKS);
+    }
     command.env_remove("SOFTGPU_RECORD").env("SOFTGPU_STRICT", "1");
     command.arg(recording).output().unwrap()
 }
@@ -71,7 +78,6 @@ fn the_projects_kernels_pass_the_address_sanitizer() {
 }
 
 #[test]
-#[ignore = "takes many minutes: cargo test --release thread_sanitizer -- --ignored"]
 fn the_projects_kernels_pass_the_thread_sanitizer() {
     all_kernels_pass(Sanitizer::Thread, Some("first"));
 }

@@ -12,6 +12,15 @@ use crate::{Error, Result};
 /// Threads of a block, at most.
 const MOST_THREADS: u32 = 1024;
 
+/// The count rounded up to what a recorded step is launched for.
+pub fn rounded_rows(rows: Rows) -> usize {
+    rows.count().next_multiple_of(match rows {
+        Rows::Tokens(_) => 256,
+        Rows::Sequences(_) => 64,
+        Rows::Masked(_) => 128,
+    })
+}
+
 /// A kernel's argument, in the order of its parameters.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Arg {
@@ -45,14 +54,7 @@ impl<R: Real> Cuda<R> {
         args: &[Arg],
     ) -> Result<()> {
         self.flush()?;
-        self.launch_on(
-            &self.device().compute,
-            &format!("{op}_{}", R::SUFFIX),
-            grid,
-            block,
-            shared_bytes,
-            args,
-        )
+        self.launch_on(&self.device().compute, &format!("{op}_{}", R::NAME), grid, block, shared_bytes, args)
     }
 
     /// The same for the kernel of this very name and on a stream of choice.
@@ -89,13 +91,12 @@ impl<R: Real> Cuda<R> {
     /// can be replayed for the next pack, never more than buffers hold. Without `expect` the count
     /// itself. It is the capacity argument of kernels.
     pub(super) fn capacity(&self, rows: Rows) -> usize {
-        let most = self.inner.most;
-        let (count, grain, most) = match rows {
-            Rows::Tokens(n) => (n, 256, most.tokens as usize),
-            Rows::Sequences(n) => (n, 64, most.sequences as usize),
-            Rows::Masked(n) => (n, 128, most.masked as usize),
+        let most = match rows {
+            Rows::Tokens(_) => self.inner.most.tokens,
+            Rows::Sequences(_) => self.inner.most.sequences,
+            Rows::Masked(_) => self.inner.most.masked,
         };
-        count.next_multiple_of(grain).min(most).max(count)
+        rounded_rows(rows).min(most as usize).max(rows.count())
     }
 
     /// The address of this pack's `PackCounts`: a kernel's first argument.

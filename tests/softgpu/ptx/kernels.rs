@@ -4,6 +4,7 @@
 use super::{Arg, Device, Launch, Module, asset};
 use crate::gates::launch_key;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::cuda::dq_sums;
 use ctune_dist::engine::random::philox;
 use ctune_dist::engine::{Backend, DeviceBatch, Dropout, Heads, MaskRule, PackCounts, Rows};
 use ctune_dist::model::activations::{Capacity, device_batch};
@@ -124,8 +125,9 @@ fn attention_on_tensor_cores() {
     let mut out = cpu.zeros(t * h).unwrap();
     cpu.attention(&pack, heads, drop, &cpu_qkv, &mut lse, &mut out).unwrap();
     let mut dqkv = cpu.zeros(t * 3 * h).unwrap();
-    let mut none = cpu.zeros(0).unwrap();
-    cpu.attention_backward(&pack, heads, drop, &cpu_qkv, &lse, &out, &cpu_dout, &mut dqkv, None, &mut none)
+    let mut bias = cpu.zeros(3 * h).unwrap();
+    let (at, bias_at) = (&cpu_dout, Some(0));
+    cpu.attention_backward(&pack, heads, drop, &cpu_qkv, &lse, &out, at, &mut dqkv, bias_at, &mut bias)
         .unwrap();
 
     let mut device = Device::default();
@@ -151,24 +153,36 @@ fn attention_on_tensor_cores() {
     let module = asset("kernels/attention_backward.cu");
     let pitch = 64 * slots;
     let at_dout = Arg::Pointer(d.upload(&padded(&dout, h)));
-    let scratch = Arg::Pointer(d.unwritten::<f32>(2 * heads.heads * pitch as usize));
+    let rows = Arg::Pointer(d.unwritten::<f32>(2 * heads.heads * pitch as usize));
+    let sums = Arg::Pointer(d.unwritten::<f32>(dq_sums(CAPACITY, heads)));
     let at_dqkv = d.unwritten::<bf16>(CAPACITY * 3 * h);
-    let last = [Arg::U32(heads.heads as u32), Arg::U32(pitch), Arg::U32(CAPACITY as u32)];
-    let tail = [&last[..], &drop_args(drop)].concat();
-    let dq = [
+    let partials = d.unwritten::<f32>(SEQUENCES * 3 * h);
+    let own = [
         Arg::Pointer(at_qkv),
         Arg::Pointer(at_lse),
         Arg::Pointer(at_out),
         at_dout,
-        scratch,
+        rows,
+        sums,
         Arg::Pointer(at_dqkv),
+        Arg::Pointer(partials),
+        Arg::U32(heads.heads as u32),
+        Arg::U32(pitch),
+        Arg::U32(CAPACITY as u32),
     ];
-    run(&module, "attention_dq_d64_bf16", grid, 128, &[&head[..], &dq, &tail].concat(), d);
-    let dkv = [Arg::Pointer(at_qkv), at_dout, scratch, Arg::Pointer(at_dqkv)];
-    run(&module, "attention_dkv_d64_bf16", grid, 128, &[&head[..], &dkv, &tail].concat(), d);
+    let args = [&head[..], &own, &drop_args(drop)].concat();
+    // blocks behind the pack's sequences leave zeros
+    let grid = [SEQUENCES as u32, heads.heads as u32, 1];
+    run(&module, "attention_backward_d64_bf16", grid, 256, &args, d);
     let got = d.read::<bf16>(at_dqkv);
     close("dqkv", &got[..t * 3 * h], &dqkv);
     assert!(got[t * 3 * h..].iter().all(|x| x.to_bits() == 0), "rows behind the pack must be zeros");
+    let got = d.read::<f32>(partials);
+    let size = bias.iter().fold(0f32, |a, b| a.max(b.abs()));
+    for (column, expected) in bias.iter().enumerate() {
+        let sum: f32 = got[column..].iter().step_by(3 * h).sum();
+        assert!((sum - expected).abs() <= size / 64.0, "bias[{column}]: {sum} and {expected} of {size}");
+    }
 }
 
 #[test]
@@ -177,7 +191,8 @@ fn gelu_and_its_gradient() {
     let (pre, dact) = (random(t * width, 3), random(t * width, 4));
     let cpu = Cpu::new();
     let (x, mut d) = (single(&cpu, &pre), single(&cpu, &dact));
-    cpu.gelu_backward(&x, &mut d, Rows::Tokens(t), width, None, &mut cpu.zeros(0).unwrap()).unwrap();
+    let mut bias = cpu.zeros(width).unwrap();
+    cpu.gelu_backward(&x, &mut d, Rows::Tokens(t), width, Some(0), &mut bias).unwrap();
 
     let (module, mut device) = (asset("kernels/gelu.cu"), Device::default());
     let counts = counts(&mut device);
@@ -187,7 +202,10 @@ fn gelu_and_its_gradient() {
     let (rows, columns) = (Arg::U32(0), Arg::U32(width as u32));
     run(&module, "gelu_bf16", grid, 256, &[counts, rows, at_pre, Arg::Pointer(act), columns], &mut device);
     let capacity = Arg::U32(CAPACITY as u32);
-    let args = [counts, rows, at_pre, Arg::Pointer(at), capacity, columns];
+    let chunks = CAPACITY.div_ceil(128);
+    let partials = device.unwritten::<f32>(chunks * width);
+    let args = [counts, rows, at_pre, Arg::Pointer(at), Arg::Pointer(partials), capacity, columns];
+    let grid = [width.div_ceil(32 * 8) as u32, chunks as u32, 1];
     run(&module, "gelu_backward_bf16", grid, 256, &args, &mut device);
 
     let exact = |x: &bf16| {
@@ -200,6 +218,11 @@ fn gelu_and_its_gradient() {
     let got = device.read::<bf16>(at);
     close("its gradient", &got[..t * width], &d);
     assert!(got[t * width..].iter().all(|x| x.to_bits() == 0), "rows behind the pack must be zeros");
+    let got = device.read::<f32>(partials);
+    for (column, expected) in bias.iter().enumerate() {
+        let sum: f32 = got[column..].iter().step_by(width).sum();
+        assert!((sum - expected).abs() < 1e-3, "bias[{column}]: {sum} and {expected}");
+    }
 }
 
 #[test]

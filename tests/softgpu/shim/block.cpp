@@ -112,7 +112,6 @@ void Block::begin(const Launch& launch, dim3 index) {
     if (fibers_.size() < threads_) {
         fibers_.resize(threads_);
         copies_.resize(threads_);
-        tsan_.resize(threads_);
     }
     warps_.resize((threads_ + 31) / 32);
     for (Warp& w : warps_) w.exist = w.done = w.ready = w.in_warp = w.in_barrier = 0;
@@ -148,16 +147,22 @@ bool Block::run(const Launch& launch, const Order& order, dim3 index) {
         copies_[i].delivered = 0;
         warps_[f.warp].exist |= 1u << f.lane;
         prepare(f.registers, stacks_ + i * kStack, kStack, fiber_entry);
-        if (has_tsan()) tsan_[i] = __tsan_create_fiber(0);
     }
+    // Made once, as each costs as much as a small block: a fiber that has returned is, for ThreadSanitizer, a thread
+    // that goes on. Start and end of a block order it with all others.
+    if (has_tsan())
+        while (tsan_.size() < threads_) tsan_.push_back(__tsan_create_fiber(0));
     for (Warp& w : warps_) w.ready = w.exist;
     current_ = nullptr;
     next(false);
     if (!failed_ && alive_) report_deadlock();
     check_guard();
     if (has_tsan()) {
-        for (unsigned i = 0; i < threads_; i++) __tsan_destroy_fiber(tsan_[i]);
         __tsan_acquire(sync(kEnd));
+        if (failed_) {  // fibers that were abandoned have not left their functions
+            for (void* fiber : tsan_) __tsan_destroy_fiber(fiber);
+            tsan_.clear();
+        }
     }
     return !failed_;
 }
@@ -223,7 +228,7 @@ void Block::switch_to(Registers& from, Fiber* to, bool last) {
     }
     if (!has_tsan() && !has_asan()) return jump(from, target);
     Destination destination{home_tsan_, nullptr, 0};
-    if (to) destination = {tsan_[index(to)], stacks_ + index(to) * kStack, kStack};
+    if (to) destination = {has_tsan() ? tsan_[index(to)] : nullptr, stacks_ + index(to) * kStack, kStack};
     switch_watched(from, target, destination, last);
 }
 

@@ -33,6 +33,12 @@ const Order& chosen_order() {
     return order;
 }
 
+// SOFTGPU_BLOCKS: most blocks of a grid that are run, for sanitizers, which look at one block at a time anyway.
+static uint64_t block_limit() {
+    static const uint64_t limit = static_cast<uint64_t>(setting("SOFTGPU_BLOCKS", 0l));
+    return limit;
+}
+
 // The workers beside the calling thread. One grid at a time has them; a grid that finds them busy runs alone.
 class Workers {
 public:
@@ -100,7 +106,8 @@ void parallel(size_t count, const std::function<void(size_t)>& body) {
 
 bool run_grid(const Launch& launch, const Order& order) {
     dim3 g = launch.grid;
-    uint64_t blocks = static_cast<uint64_t>(g.x) * g.y * g.z;
+    const uint64_t all = static_cast<uint64_t>(g.x) * g.y * g.z, most = block_limit();
+    const uint64_t blocks = most && most < all ? most : all;
     std::vector<uint64_t> shuffled;
     if (order.kind == Order::Random) {
         shuffled.resize(blocks);
@@ -117,6 +124,7 @@ bool run_grid(const Launch& launch, const Order& order) {
             if (k >= blocks || !good.load(std::memory_order_relaxed)) return;
             if (!shuffled.empty()) k = shuffled[k];
             else if (order.kind == Order::Reverse) k = blocks - 1 - k;
+            if (blocks < all && blocks > 1) k = k * (all - 1) / (blocks - 1);  // the first, the last, even steps
             dim3 index(static_cast<unsigned>(k % g.x), static_cast<unsigned>(k / g.x % g.y), static_cast<unsigned>(k / g.x / g.y));
             if (!block.run(launch, order, index)) good = false;
         }

@@ -10,6 +10,7 @@ mod optimiser;
 mod rows;
 mod tables;
 
+pub use attention::{attention_scratch, dq_sums};
 pub use optimiser::Tables;
 
 use super::launch::Arg;
@@ -20,7 +21,8 @@ use crate::engine::Dropout;
 /// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
 const SCRATCH_GRAIN: usize = 1 << 20;
 
-/// Bytes of scratch that a model's first step allocates; large vocabularies take some more.
+/// Bytes of scratch that a model's first operations allocate; large vocabularies take some more, and
+/// `attention_scratch` is in addition.
 pub(super) fn scratch_bytes() -> usize {
     CudaBuf::<f32>::size(SCRATCH_GRAIN)
 }

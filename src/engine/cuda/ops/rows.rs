@@ -14,8 +14,9 @@ const ROW_BLOCK: u32 = 128;
 const NARROW: usize = 1024;
 /// Threads of a block of the other kernels here.
 const BLOCK: u32 = 256;
-/// Rows whose column sum is one partial sum.
+/// Rows whose column sum is one partial sum, alone and behind GELU.
 const COLUMN_CHUNK: u32 = 256;
+const GELU_CHUNK: u32 = 128;
 /// Widths of tensors on a GPU are multiples of this: rows start at 16 bytes in bf16.
 const GRAIN: usize = 8;
 
@@ -292,6 +293,7 @@ impl<R: Real> Cuda<R> {
         self.launch("gelu", grid, BLOCK, 0, &[self.counts(), which(rows), pre, act, Arg::U32(width as u32)])
     }
 
+    /// Scratch: partial sums [T / 128, N].
     pub(in super::super) fn gelu_backward(
         &self,
         pre: &CudaBuf<R>,
@@ -304,12 +306,15 @@ impl<R: Real> Cuda<R> {
         check_width("GELU", width)?;
         let capacity = self.capacity(rows);
         let pre = Self::rows_arg("gelu pre", pre, rows.count(), width)?;
-        let to = Self::rows_arg("gelu dact", dact, capacity, width)?;
+        let dact = Self::rows_arg("gelu dact", dact, capacity, width)?;
+        let chunks = (capacity as u32).div_ceil(GELU_CHUNK);
+        let partials = if bias.is_some() { self.scratch(chunks as usize * width)? } else { 0 };
+        let grid = (width.div_ceil(32 * Self::VECTOR) as u32, chunks, 1);
         let sizes = [Arg::U32(capacity as u32), Arg::U32(width as u32)];
-        let args = [self.counts(), which(rows), pre, to, sizes[0], sizes[1]];
-        self.launch("gelu_backward", self.vector_grid(capacity * width), BLOCK, 0, &args)?;
+        let args = [self.counts(), which(rows), pre, dact, Arg::Ptr(partials), sizes[0], sizes[1]];
+        self.launch("gelu_backward", grid, BLOCK, 0, &args)?;
         match bias {
-            Some(at) => self.column_sum(dact, rows, width, at, grads),
+            Some(at) => self.add_partials(partials, chunks, width, &[at], grads),
             None => Ok(()),
         }
     }
