@@ -15,8 +15,8 @@ use ctune_dist::corpus::prepare::{self, PrepareOptions};
 use ctune_dist::corpus::shard_write::PART_TOKENS;
 use ctune_dist::corpus::{Filter, Shards, Source, Tokenizer};
 use ctune_dist::data::{
-    Batch, ClickOptions, ClickSource, Cursor, Loader, LoaderOptions, Negatives, PairUse, SampleSource,
-    Special, Truncate,
+    Batch, ClickOptions, ClickSource, Cursor, Grades, Loader, LoaderOptions, Negatives, PairUse,
+    SampleSource, Special, Truncate,
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -159,6 +159,8 @@ fn access(path: &Path) -> Outcome {
             truncate: Truncate::Document,
             negatives: Negatives::RandomDocument,
             negatives_per_positive: 1,
+            hard: None,
+            grades: Grades::None,
             pairs: PairUse::Labelled,
         },
     )?);

@@ -37,7 +37,7 @@ struct Counts {
     uint32_t epoch;        // of the samples; part of every dropout counter
     uint32_t step_masked;  // masked tokens of the whole step, all ranks
     uint32_t step_pairs;   // sequences or groups of the whole step, all ranks
-    uint32_t reserved;
+    uint32_t documents;    // of ranking groups, where their scores come from several passages
 };
 
 // `engine::Rows` as a kernel argument: which count says how many rows there are.

@@ -1,10 +1,10 @@
 // The QDPP head in two launches: pooler bias, tanh, two-way head, cross-entropy, accuracy, all gradients.
 //
-//   pooled = tanh(pre + b_p)    logits = pooled Wᵀ + b    loss = log(e^l0 + e^l1) - l_label
-//   dlogits = scale (softmax(logits) - onehot(label))    dpre = (dlogits W) (1 - pooled^2)
+//   pooled = tanh(pre + b_p)    logits = pooled Wᵀ + b    loss = factor (log(e^l0 + e^l1) - l_label)
+//   dlogits = scale factor (softmax(logits) - onehot(label))    dpre = (dlogits W) (1 - pooled^2)
 //
-// Layouts: pre [S, H] in T, becomes dpre; W [2, H], b [2], b_p [H] in T; labels [S]; logits [S, 2] f32;
-// results [S, 4] f32: loss, 1 where the label's logit is the larger, dlogits. H is a multiple of 8.
+// Layouts: pre [S, H] in T, becomes dpre; W [2, H], b [2], b_p [H] in T; labels, factors [S]; logits [S, 2]
+// f32; results [S, 4] f32: loss, 1 where the label's logit is the larger, dlogits. H is a multiple of 8.
 // `qdpp_logits`: one block of 256 a sequence. `qdpp_gradients`: heads.cuh; pooled is computed again, which
 // costs a tanh a value and no buffer. Rows behind S become zeros (dpre is a factor of the pooler's
 // products). Its first block adds statistics and the gradient of b; a launch of one block that only
@@ -13,11 +13,13 @@
 #include "heads.cuh"
 
 // Loss and gradient of two logits, in f64 as on the CPU; there are S of them.
-__device__ inline void cross_entropy(float l0, float l1, uint32_t label, float scale, float (&result)[4]) {
+__device__ inline void cross_entropy(
+    float l0, float l1, uint32_t label, float factor, float scale, float (&result)[4]) {
     const double a = l0, b = l1, top = a > b ? a : b;
     const double e0 = exp(a - top), e1 = exp(b - top), total = e0 + e1;
+    scale *= factor;
     const double own = label == 0 ? a : b, other = label == 0 ? b : a;
-    result[0] = static_cast<float>(log(total) - (own - top));
+    result[0] = static_cast<float>(factor * (log(total) - (own - top)));
     result[1] = own > other ? 1.0f : 0.0f;
     result[2] = static_cast<float>(scale * (e0 / total - (label == 0 ? 1.0 : 0.0)));
     result[3] = static_cast<float>(scale * (e1 / total - (label == 1 ? 1.0 : 0.0)));
@@ -25,8 +27,8 @@ __device__ inline void cross_entropy(float l0, float l1, uint32_t label, float s
 
 template <class T>
 __device__ inline void qdpp_logits(
-    const Counts* counts, const uint32_t* labels, const T* pool_bias, const T* w, const T* b, const T* pre,
-    float* logits, float* results, uint32_t hidden, float weight) {
+    const Counts* counts, const uint32_t* labels, const float* factors, const T* pool_bias, const T* w, const T* b,
+    const T* pre, float* logits, float* results, uint32_t hidden, float weight) {
     __shared__ float scratch[HEAD_WARPS];
     const uint32_t sequence = blockIdx.x;
     if (sequence >= counts->sequences) return;
@@ -43,7 +45,8 @@ __device__ inline void qdpp_logits(
     dot1 = block_sum<HEAD_WARPS>(dot1, scratch) + to_float(b[1]);
     if (threadIdx.x == 0) {
         float result[4];
-        cross_entropy(dot0, dot1, labels[sequence], weight / static_cast<float>(max(counts->step_pairs, 1u)), result);
+        const float scale = weight / static_cast<float>(max(counts->step_pairs, 1u));
+        cross_entropy(dot0, dot1, labels[sequence], factors[sequence], scale, result);
         logits[2 * sequence] = dot0, logits[2 * sequence + 1] = dot1;
         for (int i = 0; i < 4; ++i) results[4 * sequence + i] = result[i];
     }
@@ -102,9 +105,9 @@ __device__ inline void qdpp_gradients(
 // qdpp_logits: grid (capacity of S); qdpp_gradients: grid (H / 64, or 1 to measure); blocks of 256.
 #define KERNELS(T, SUFFIX)                                                                                         \
     extern "C" __global__ void __launch_bounds__(HEAD_THREADS) qdpp_logits_##SUFFIX(                               \
-        const Counts* counts, const uint32_t* labels, const T* pool_bias, const T* w, const T* b, const T* pre,    \
-        float* logits, float* results, uint32_t hidden, float weight) {                                            \
-        qdpp_logits<T>(counts, labels, pool_bias, w, b, pre, logits, results, hidden, weight);                     \
+        const Counts* counts, const uint32_t* labels, const float* factors, const T* pool_bias, const T* w,        \
+        const T* b, const T* pre, float* logits, float* results, uint32_t hidden, float weight) {                  \
+        qdpp_logits<T>(counts, labels, factors, pool_bias, w, b, pre, logits, results, hidden, weight);            \
     }                                                                                                              \
     extern "C" __global__ void __launch_bounds__(HEAD_THREADS) qdpp_gradients_##SUFFIX(                            \
         const Counts* counts, const T* pool_bias, const T* w, const float* results, T* pre, float* dpool_bias,     \

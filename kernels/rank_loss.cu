@@ -1,13 +1,16 @@
-// The ranking head and its losses.
+// The ranking head, documents' scores from their passages', and the ranking losses.
 //
 //   pooled = tanh(pre + b_p)    score = dropout(pooled) wᵀ + b    loss: `engine::RankLoss`, one of six
+//   document = first, best, sum or mean of its passages' scores (`engine::Aggregate`)
 //
 // Layouts: pre [S, H] in T becomes pooled, then (backward) its own gradient; w [H], b [1], b_p [H] in T;
-// scores, targets, dscores [S] f32; cu_groups [groups + 1]. A group is a query's documents, the first its
-// positive. The dropout of a sequence is keyed by its sample and position 0. H is a multiple of 8.
-// `score_head`: one block of 256 a sequence. `rank_loss`: one block, a thread a group, in f64 as on the CPU
-// (a pack has a few hundred scores; what counts is that it is one launch). `score_head_backward`: heads.cuh;
-// rows behind S become zeros.
+// scores, dscores [S] f32; cu_documents [documents + 1]: first passage of each document; targets, and scores
+// and slopes of documents [documents] f32; cu_groups [groups + 1]: first document of each group, which is its
+// positive. Where documents were not put together, a sequence is a document. The dropout of a sequence is
+// keyed by its sample and position 0. H is a multiple of 8.
+// `score_head`: one block of 256 a sequence. `aggregate_*`: one block, a thread a document, and `rank_loss`:
+// one block, a thread a group, in f64 as on the CPU (a pack has a few hundred scores; what counts is that each
+// is one launch). `score_head_backward`: heads.cuh; rows behind S become zeros.
 // Bytes: S H values four times, a few hundred KB: the launches are latency.
 #include "heads.cuh"
 
@@ -76,6 +79,39 @@ __device__ inline void score_head_backward(
     }
     add_lanes(dweight, dw, hidden, scratch);
     add_lanes(dbias, dpool_bias, hidden, scratch);
+}
+
+// ---- passages ----------------------------------------------------------------------------------
+
+// `engine::Aggregate` in the order of its variants.
+enum : uint32_t { FIRST_P, MAX_P, SUM_P, AVG_P };
+
+__device__ inline void aggregate_scores(
+    const Counts* counts, const uint32_t* cu_documents, const float* scores, float* documents, uint32_t how) {
+    for (uint32_t d = threadIdx.x; d < counts->documents; d += HEAD_THREADS) {
+        const uint32_t first = cu_documents[d], n = how == FIRST_P ? 1 : cu_documents[d + 1] - first;
+        double score = scores[first];
+        for (uint32_t i = 1; i < n; ++i) {
+            const double next = scores[first + i];
+            score = how != MAX_P ? score + next : next > score ? next : score;
+        }
+        documents[d] = static_cast<float>(how == AVG_P ? score / n : score);
+    }
+}
+
+__device__ inline void aggregate_backward(
+    const Counts* counts, const uint32_t* cu_documents, const float* scores, const float* ddocuments, float* dscores,
+    uint32_t how) {
+    for (uint32_t d = threadIdx.x; d < counts->documents; d += HEAD_THREADS) {
+        const uint32_t first = cu_documents[d], n = cu_documents[d + 1] - first;
+        uint32_t best = 0;
+        for (uint32_t i = 1; i < n && how == MAX_P; ++i) best = scores[first + i] > scores[first + best] ? i : best;
+        const bool alone = how == FIRST_P || how == MAX_P;
+        const double share = how == AVG_P ? 1.0 / n : 1.0;
+        for (uint32_t i = 0; i < n; ++i) {
+            dscores[first + i] = alone && i != best ? 0.0f : static_cast<float>(ddocuments[d] * share);
+        }
+    }
 }
 
 // ---- losses ------------------------------------------------------------------------------------
@@ -176,7 +212,7 @@ __device__ inline void rank_loss(
     }
 }
 
-// score_head: grid (capacity of S); score_head_backward: grid (H / 64); rank_loss: one block; all of 256.
+// score_head: grid (capacity of S); score_head_backward: grid (H / 64); the others one block; all of 256.
 #define KERNELS(T, SUFFIX)                                                                                           \
     extern "C" __global__ void __launch_bounds__(HEAD_THREADS) score_head_##SUFFIX(                                  \
         const Counts* counts, const uint32_t* samples, const T* pool_bias, const T* w, const T* b, T* pre,           \
@@ -190,6 +226,15 @@ __device__ inline void rank_loss(
         score_head_backward<T>(                                                                                      \
             counts, samples, w, dscores, pooled, dpool_bias, dw, db, hidden, capacity,                               \
             {threshold, drop_scale, seed, site});                                                                    \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(HEAD_THREADS) aggregate_scores_##SUFFIX(                            \
+        const Counts* counts, const uint32_t* cu_documents, const float* scores, float* documents, uint32_t how) {   \
+        aggregate_scores(counts, cu_documents, scores, documents, how);                                              \
+    }                                                                                                                \
+    extern "C" __global__ void __launch_bounds__(HEAD_THREADS) aggregate_backward_##SUFFIX(                          \
+        const Counts* counts, const uint32_t* cu_documents, const float* scores, const float* ddocuments,            \
+        float* dscores, uint32_t how) {                                                                              \
+        aggregate_backward(counts, cu_documents, scores, ddocuments, dscores, how);                                  \
     }                                                                                                                \
     extern "C" __global__ void __launch_bounds__(HEAD_THREADS, 1) rank_loss_##SUFFIX(                                   \
         const Counts* counts, const uint32_t* cu_groups, const float* scores, const float* targets, float* dscores,  \

@@ -229,8 +229,11 @@ pub struct Retrieve {
     #[arg(long)]
     pub only: Option<PathBuf>,
     /// Topics: TSV, TREC SGML or XML, JSON lines.
-    #[arg(long)]
-    pub topics: PathBuf,
+    #[arg(long, required_unless_present = "clicks")]
+    pub topics: Option<PathBuf>,
+    /// Instead of topics, the queries of a click log: hard negatives for coarse.
+    #[arg(long, conflicts_with = "topics")]
+    pub clicks: Option<PathBuf>,
     /// Parts of a topic that make the query: title, description, narrative.
     #[arg(long, value_delimiter = ',', default_value = "title")]
     pub topic_fields: Vec<TopicField>,

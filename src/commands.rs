@@ -157,7 +157,8 @@ fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
     bm25::RetrieveOptions {
         documents: vec![Source { format: args.format, ..Source::documents(args.documents) }],
         only: args.only,
-        topics: args.topics,
+        clicks: args.clicks.is_some(),
+        topics: args.topics.or(args.clicks).unwrap_or_default(), // clap asks for one of them
         topic_fields: args.topic_fields,
         out: args.out,
         depth: args.depth,

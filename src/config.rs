@@ -5,6 +5,7 @@
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
 mod fine;
+mod objective;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,13 +16,12 @@ use toml::{Table, Value};
 use crate::corpus::documents::Field;
 use crate::corpus::prepare::PrepareTable;
 use crate::corpus::{Role, Source};
-use crate::data::negatives::Negatives;
 use crate::data::source::Truncate;
-use crate::engine::MaskRule;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
 use crate::model::{Recompute, Tuning};
-pub use fine::{Fine, FineLoss, NegativesFrom};
+pub use fine::{Fine, FineLoss, NegativesFrom, TrainPassages};
+pub use objective::{MaskIn, Objective};
 
 use crate::{Error, Result};
 
@@ -133,44 +133,6 @@ pub struct Model {
     pub intermediate: Option<usize>,
     /// Rows of the position table; `data.max_tokens` when absent.
     pub positions: Option<usize>,
-}
-
-/// `[objective]`: what coarse-tuning learns.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Objective {
-    /// Weight of the MLM loss; 0 leaves the text unmasked.
-    pub mlm: f32,
-    /// Weight of the QDPP loss; 0 draws no negatives.
-    pub qdpp: f32,
-    pub mask_rate: f32,
-    pub mask_in: MaskIn,
-    pub whole_word: bool,
-    pub negatives: Negatives,
-    pub negatives_per_positive: u32,
-}
-
-impl Default for Objective {
-    fn default() -> Self {
-        Self {
-            mlm: 1.0,
-            qdpp: 1.0,
-            mask_rate: 0.15,
-            mask_in: MaskIn::Both,
-            whole_word: false,
-            negatives: Negatives::RandomDocument,
-            negatives_per_positive: 1,
-        }
-    }
-}
-
-/// Which part of a pair is masked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MaskIn {
-    Query,
-    Document,
-    Both,
 }
 
 /// `[train]`: the optimisation.
@@ -505,6 +467,7 @@ impl Config {
             }
         }
         self.fine.check()?;
+        self.objective.check()?;
         if self.data.max_tokens < 8 {
             return Err(Error::config(format!(
                 "data.max_tokens = {}: a pair needs at least 8 tokens",
@@ -547,31 +510,6 @@ impl Train {
     /// What training freezes and computes twice.
     pub fn tuning(&self, lora: Option<&Lora>) -> Tuning {
         Tuning { lora: lora.cloned(), freeze: self.freeze.clone(), recompute: self.recompute }
-    }
-}
-
-impl Objective {
-    /// The masking rule for a model with `vocab` tokens; `None` when MLM has no weight.
-    pub fn mask_rule(
-        &self,
-        seed: u32,
-        vocab: usize,
-        special: crate::data::batch::Special,
-    ) -> Option<MaskRule> {
-        (self.mlm > 0.0 && self.mask_rate > 0.0).then(|| MaskRule {
-            seed,
-            threshold: (f64::from(self.mask_rate) * 4_294_967_296.0) as u32,
-            segments: match self.mask_in {
-                MaskIn::Query => 1,
-                MaskIn::Document => 2,
-                MaskIn::Both => 3,
-            },
-            whole_word: self.whole_word,
-            vocab: vocab as u32,
-            cls: special.cls,
-            sep: special.sep,
-            mask: special.mask,
-        })
     }
 }
 

@@ -9,7 +9,8 @@ mod steps;
 use std::sync::Arc;
 
 use ctune_dist::data::{
-    Batch, ClickLog, ClickOptions, Cursor, LoaderOptions, Negatives, PairUse, SampleSource, Special, Truncate,
+    Batch, ClickLog, ClickOptions, Cursor, Grades, LoaderOptions, Negatives, PairUse, SampleSource, Special,
+    Truncate,
 };
 use ctune_dist::engine::random::{MaskRule, philox};
 
@@ -90,6 +91,8 @@ fn click_options() -> ClickOptions {
         truncate: Truncate::Document,
         negatives: Negatives::RandomDocument,
         negatives_per_positive: 1,
+        hard: None,
+        grades: Grades::None,
         pairs: PairUse::Labelled,
     }
 }

@@ -26,7 +26,7 @@ fn folder() -> tempfile::TempDir {
 
 /// A path below the folder of real data sets, `CTUNE_SHARED_DATA` or `../shared/data`; where it is
 /// missing the caller's test ends early and says so.
-fn shared(path: &str) -> Option<PathBuf> {
+pub fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("CTUNE_SHARED_DATA")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);
     let path = root.join(path);

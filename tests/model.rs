@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 
 use ctune_dist::data::batch::Batch;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{AdamW, Backend, MaskRule, RankLoss, stats};
+use ctune_dist::engine::{AdamW, Aggregate, Backend, MaskRule, RankLoss, stats};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
 use ctune_dist::model::trained::Rates;
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
 use ctune_dist::reference::Reference;
+use ctune_dist::train::check::against_reference;
 
 use crate::golden::{self, Case, Golden};
 
@@ -43,7 +44,7 @@ pub fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
 
 /// Options of a ranking model with room for the golden pack.
 pub fn ranking_options(dropout: (f32, u32)) -> Options {
-    options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, dropout)
+    options(Objective::Ranking(RankLoss::Lce, None), HeadSet::RANKING, dropout)
 }
 
 /// The golden pre-training model, tuned.
@@ -248,6 +249,39 @@ fn compare(actual: &Tensors, expected: &BTreeMap<String, Vec<f32>>) {
     }
 }
 
+/// Documents of several passages, put together in every way, with factors of pairs' losses in the other
+/// objective: the engine against the reference's autograd.
+#[test]
+fn passages_and_factors_are_the_references() {
+    let golden = golden::load();
+    let batch = Batch {
+        cu_documents: vec![0, 2, 3, 5, 6],
+        cu_groups: vec![0, 2, 4],
+        targets: vec![1.0, 0.0, 2.0, 0.0],
+        ..golden.ranking_batch.clone()
+    };
+    for how in [Aggregate::FirstP, Aggregate::MaxP, Aggregate::SumP, Aggregate::AvgP] {
+        let objective = Objective::Ranking(RankLoss::Lce, Some(how));
+        let options = options(objective, HeadSet::RANKING, (0.1, 7));
+        let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
+        fill(&mut model, &golden.ranking_weights);
+        let found = against_reference(&mut model, &batch).unwrap().unwrap();
+        assert!(found.worst().1 < 1e-5, "{how:?}: {:?}", found.worst());
+        close(found.loss, found.reference_loss, 1e-6);
+    }
+    let factors = vec![1.0, 0.25, 0.0, 3.0, 1.5, 0.5];
+    let batch = Batch { pair_weights: factors, ..golden.pretraining_batch.clone() };
+    let qdpp = Objective::Pretraining { mlm: 0.0, qdpp: 1.0 };
+    let options = options(qdpp, HeadSet::PRETRAINING, (0.1, 7));
+    let mut model = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
+    fill(&mut model, &golden.pretraining_weights);
+    let found = against_reference(&mut model, &batch).unwrap().unwrap();
+    assert!(found.worst().1 < 1e-5, "{:?}", found.worst());
+    close(found.loss, found.reference_loss, 1e-6);
+    let plain = against_reference(&mut model, &golden.pretraining_batch).unwrap().unwrap();
+    assert!((plain.loss - found.loss).abs() > 0.01, "factors change nothing");
+}
+
 /// Pairs with documents of the given lengths.
 fn pack(lengths: &[usize]) -> Batch {
     let special = ctune_dist::data::batch::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
@@ -299,7 +333,7 @@ fn checkpoints_go_out_and_in() {
     assert_eq!(std::fs::read_dir(dir.path().join("run")).unwrap().count(), 1, "temporary files are left");
 
     // the QDPP head as a ranking head: clicked minus negative
-    let options = options(Objective::Ranking(RankLoss::Lce), HeadSet::RANKING, (0.0, 0));
+    let options = options(Objective::Ranking(RankLoss::Lce, None), HeadSet::RANKING, (0.0, 0));
     let mut ranker = Bert::new(Cpu::new(), &golden.shape, options).unwrap();
     let report = read.fill(&mut ranker, Fill::Head(HeadStart::QdppHead), 1).unwrap();
     assert_eq!(report.missing, Vec::<String>::new());

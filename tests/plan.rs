@@ -69,7 +69,10 @@ fn check_memory(recompute: Recompute) {
         ("MLM: row statistics", h.transform_stats.len()),
         ("MLM: logits", h.logits.len()),
         ("[CLS] rows and pooler", h.cls.len() + h.pooled.len()),
-        ("scores and QDPP logits", h.pair_logits.len() + h.scores.len() + h.dscores.len()),
+        (
+            "scores and QDPP logits",
+            h.pair_logits.len() + h.scores.len() + h.dscores.len() + h.documents.len() + h.ddocuments.len(),
+        ),
         ("gradients: hidden rows", back.dx.len() + back.dnormed.len() + back.dy.len() + back.dcontext.len()),
         ("gradients: after GELU", back.dact.len()),
         ("gradients: q, k, v", back.dqkv.len()),
@@ -84,7 +87,8 @@ fn check_memory(recompute: Recompute) {
     let b = device_batch(&cpu, capacity).unwrap();
     let tokens = b.ids.len() + b.positions.len() + b.segments.len() + b.row_sample.len();
     let sequences =
-        b.cu_seqlens.len() + b.samples.len() + b.pair_labels.len() + b.cu_groups.len() + b.targets.len();
+        b.cu_seqlens.len() + b.samples.len() + b.cu_documents.len() + b.cu_groups.len() + b.targets.len();
+    let sequences = sequences + b.pair_labels.len() + b.pair_weights.len();
     let masked = b.masked_rows.len() + b.masked_labels.len();
     let pack = memory::pack(sizes);
     assert_eq!(elements(&pack, &["pack: ids, positions, segments, samples"]), tokens);

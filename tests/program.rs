@@ -53,7 +53,13 @@ impl Place {
     pub fn with_shards() -> Self {
         let place = Self::with_text();
         place.prepare();
-        place.write(
+        place.plan();
+        place
+    }
+
+    /// Writes the plan.
+    pub fn plan(&self) {
+        self.write(
             "plan.toml",
             r#"
             seed = 7
@@ -79,7 +85,6 @@ impl Place {
             negatives = 2
             "#,
         );
-        place
     }
 
     /// Makes the shards anew.
@@ -245,11 +250,31 @@ fn ranks_compute_what_one_process_computes() {
     let place = Place::with_shards();
     let args =
         |out: &'static str| ["coarse", "--config", "plan.toml", "--set", "train.dropout=0.1", "--out", out];
-    assert_done(&place.run(&args("alone")));
+    let done = place.run(&args("alone"));
+    assert_done(&done);
+    let told = String::from_utf8_lossy(&done.stdout).into_owned();
     let alone = place.metrics("alone");
     assert_eq!(alone.len(), 20);
     let loss = |line: &BTreeMap<String, serde_json::Value>, key: &str| line[key].as_f64().unwrap();
     assert!(loss(&alone[19], "mlm_loss") < loss(&alone[0], "mlm_loss"), "nothing was learnt");
+    for part in [
+        "| loss ",
+        "| mlm ",
+        "| qdpp ",
+        "| norm ",
+        "| lr ",
+        " ms | ",
+        " tok/s",
+        "| mfu ",
+        "| loader ",
+        "| comm ",
+        " left",
+    ] {
+        assert!(told.contains(part), "{part:?} is not in a step's line: {told}");
+    }
+    for key in ["grad_norm", "lr", "step_ms", "loader_ms", "exchange_ms", "tokens_per_s", "mfu"] {
+        assert!(alone[19][key].as_f64().is_some_and(f64::is_finite), "{key} is not in a step's line");
+    }
     for (ranks, out) in [(1, "np1"), (2, "np2"), (4, "np4")] {
         assert_done(&place.mpirun(ranks, &args(out)));
         let metrics = place.metrics(out);

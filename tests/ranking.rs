@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use ctune_dist::config::{Config, NegativesFrom};
+use ctune_dist::config::{Config, NegativesFrom, TrainPassages};
 use ctune_dist::corpus::tokenise::Tokenizer;
 use ctune_dist::data::batch::Batch;
 use ctune_dist::data::source::SampleSource;
+use ctune_dist::engine::Aggregate;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;
 use ctune_dist::report::Results;
 use ctune_dist::train::collection::Collection;
 use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
-use ctune_dist::train::passages::Aggregate;
 
 use super::program::{Place, assert_done, assert_refused};
 
@@ -71,6 +71,13 @@ fn every_loss_trains_and_passages_too() {
     let passages =
         ["fine.aggregate=max-p", "fine.passage_words=4", "fine.passage_stride=2", "fine.passages=3"];
     assert_done(&fine(&place, "maxp", &passages));
+    let together = [&passages[..], &["fine.train_passages=all"]].concat();
+    assert_done(&fine(&place, "together", &together));
+    let loss = |run: &str| place.metrics(&format!("{run}/fold-1"))[0]["rank_loss"].as_f64().unwrap();
+    assert!(loss("together") != loss("maxp"), "all passages give the loss of one");
+    let tight = [&together[..], &["train.pack_tokens=64"]].concat();
+    let advice = ["1 + 2 documents with all of their passages", "train.pack_tokens", "fine.train_passages"];
+    assert_refused(&fine(&place, "tight", &tight), 2, &advice);
     assert_done(&fine(&place, "sweep", &["fine.seeds=3"]));
     let sweep = fs::read_to_string(place.path("sweep/seeds.txt")).unwrap();
     let columns: Vec<f64> =
@@ -139,6 +146,92 @@ fn passages_score_as_documents_of_their_own() {
             assert!((hit.score - best).abs() < 1e-5, "{topic} {}: {} not {best}", hit.doc, hit.score);
         }
     }
+}
+
+/// What cannot be used is counted and named, by reason, on the terminal and in run.json.
+#[test]
+fn topics_that_teach_nothing_are_named() {
+    let place = ready();
+    let append = |name: &str, text: &str| {
+        let old = fs::read_to_string(place.path(name)).unwrap();
+        place.write(name, &(old + text));
+    };
+    append("topics.tsv", "T6\teditor tool\nT7\timage tool\nT8\tnever asked\n");
+    append("bm25.run", "T6 Q0 D0 1 2 x\nT6 Q0 D6 2 1 x\nT7 Q0 D0 1 2 x\nT7 Q0 D1 2 1 x\n");
+    append("qrels.txt", "T6 0 D0 1\nT6 0 D6 1\nT7 0 D2 1\n");
+    let out = fine(&place, "fine", &[]);
+    assert_done(&out);
+    let told = String::from_utf8_lossy(&out.stdout).into_owned();
+    for line in [
+        "6 usable topics",
+        "1 topics left out, no relevant document among the first 30: T7",
+        "1 topics left out, nothing but relevant documents among the first 30: T6",
+        "1 topics left out, not in the run: T8",
+    ] {
+        assert!(told.contains(line), "{line:?} in {told}");
+    }
+    let about: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(place.path("fine/run.json")).unwrap()).unwrap();
+    assert_eq!(about["topics"]["usable"].as_array().unwrap().len(), 6);
+    assert_eq!(about["topics"]["without_relevant"], serde_json::json!(["T7"]));
+    assert_eq!(about["topics"]["without_others"], serde_json::json!(["T6"]));
+    assert_eq!(about["topics"]["not_in_run"], serde_json::json!(["T8"]));
+    assert_eq!(about["command"], "fine");
+    // CEDR's folder of folds splits the topics as well.
+    let line = |t: &&str| format!("{t} Q0 D0 1 1 x\n");
+    for (i, [test, valid, train]) in [["T0", "T1", "T2"], ["T2", "T0", "T1"]].iter().enumerate() {
+        fs::create_dir_all(place.path("cedr")).unwrap();
+        for (part, topic) in [("test.run", test), ("valid.run", valid), ("train.pairs", train)] {
+            place.write(&format!("cedr/f{}.{part}", i + 1), &line(topic));
+        }
+    }
+    assert_done(&fine(&place, "cedr-fine", &["data.folds=cedr"]));
+    let tested = Run::read(&place.path("cedr-fine/run.txt")).unwrap();
+    assert_eq!(tested.topics().collect::<Vec<_>>(), ["T0", "T2"]);
+    // The joined run holds each usable topic once, from the fold that tested it.
+    let joined = Run::read(&place.path("fine/run.txt")).unwrap();
+    assert_eq!(joined.topics().collect::<Vec<_>>(), ["T0", "T1", "T2", "T3", "T4", "T5"]);
+    let folds = (1..=3).map(|i| Run::read(&place.path(&format!("fine/fold-{i}/run.txt"))).unwrap());
+    for run in folds {
+        for topic in run.topics() {
+            assert_eq!(run.get(topic), joined.get(topic));
+        }
+    }
+}
+
+/// The best weights by the named measure of the validation fold are kept, and training stops when it
+/// has not grown for `patience` validations; the QDPP head ranks before any step.
+#[test]
+fn early_stopping_keeps_the_best_by_the_named_measure() {
+    let place = ready();
+    let coarse = ["coarse", "--config", "plan.toml", "--set", "model.path=model/model", "--out", "coarse"];
+    assert_done(&place.run(&coarse));
+    // A learning rate of nearly nothing: no validation is better than the first.
+    let still = ["train.steps=40", "train.lr=1e-12", "fine.validate_every=2", "fine.measure=recip_rank"];
+    let stop = [&still[..], &["fine.patience=3", "model.path=coarse/model", "fine.start=qdpp-head"]].concat();
+    assert_done(&fine(&place, "stopped", &stop));
+    for fold in 1..=3 {
+        // the first validation is the best; three more are not better
+        assert_eq!(place.metrics(&format!("stopped/fold-{fold}")).len(), 8, "fold {fold}");
+    }
+    let results = fs::read_to_string(place.path("stopped/results.txt")).unwrap();
+    assert!(results.contains("recip_rank"), "{results}");
+    // So it ranks as the QDPP head alone does.
+    let zero = ["rerank", "--config", "plan.toml", "--model", "coarse/model", "--run-out", "zero.run"];
+    assert_done(&place.run(&zero));
+    let (fine_run, zero_run) =
+        (Run::read(&place.path("stopped/run.txt")).unwrap(), Run::read(&place.path("zero.run")).unwrap());
+    for topic in fine_run.topics() {
+        for (a, b) in fine_run.get(topic).unwrap().iter().zip(zero_run.get(topic).unwrap()) {
+            assert!((a.score - b.score).abs() < 1e-4, "{topic} {}: {} and {}", a.doc, a.score, b.score);
+        }
+    }
+    // A new head starts elsewhere, and without early stopping all steps are made.
+    let new = [&still[..3], &["train.steps=6", "fine.start=new-head", "model.path=coarse/model"]].concat();
+    assert_done(&fine(&place, "new", &new));
+    assert_eq!(place.metrics("new/fold-1").len(), 6);
+    assert!(Run::read(&place.path("new/run.txt")).unwrap() != fine_run);
+    assert_refused(&fine(&place, "x", &["fine.measure=ndcg_at_five"]), 2, &["ndcg_at_five"]);
 }
 
 /// A cross-encoder of two labels scores as one of one label whose weights are the difference, whatever
@@ -290,6 +383,7 @@ fn negatives_come_from_where_they_are_asked_for() {
             positives_per_topic: 1,
             from,
             aggregate: Aggregate::FirstP,
+            passages: TrainPassages::One,
         };
         let sources = Sources { qrels: &qrels, hard, teacher };
         GroupSource::new(collection.clone(), sources, &["T0".into(), "T1".into()], options)

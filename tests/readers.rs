@@ -2,7 +2,7 @@
 //! fuzzing found. The good files are the fuzz targets' seeds: `CTUNE_FUZZ_SEEDS=DIR` has them written.
 
 #[path = "../fuzz/src/lib.rs"]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::module_inception)]
 mod readers;
 
 use std::io::Write;

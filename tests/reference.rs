@@ -21,7 +21,7 @@ struct Pass {
 fn pass(golden: &Golden, model: &Reference, case: Case) -> Pass {
     let dropout = matches!(case, Case::PretrainingDropout | Case::RankingDropout).then_some(golden.dropout);
     if matches!(case, Case::Ranking | Case::RankingDropout) {
-        let ranking = model.ranking(&golden.ranking_batch, dropout).unwrap();
+        let ranking = model.ranking(&golden.ranking_batch, None, dropout).unwrap();
         return Pass {
             losses: BTreeMap::from([("loss", scalar(&ranking.loss))]),
             outputs: BTreeMap::from([("scores", values(&ranking.scores))]),
@@ -386,6 +386,6 @@ fn wrong_tensors_are_named() {
     );
 
     let model = Reference::new(&golden.shape, &golden.pretraining_weights).unwrap();
-    let error = model.ranking(&golden.ranking_batch, None).err().unwrap();
+    let error = model.ranking(&golden.ranking_batch, None, None).err().unwrap();
     assert!(error.to_string().contains("no tensor `classifier.weight`"), "{error}");
 }

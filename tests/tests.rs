@@ -1,14 +1,17 @@
 //! The one integration binary: a module a subject, linked once.
 
 mod bench;
+mod configs;
 mod corpus;
 mod cuda;
 mod data;
 mod engine;
 mod gates;
 mod golden;
+mod hard_negatives;
 mod ir;
 mod model;
+mod narrow;
 mod plan;
 mod program;
 mod ranking;

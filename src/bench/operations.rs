@@ -97,13 +97,16 @@ pub fn measure<B: Backend>(
 ) -> Result<Vec<Operation>> {
     let sequences = (work.pack_tokens / work.length).max(1);
     let (t, s) = (sequences * work.length, &work.shape);
-    let masked = ((t as f32 * work.mask_rate) as usize).max(1);
-    let backend = &prepared(backend, t, sequences, t)?;
+    let batch = pack(work, sequences);
+    let masked = batch.masked;
+    let backend = &prepared(backend, t, sequences, masked)?;
+    let mut device = device_batch(backend, Capacity { tokens: t, sequences, masked })?;
+    put(backend, &batch, &mut device)?;
     let mut bed = Bed {
         backend,
         budget,
         peaks,
-        batch: pack(backend, work, sequences, masked)?,
+        batch: device,
         drop: Dropout::new(work.dropout, 1, 1),
         t,
         h: s.hidden,
@@ -117,7 +120,6 @@ pub fn measure<B: Backend>(
     bed.products()?;
     bed.attention()?;
     bed.rows()?;
-    let masked = bed.batch.masked.max(1);
     bed.norm(masked)?;
     bed.embedding()?;
     bed.loss(masked)?;
@@ -323,11 +325,29 @@ impl<B: Backend> Bed<'_, B> {
         let scale = LossScale::mean(1.0, s);
         let bytes = 2.0 * real::<B>() * (s * h) as f64;
         self.note(("QDPP head", "qdpp_head"), 0.0, bytes, || {
-            let labels = &batch.pair_labels;
-            b.qdpp_head(&weights, at, labels, rows, scale, &mut pre, &mut logits, &mut grads, &mut sums)
+            let (labels, factors) = (&batch.pair_labels, &batch.pair_weights);
+            b.qdpp_head(
+                &weights,
+                at,
+                labels,
+                factors,
+                rows,
+                scale,
+                &mut pre,
+                &mut logits,
+                &mut grads,
+                &mut sums,
+            )
         })?;
         self.note(("ranking head", "score_head"), 0.0, bytes, || {
             b.score_head(batch, &weights, at, drop, &mut pre, &mut scores)
+        })?;
+        let (mut documents, how): (B::Buf<f32>, _) = (b.zeros(s)?, Aggregate::MaxP);
+        self.note(("documents of passages", "aggregate"), 0.0, 8.0 * s as f64, || {
+            b.aggregate(how, batch, &scores, &mut documents)
+        })?;
+        self.note(("passages: backward", "aggregate_backward"), 0.0, 8.0 * s as f64, || {
+            b.aggregate_backward(how, batch, &scores, &documents, &mut dscores)
         })?;
         self.note(("ranking loss (LCE)", "rank_loss"), 0.0, 8.0 * s as f64, || {
             b.rank_loss(RankLoss::Lce, batch, &scores, scale, &mut dscores, &mut sums)
@@ -418,8 +438,8 @@ fn prepared<B: Backend>(backend: &B, tokens: usize, sequences: usize, masked: us
     Ok(backend)
 }
 
-/// `sequences` of the workload's length with spread-out ids, with room for `masked` and more masked tokens.
-fn pack<B: Backend>(b: &B, work: &Workload, sequences: usize, masked: usize) -> Result<DeviceBatch<B>> {
+/// `sequences` of the workload's length with spread-out ids.
+fn pack(work: &Workload, sequences: usize) -> Batch {
     let (length, vocab) = (work.length, work.shape.vocab);
     let t = sequences * length;
     let list = |f: &dyn Fn(usize) -> usize, n: usize| -> Vec<u32> { (0..n).map(|i| f(i) as u32).collect() };
@@ -431,14 +451,13 @@ fn pack<B: Backend>(b: &B, work: &Workload, sequences: usize, masked: usize) -> 
         cu_seqlens: list(&|i| i * length, sequences + 1),
         samples: list(&|i| i, sequences),
         pair_labels: list(&|i| i % 2, sequences),
-        cu_groups: (0..=sequences).step_by(2).map(|i| i as u32).collect(),
+        cu_documents: (0..=sequences as u32).collect(),
+        cu_groups: (0..=sequences as u32).step_by(2).collect(),
         targets: vec![0.0; sequences],
-        step_masked: masked,
         step_pairs: sequences,
         ..Batch::default()
     };
     batch.masked = count_masked(&step::rule(work), &batch, &vec![0; vocab]);
-    let mut device = device_batch(b, Capacity { tokens: t, sequences, masked: t })?;
-    put(b, &batch, &mut device)?;
-    Ok(device)
+    batch.step_masked = batch.masked;
+    batch
 }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::positive;
-use crate::engine::RankLoss;
+use crate::engine::{Aggregate, RankLoss};
+use crate::ir::measures::Measure;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
-use crate::train::passages::{Aggregate, Cut};
+use crate::train::passages::Cut;
 use crate::{Error, Result};
 
 /// `[fine]`: what fine-tuning learns from topics, qrels and a run.
@@ -37,6 +38,8 @@ pub struct Fine {
     pub margin: f32,
     /// How a document's score follows from its passages'.
     pub aggregate: Aggregate,
+    /// Which passages of a document a group trains on.
+    pub train_passages: TrainPassages,
     /// Words of a passage; 0 leaves documents whole (cut at `data.max_tokens`).
     pub passage_words: usize,
     /// Words from one passage's start to the next's.
@@ -70,6 +73,7 @@ impl Default for Fine {
             loss: FineLoss::Lce,
             margin: 1.0,
             aggregate: Aggregate::FirstP,
+            train_passages: TrainPassages::One,
             passage_words: 0,
             passage_stride: 75,
             passages: 16,
@@ -93,6 +97,19 @@ pub enum NegativesFrom {
     Unjudged,
 }
 
+/// What a group of `fine` holds of documents with several passages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainPassages {
+    /// One passage, drawn anew each epoch, with its document's label: passages are trained on by
+    /// themselves and put together only for ranking, as Dai and Callan (SIGIR 2019) and Capreolus' BERT-MaxP
+    /// do. A group costs the same however long its documents are.
+    One,
+    /// All of them, end to end, as PARADE is trained: the loss is taken of the documents' scores, and its
+    /// gradient goes back through `aggregate`. A group costs as many passages as its documents have.
+    All,
+}
+
 /// Ranking losses; `engine::RankLoss` has their formulas.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -112,6 +129,8 @@ impl Fine {
     /// `Error::Config` naming keys that contradict each other.
     pub(super) fn check(&self) -> Result<()> {
         positive("fine.margin", f64::from(self.margin))?;
+        let measure: Result<Measure> = self.measure.parse();
+        measure.map_err(|error| Error::config(format!("fine.measure: {error}")))?;
         if self.loss == FineLoss::MarginMse && self.teacher.is_none() {
             return Err(Error::config(
                 "fine.loss = \"margin-mse\" learns a teacher's margins: name its run as fine.teacher",
@@ -135,6 +154,11 @@ impl Fine {
     pub fn cut(&self) -> Cut {
         let most = if self.aggregate == Aggregate::FirstP { 1 } else { self.passages };
         Cut { words: self.passage_words, stride: self.passage_stride, most }
+    }
+
+    /// How documents' scores come about in training; `None` where every sequence is a document.
+    pub fn trained_aggregate(&self) -> Option<Aggregate> {
+        (self.train_passages == TrainPassages::All).then_some(self.aggregate)
     }
 
     /// The loss as the engine knows it.

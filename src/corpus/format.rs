@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::columns::Tabs;
-use super::rows::{MOST_COLUMNS, Role};
+use super::rows::{COUNT, MOST_COLUMNS, Role};
 use crate::{Error, Result};
 
 /// Bytes of a file that are looked at: a first document is nearly always whole in it.
@@ -231,7 +231,7 @@ fn keys(role: Role, format: Format, columns: &BTreeMap<String, String>) -> Vec<S
             (Format::MsmarcoV2, "id") => "docid",
             (Format::Beir, "id") => "_id",
             (Format::Beir, "body") => "text",
-            (Format::Beir, "url") => "",
+            (Format::Beir, "url") | (_, COUNT) => "",
             _ => return column.to_owned(),
         }
         .to_owned()
@@ -306,7 +306,7 @@ fn named_columns(
                     Error::config(format!("{}: no column {name:?} in its header {names:?}", path.display()))
                 })?)
             }
-            None if !columns.is_empty() => None,
+            None if !columns.is_empty() || *column == COUNT => None,
             None if tabs.header && names.contains(column) => names.iter().position(|known| known == column),
             None => usual.iter().position(|known| known == column).filter(|&at| at < names.len()),
         };

@@ -14,7 +14,7 @@ use super::ordered;
 use super::preparation::Preparation;
 use super::progress::Progress;
 use super::repair::repaired;
-use super::rows::Role;
+use super::rows::{self, Role};
 use super::source::{Files, Part, Piece, Position, Tally};
 use crate::{Error, Result};
 
@@ -41,6 +41,8 @@ pub(super) struct Log {
     pub(super) documents: Ids,
     /// (query slot, document slot) of each usable row.
     pub(super) pairs: Vec<(u32, u32)>,
+    /// How often each pair was clicked; 1 where it ends early.
+    times: Vec<u32>,
     /// Document slot -> index in the shards, or why there is none.
     pub(super) document_index: Vec<u32>,
     /// Query slot -> index in the shards, or why there is none.
@@ -60,6 +62,8 @@ pub(super) struct Log {
 pub(super) struct Joined {
     /// Whether each pair of the log enters.
     pub(super) kept: Vec<bool>,
+    /// How often each of them was clicked, rows with the same pair together.
+    pub(super) times: Vec<u32>,
     /// Pairs whose document is in the collection, whatever became of it.
     pub(super) found: u64,
     /// Rows that do not enter, by reason.
@@ -75,11 +79,16 @@ impl Log {
         let count = |why: u32| self.pairs.iter().filter(|pair| index(pair) == why).count() as u64;
         let mut order: Vec<u32> = (0..self.pairs.len() as u32).collect();
         order.par_sort_unstable_by_key(|&i| (self.pairs[i as usize], i));
-        let mut repeated = 0;
-        for pair in order.windows(2) {
-            let (first, second) = (pair[0] as usize, pair[1] as usize);
-            if self.pairs[first] == self.pairs[second] && kept[second] {
-                kept[second] = false;
+        let mut times = std::mem::take(&mut self.times);
+        times.resize(self.pairs.len(), 1);
+        let (mut repeated, mut first) = (0, 0);
+        for (place, &i) in order.iter().enumerate() {
+            let i = i as usize;
+            if place == 0 || self.pairs[first] != self.pairs[i] {
+                first = i;
+            } else if kept[i] {
+                kept[i] = false;
+                times[first] = times[first].saturating_add(times[i]);
                 repeated += 1;
             }
         }
@@ -96,7 +105,7 @@ impl Log {
                 self.query_index[query as usize] = EMPTY;
             }
         }
-        Joined { kept, found: self.pairs.len() as u64 - missing, dropped }
+        Joined { kept, times, found: self.pairs.len() as u64 - missing, dropped }
     }
 
     /// An id that the log names where the collection holds none of those it names.
@@ -107,9 +116,13 @@ impl Log {
         Some(String::from_utf8_lossy(self.documents.bytes(0)).into_owned())
     }
 
-    fn add(&mut self, query: u32, document_id: &str) -> Result<()> {
+    fn add(&mut self, query: u32, document_id: &str, times: u32) -> Result<()> {
         let (document, _) = self.documents.insert(document_id, "documents")?;
         let query = self.same_as.get(query as usize).copied().unwrap_or(query);
+        if times != 1 {
+            self.times.resize(self.pairs.len(), 1);
+            self.times.push(times);
+        }
         self.pairs.push((query, document));
         match u32::try_from(self.pairs.len()) {
             Ok(_) => Ok(()),
@@ -160,6 +173,8 @@ struct Span {
     query_id: std::ops::Range<usize>,
     query: std::ops::Range<usize>,
     document_id: std::ops::Range<usize>,
+    /// How often it was clicked.
+    times: u32,
     /// Why it is left out.
     barred: Option<&'static str>,
 }
@@ -245,13 +260,15 @@ impl Preparation<'_> {
             if files.role == Role::Qrels {
                 let barred = row[2].parse::<i64>().is_ok_and(|label| label <= 0);
                 let barred = barred.then_some("clicks with a label of 0 or less");
-                rows.push(Span { query_id: keep(&row[0]), query: 0..0, document_id: keep(&row[1]), barred });
+                let (query_id, document_id) = (keep(&row[0]), keep(&row[1]));
+                rows.push(Span { query_id, query: 0..0, document_id, times: 1, barred });
                 return;
             }
             let query = if self.options.repair { repaired(row[1].trim()) } else { row[1].trim().into() };
             let barred = self.guard.query(&query).or_else(|| self.options.filter.query(&query));
             let (query_id, document_id) = (keep(&row[0]), keep(&row[2]));
-            rows.push(Span { query_id, query: keep(&query), document_id, barred });
+            let times = rows::times(&row[3]).unwrap_or(1);
+            rows.push(Span { query_id, query: keep(&query), document_id, times, barred });
         });
         LogBlock { part, text, rows }
     }
@@ -278,7 +295,7 @@ impl Log {
                 return Ok(row.barred);
             }
             let (slot, said) = self.query(id, query, merge, texts)?;
-            self.add(slot, &text[row.document_id.clone()])?;
+            self.add(slot, &text[row.document_id.clone()], row.times)?;
             return Ok(said);
         }
         if self.queries.get(id).is_some() {
@@ -313,7 +330,7 @@ impl Log {
         if let Some(Some(reason)) = self.barred.get(query as usize) {
             return Ok(Some(*reason));
         }
-        self.add(query, &text[row.document_id.clone()])?;
+        self.add(query, &text[row.document_id.clone()], row.times)?;
         Ok(None)
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use super::manifest::{HEADER, MAGIC, MANIFEST, Manifest, VERSION};
+use super::manifest::{FileEntry, HEADER, MAGIC, MANIFEST, VERSION};
 use crate::{Error, Result};
 
 /// The file and its length in bytes.
@@ -45,10 +45,11 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
-    pub(super) fn open(dir: &Path, name: &str, width: usize, manifest: &Manifest) -> Result<Self> {
+    /// `files` says how long the file was when it was written.
+    pub(super) fn open(dir: &Path, name: &str, width: usize, files: &[FileEntry]) -> Result<Self> {
         let path = dir.join(name);
         let wrong = |what: String| Error::data(format!("{}: {what}", path.display()));
-        let Some(entry) = manifest.files.iter().find(|entry| entry.name == name) else {
+        let Some(entry) = files.iter().find(|entry| entry.name == name) else {
             return Err(wrong(format!("not listed in {MANIFEST}")));
         };
         let (file, bytes) = open(&path)?;

@@ -6,7 +6,7 @@
 //! Preparing: `prepare` says what, `preparation` in which order, `log` and `texts` are its stages, `leak`,
 //! `filter` and `repair` what is left out or mended, `parts` how it survives a kill. `tokenise` (with
 //! `wordpiece` and `vocabulary`) turns text into pieces. `shard` is the directory that comes out of
-//! it, `inspect` says what is in one. `debian` and `synthetic` make corpora to try things on.
+//! it, `inspect` says what is in one, `hard` lays hard negatives beside it. `debian` and `synthetic` make corpora to try things on.
 
 mod binary;
 mod blocks;
@@ -15,6 +15,7 @@ pub mod debian;
 pub mod documents;
 mod filter;
 mod format;
+pub mod hard;
 mod ids;
 pub(crate) mod input;
 pub mod inspect;
@@ -43,6 +44,7 @@ mod wordpiece;
 
 pub use filter::Filter;
 pub use format::Format;
+pub use hard::HardNegatives;
 pub use rows::Role;
 pub use shard::{Manifest, Shards, Tokens};
 pub use source::Source;

@@ -91,7 +91,7 @@ impl<'a> Preparation<'a> {
             return Err(self.no_pair());
         }
         self.write_queries(&tokenizer, &mut writer)?;
-        self.write_clicks(&mut writer, &joined.kept)?;
+        self.write_clicks(&mut writer, &joined)?;
         // Not needed while the offsets are put together.
         self.log = Log::default();
         let about = About {

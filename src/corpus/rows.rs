@@ -15,6 +15,14 @@ const SHOWN: usize = 10;
 /// The most columns that a role has.
 pub(super) const MOST_COLUMNS: usize = 4;
 
+/// A column that is read only where it is named: logs have other fourth columns, as ORCAS its url.
+pub(super) const COUNT: &str = "count";
+
+/// How often a click happened, from its column.
+pub(super) fn times(count: &str) -> Option<u32> {
+    count.parse().ok().filter(|&times| times > 0)
+}
+
 /// One row: the columns of its role, in the role's order; what a format lacks is empty.
 pub(super) type Row<'a> = [Cow<'a, str>; MOST_COLUMNS];
 
@@ -24,7 +32,8 @@ pub(super) type Row<'a> = [Cow<'a, str>; MOST_COLUMNS];
 pub enum Role {
     /// `id, url, title, body`
     Documents,
-    /// `query_id, query, document_id`: a log whose rows hold the query's text.
+    /// `query_id, query, document_id, count`: a log whose rows hold the query's text, and perhaps how often the
+    /// click happened.
     Clicks,
     /// `id, text`: the queries of a log whose clicks are in a file of qrels.
     Queries,
@@ -37,7 +46,7 @@ impl Role {
     pub(super) fn columns(self) -> &'static [&'static str] {
         match self {
             Self::Documents => &["id", "url", "title", "body"],
-            Self::Clicks => &["query_id", "query", "document_id"],
+            Self::Clicks => &["query_id", "query", "document_id", COUNT],
             Self::Queries => &["id", "text"],
             Self::Qrels => &["query_id", "document_id", "label"],
         }
@@ -66,6 +75,9 @@ impl Role {
         }
         match self {
             Self::Clicks | Self::Queries if row[1].trim().is_empty() => Some("the query is empty".into()),
+            Self::Clicks if !row[3].is_empty() && times(&row[3]).is_none() => {
+                Some(format!("the count {:?} is not a whole number above 0", row[3]))
+            }
             Self::Qrels if row[2].parse::<i64>().is_err() => {
                 Some(format!("the label {:?} is not an integer", row[2]))
             }

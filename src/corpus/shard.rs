@@ -8,6 +8,7 @@
 //! | `documents.ids`, `queries.ids` | u8 | external ids end to end, UTF-8 |
 //! | `documents.ids.offsets`, `queries.ids.offsets` | u64 | first byte of each id, and the end |
 //! | `clicks.bin` | u32 | query, document; in the order of the log |
+//! | `click_times.bin` | u32 | how often each click happened; only where some happened more than once |
 //! | `clicks_by_query.offsets` | u64 | first entry of each query in the next file, and the end |
 //! | `clicks_by_query.bin` | u32 | clicked documents of each query, ascending, each once |
 //! | `tokenizer.json`, `vocab.txt`, `tokenizer_config.json` | | as transformers reads them |
@@ -30,6 +31,9 @@ use super::manifest::{crc32_of_file, fingerprint, part_name, token_width};
 use super::mapped::Mapped;
 use super::tokenise::Tokenizer;
 use crate::{Error, Result};
+
+/// File of the numbers of times that clicks happened.
+pub(super) const CLICK_TIMES: &str = "click_times.bin";
 
 /// The tokens of one text, as they lie in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +84,8 @@ pub struct Shards {
     documents: Texts,
     queries: Texts,
     clicks: Mapped,
+    /// Absent where every click happened once.
+    click_times: Option<Mapped>,
     by_query_offsets: Mapped,
     by_query: Mapped,
 }
@@ -91,7 +97,7 @@ impl Shards {
     /// `Error::Data` that names the file and what is wrong with it.
     pub fn open(dir: &Path) -> Result<Self> {
         let manifest = read_manifest(dir)?;
-        let open = |name: &str, width: usize| Mapped::open(dir, name, width, &manifest);
+        let open = |name: &str, width: usize| Mapped::open(dir, name, width, &manifest.files);
         let width = token_width(manifest.vocab);
         let documents = Texts::open(dir, "documents", width, manifest.documents, &manifest)?;
         let queries = Texts::open(dir, "queries", width, manifest.queries, &manifest)?;
@@ -102,7 +108,13 @@ impl Shards {
             return Err(clicks.wrong(format!("{} numbers for {} clicks", clicks.count, manifest.clicks)));
         }
         by_query_offsets.check_count(manifest.queries as usize)?;
-        Ok(Self { dir: dir.to_owned(), manifest, documents, queries, clicks, by_query_offsets, by_query })
+        let counted = manifest.files.iter().any(|entry| entry.name == CLICK_TIMES);
+        let click_times = counted.then(|| open(CLICK_TIMES, 4)).transpose()?;
+        if let Some(times) = click_times.as_ref().filter(|times| times.count != manifest.clicks as usize) {
+            return Err(times.wrong(format!("{} numbers for {} clicks", times.count, manifest.clicks)));
+        }
+        let dir = dir.to_owned();
+        Ok(Self { dir, manifest, documents, queries, clicks, click_times, by_query_offsets, by_query })
     }
 
     pub fn manifest(&self) -> &Manifest {
@@ -145,6 +157,11 @@ impl Shards {
     pub fn click(&self, i: u32) -> (u32, u32) {
         let pair = self.clicks.of::<[u32; 2]>()[i as usize];
         (pair[0], pair[1])
+    }
+
+    /// How often click `i < clicks()` happened, as far as the log said.
+    pub fn click_times(&self, i: u32) -> u32 {
+        self.click_times.as_ref().map_or(1, |times| times.of::<u32>()[i as usize])
     }
 
     /// The documents that `query < queries()` clicked, ascending, each once.
@@ -218,6 +235,9 @@ impl Shards {
                 pair[0], pair[1]
             )));
         }
+        if let Some(times) = self.click_times.as_ref().filter(|times| times.of::<u32>().contains(&0)) {
+            return Err(times.wrong("a click that never happened".into()));
+        }
         let ordered = |query: &u32| {
             let clicked = self.clicked(*query);
             clicked.is_sorted_by(|a, b| a < b) && clicked.last().is_none_or(|&last| last < documents)
@@ -244,7 +264,7 @@ struct Texts {
 
 impl Texts {
     fn open(dir: &Path, kind: &str, width: usize, count: u32, manifest: &Manifest) -> Result<Self> {
-        let open = |name: &str, width: usize| Mapped::open(dir, name, width, manifest);
+        let open = |name: &str, width: usize| Mapped::open(dir, name, width, &manifest.files);
         let offsets = open(&format!("{kind}.offsets"), 8)?;
         let (mut parts, mut starts, mut tokens) = (Vec::new(), Vec::new(), 0);
         loop {

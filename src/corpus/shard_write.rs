@@ -11,6 +11,7 @@ use super::manifest::{
     FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, crc32_of_file, token_width,
 };
 use super::parts::{self, Note, Part, PartWriter};
+use super::shard::CLICK_TIMES;
 use super::tokenise::Tokenizer;
 use crate::{Error, Result};
 
@@ -116,6 +117,8 @@ pub struct ShardWriter {
     documents: Texts,
     queries: Texts,
     clicks: Vec<[u32; 2]>,
+    /// How often each click happened; empty (or shorter) where all that follow happened once.
+    times: Vec<u32>,
 }
 
 impl ShardWriter {
@@ -135,7 +138,7 @@ impl ShardWriter {
         let width = token_width(vocab);
         let documents = Texts::resume(&place, "documents", width)?;
         let queries = Texts::resume(&place, "queries", width)?;
-        Ok(Self { documents, queries, vocab, clicks: Vec::new(), place })
+        Ok(Self { documents, queries, vocab, clicks: Vec::new(), times: Vec::new(), place })
     }
 
     /// Appends a document; its index is returned.
@@ -159,6 +162,15 @@ impl ShardWriter {
     /// Appends a click. Both indices must have been returned before `finish`.
     pub fn click(&mut self, query: u32, document: u32) {
         self.clicks.push([query, document]);
+    }
+
+    /// As `click`, for one that happened `times` times.
+    pub fn click_times(&mut self, query: u32, document: u32, times: u32) {
+        if times != 1 {
+            self.times.resize(self.clicks.len(), 1);
+            self.times.push(times);
+        }
+        self.click(query, document);
     }
 
     /// Ends the part of the documents (or queries) that is being filled.
@@ -248,6 +260,13 @@ impl ShardWriter {
         let dir = &self.place.dir;
         let mut log = BinaryWriter::create(dir, "clicks.bin", 4)?;
         log.write(clicks.as_flattened())?;
+        let mut files = vec![log.finish()?];
+        if !self.times.is_empty() {
+            self.times.resize(clicks.len(), 1);
+            let mut times = BinaryWriter::create(dir, CLICK_TIMES, 4)?;
+            times.write(&self.times)?;
+            files.push(times.finish()?);
+        }
         // A counting sort by query keeps this linear in the clicks.
         let mut ends = vec![0u64; queries as usize + 1];
         for [query, _] in &clicks {
@@ -275,7 +294,8 @@ impl ShardWriter {
             by_query.write(&row)?;
             offsets.write(&[by_query.count])?;
         }
-        Ok(vec![log.finish()?, by_query.finish()?, offsets.finish()?])
+        files.extend([by_query.finish()?, offsets.finish()?]);
+        Ok(files)
     }
 }
 

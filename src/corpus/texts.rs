@@ -8,7 +8,7 @@ use hashbrown::HashSet;
 
 use super::documents::Field;
 use super::ids::{Ids, LAST};
-use super::log::{EMPTY, EXCLUDED, FILTERED, MISSING};
+use super::log::{EMPTY, EXCLUDED, FILTERED, Joined, MISSING};
 use super::manifest::HEADER;
 use super::ordered;
 use super::parts::Note;
@@ -360,15 +360,16 @@ impl Preparation<'_> {
         }
     }
 
-    pub(super) fn write_clicks(&mut self, writer: &mut ShardWriter, kept: &[bool]) -> Result<()> {
+    pub(super) fn write_clicks(&mut self, writer: &mut ShardWriter, joined: &Joined) -> Result<()> {
         let (mut written, mut speechless) = (0u64, 0);
-        for (&(query, document), _) in self.log.pairs.iter().zip(kept).filter(|(_, kept)| **kept) {
+        let rows = self.log.pairs.iter().zip(&joined.times).zip(&joined.kept);
+        for ((&(query, document), &times), _) in rows.filter(|(_, kept)| **kept) {
             let query = self.log.query_index[query as usize];
             if query > LAST {
                 speechless += 1;
                 continue;
             }
-            writer.click(query, self.log.document_index[document as usize]);
+            writer.click_times(query, self.log.document_index[document as usize], times);
             written += 1;
         }
         self.drop_rows("clicks whose query has no text", speechless);

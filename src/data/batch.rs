@@ -20,10 +20,15 @@ pub struct Batch {
     /// QDPP class of each sequence, [S]: 0 = the query clicked the document (the class that a
     /// pre-trained NSP head calls "is next"), 1 = a drawn negative. Empty without QDPP.
     pub pair_labels: Vec<u32>,
-    /// First sequence of each ranking group and the end, [groups + 1]; the first sequence of a
+    /// Factor of each pair's QDPP loss, [S]. Empty where every pair counts once.
+    pub pair_weights: Vec<f32>,
+    /// First sequence of each document and the end, [documents + 1], where a document's score comes
+    /// from the scores of several passages. Empty where every sequence is a document.
+    pub cu_documents: Vec<u32>,
+    /// First document of each ranking group and the end, [groups + 1]; the first document of a
     /// group is its positive. Empty outside fine-tuning.
     pub cu_groups: Vec<u32>,
-    /// Label or teacher's score of each sequence, [S]; read by the ranking losses that want them.
+    /// Label or teacher's score of each document; read by the ranking losses that want them.
     /// Empty outside fine-tuning.
     pub targets: Vec<f32>,
     /// Epoch of the samples, part of every random decision's counter.
@@ -42,6 +47,11 @@ impl Batch {
     /// T
     pub fn tokens(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Documents of ranking groups.
+    pub fn documents(&self) -> usize {
+        if self.cu_documents.is_empty() { self.sequences() } else { self.cu_documents.len() - 1 }
     }
 
     /// S

@@ -56,6 +56,22 @@ fn hash(log: &dyn ClickLog, query: u32) -> u32 {
     philox([0, purpose::HELD_OUT], [sum, tokens.len() as u32, 0, 0])[0]
 }
 
+impl Side {
+    /// Number in the whole log of a click of this side: that of the held-out list, or the i-th that is not
+    /// in it, which is i plus the held-out clicks before it, those with held[k] - k <= i.
+    fn place(&self, click: u32) -> u32 {
+        if self.measured {
+            return self.held[click as usize];
+        }
+        let (mut low, mut high) = (0, self.held.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.held[middle] - middle as u32 <= click { low = middle + 1 } else { high = middle }
+        }
+        click + low as u32
+    }
+}
+
 impl ClickLog for Side {
     fn queries(&self) -> u32 {
         self.log.queries()
@@ -70,18 +86,12 @@ impl ClickLog for Side {
         if self.measured { held } else { self.log.clicks() - held }
     }
 
-    /// The held-out list itself, or the i-th click that is not in it: i plus the held-out clicks
-    /// before it, which are those with held[k] - k <= i.
     fn click(&self, click: u32) -> (u32, u32) {
-        if self.measured {
-            return self.log.click(self.held[click as usize]);
-        }
-        let (mut low, mut high) = (0, self.held.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if self.held[middle] - middle as u32 <= click { low = middle + 1 } else { high = middle }
-        }
-        self.log.click(click + low as u32)
+        self.log.click(self.place(click))
+    }
+
+    fn times(&self, click: u32) -> u32 {
+        self.log.times(self.place(click))
     }
 
     fn clicked(&self, query: u32) -> &[u32] {

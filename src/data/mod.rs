@@ -16,4 +16,6 @@ pub mod source;
 pub use batch::{Batch, Special};
 pub use loader::{Cursor, Loader, LoaderOptions, Step, packs_per_epoch};
 pub use negatives::Negatives;
-pub use source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource, Truncate};
+pub use source::{
+    ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource, Truncate,
+};

@@ -4,6 +4,7 @@
 
 use super::order::{Permutation, below};
 use super::source::ClickLog;
+use crate::corpus::HardNegatives;
 use crate::engine::random::{philox, purpose};
 
 /// Draws before the exact fallback takes over: a query would have to have clicked most of the
@@ -28,6 +29,10 @@ pub enum Negatives {
     /// batch's other documents would be: popular documents come up as often as they are clicked.
     /// Where 64 draws find none that the query did not click, a random document takes its place.
     InBatch,
+    /// The query with a document drawn uniformly from those that a run ranks for it (`objective.negatives_run`,
+    /// ranks `objective.negatives_depth`). Where the run has none, a random document takes its place;
+    /// `ClickSource::without_hard` counts those clicks.
+    RunFile,
 }
 
 /// The negative pair (query, document) of negative `sample` of click `click`; `None` where there is
@@ -35,7 +40,7 @@ pub enum Negatives {
 ///
 /// `samples` is the number of samples in an epoch and `per_click` how many of them a click makes.
 pub(crate) fn draw(
-    kind: Negatives,
+    (kind, hard): (Negatives, Option<&HardNegatives>),
     log: &dyn ClickLog,
     order: Permutation,
     key: (u32, u32),
@@ -51,6 +56,13 @@ pub(crate) fn draw(
         Negatives::InBatch => {
             let document = nearby_document(log, query, order, sample, per_click, random)
                 .or_else(|| unclicked_document(log, query, random))?;
+            Some((query, document))
+        }
+        Negatives::RunFile => {
+            let document = match hard.map_or(&[][..], |hard| hard.of(query)) {
+                [] => unclicked_document(log, query, random)?,
+                ranked => ranked[below(random(0), ranked.len() as u32) as usize],
+            };
             Some((query, document))
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::batch::{Batch, Special};
 use super::negatives::{self, Negatives};
 use super::order::Permutation;
-use crate::corpus::Shards;
+use crate::corpus::{HardNegatives, Shards};
 use crate::{Error, Result};
 
 /// A set of samples that an epoch visits once each.
@@ -43,6 +43,10 @@ pub trait ClickLog: Send + Sync {
     fn clicks(&self) -> u32;
     /// (query, document) of a click.
     fn click(&self, click: u32) -> (u32, u32);
+    /// How often the click happened.
+    fn times(&self, _click: u32) -> u32 {
+        1
+    }
     /// Documents that the query clicked, ascending and distinct.
     fn clicked(&self, query: u32) -> &[u32];
     /// Whether the query may be part of a drawn pair.
@@ -76,6 +80,10 @@ impl ClickLog for Shards {
 
     fn click(&self, click: u32) -> (u32, u32) {
         self.click(click)
+    }
+
+    fn times(&self, click: u32) -> u32 {
+        self.click_times(click)
     }
 
     fn clicked(&self, query: u32) -> &[u32] {
@@ -132,6 +140,20 @@ pub enum PairUse {
     ClicksOnly,
 }
 
+/// What a click's pairs weigh in the QDPP loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Grades {
+    /// All alike.
+    #[default]
+    None,
+    /// ln(1 + times) of the click, divided by its mean over the clicks that are trained on: a pair that many
+    /// people clicked is less likely to be a slip, and each further click says less. A click's negatives
+    /// weigh what it weighs, so that neither class gains; the mean weight of a pair is 1, so that the
+    /// loss keeps its scale beside MLM's.
+    ClickCount,
+}
+
 /// How a click log becomes samples.
 #[derive(Clone, Debug)]
 pub struct ClickOptions {
@@ -142,6 +164,9 @@ pub struct ClickOptions {
     pub truncate: Truncate,
     pub negatives: Negatives,
     pub negatives_per_positive: u32,
+    /// The lists of `Negatives::RunFile`.
+    pub hard: Option<Arc<HardNegatives>>,
+    pub grades: Grades,
     pub pairs: PairUse,
 }
 
@@ -157,6 +182,9 @@ pub struct ClickSource {
     samples: u32,
     longest: usize,
     cut_queries: u32,
+    without_hard: u32,
+    /// Mean of ln(1 + times) over the clicks.
+    mean_grade: f64,
 }
 
 impl ClickSource {
@@ -193,7 +221,9 @@ impl ClickSource {
         if samples == 0 {
             return Err(Error::data("the shards hold no clicks: nothing to train on"));
         }
-        let mut source = Self { log, options, per_click, samples, longest: 0, cut_queries: 0 };
+        let (longest, cut_queries, without_hard, mean_grade) = (0, 0, 0, 1.0);
+        let mut source =
+            Self { log, options, per_click, samples, longest, cut_queries, without_hard, mean_grade };
         source.survey()?;
         Ok(source)
     }
@@ -202,6 +232,21 @@ impl ClickSource {
     /// than [`DOCUMENT_LEAST`] tokens.
     pub fn cut_queries(&self) -> u32 {
         self.cut_queries
+    }
+
+    /// Clicks that get random documents because the run of hard negatives has none for their query.
+    pub fn without_hard(&self) -> u32 {
+        self.without_hard
+    }
+
+    /// Clicks of the log, or of this side of it.
+    pub fn clicks(&self) -> u32 {
+        self.log.clicks()
+    }
+
+    /// What the pairs of a click weigh.
+    fn weight(&self, click: u32) -> f32 {
+        (grade(self.log.times(click)) / self.mean_grade) as f32
     }
 
     fn survey(&mut self) -> Result<()> {
@@ -221,6 +266,14 @@ impl ClickSource {
         }
         let longest_document = (0..log.documents()).map(|d| log.document_len(d)).max().unwrap_or(0);
         self.longest = max_tokens.min(3 + longest_query + longest_document);
+        if let Some(hard) = &self.options.hard {
+            let without = |&click: &u32| hard.of(log.click(click).0).is_empty();
+            self.without_hard = (0..log.clicks()).filter(without).count() as u32;
+        }
+        if self.options.grades == Grades::ClickCount {
+            let sum: f64 = (0..log.clicks()).map(|click| grade(log.times(click))).sum();
+            self.mean_grade = sum / f64::from(log.clicks());
+        }
         Ok(())
     }
 
@@ -231,7 +284,8 @@ impl ClickSource {
         }
         let order = Permutation::new(self.samples, self.options.seed, epoch);
         let key = (self.options.seed, epoch);
-        negatives::draw(self.options.negatives, self.log.as_ref(), order, key, sample, self.per_click)
+        let kind = (self.options.negatives, self.options.hard.as_deref());
+        negatives::draw(kind, self.log.as_ref(), order, key, sample, self.per_click)
     }
 
     /// Tokens kept of the query and of the document.
@@ -285,6 +339,9 @@ impl SampleSource for ClickSource {
         batch.push(self.log.special(), sample, first, Some(second));
         if self.options.pairs == PairUse::Labelled {
             batch.pair_labels.push(u32::from(!sample.is_multiple_of(self.per_click)));
+            if self.options.grades == Grades::ClickCount {
+                batch.pair_weights.push(self.weight(sample / self.per_click));
+            }
         }
         Ok(())
     }
@@ -292,6 +349,10 @@ impl SampleSource for ClickSource {
     fn longest(&self) -> usize {
         self.longest
     }
+}
+
+fn grade(times: u32) -> f64 {
+    f64::from(times).ln_1p()
 }
 
 /// Documents alone, `[CLS] document [SEP]`, segment 0, cut to `max_tokens`; sample id = document.

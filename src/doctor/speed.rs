@@ -9,8 +9,9 @@ use super::trial::{self, Outcome};
 use super::{allowed, difference};
 use crate::Result;
 use crate::bench::{Operation, Peaks, Workload, operations};
+use crate::engine::Real;
 use crate::engine::cpu::Cpu;
-use crate::engine::cuda::{Card, Cuda, Real};
+use crate::engine::cuda::{Card, Cuda};
 use crate::model::Shape;
 
 /// Time for each operation.

@@ -6,8 +6,8 @@ use crate::Result;
 use crate::data::batch::{Batch, Special};
 use crate::engine::random::philox;
 use crate::engine::{
-    AdamW, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts, RankLoss, Rows,
-    stats,
+    AdamW, Aggregate, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts,
+    RankLoss, Rows, stats,
 };
 use crate::model::activations::{Capacity, device_batch, put};
 use crate::model::layout::{HeadSet, Layout};
@@ -51,8 +51,10 @@ pub fn pack(vocab: usize) -> Batch {
         batch.push(special, 50 + i as u32, &words(0, *first), second.as_deref());
     }
     batch.pair_labels = vec![0, 1, 1, 0, 1];
-    batch.cu_groups = vec![0, 2, 5];
-    batch.targets = vec![1.0, 0.0, 2.0, 0.5, 0.0];
+    batch.pair_weights = vec![1.0, 0.5, 2.0, 1.25, 1.0];
+    batch.cu_documents = vec![0, 1, 3, 5];
+    batch.cu_groups = vec![0, 1, 3];
+    batch.targets = vec![1.0, 0.0, 2.0];
     batch.masked = crate::data::mask::count_masked(&rule(vocab), &batch, &vec![0; vocab]);
     batch
 }
@@ -122,6 +124,7 @@ pub fn run<B: Backend>(backend: &B, shape: &Shape) -> Result<Vec<Outcome>> {
     trial.mlm()?;
     trial.heads()?;
     trial.ranking()?;
+    trial.passages()?;
     trial.optimiser()?;
     trial.forgetting()?;
     Ok(trial.outcomes)
@@ -348,8 +351,9 @@ impl<B: Backend> Trial<B> {
         let (s, h, range) = (self.s, self.layout.shape.hidden, self.layout.heads_range.clone());
         let (mut pre, mut logits) = (self.drawn(17, s, h)?, self.single(s, 2)?);
         let (mut grads, mut sums) = (self.grads()?, self.b.zeros(stats::SLOTS)?);
-        let (w, labels, scale) = (&self.weights, &self.batch.pair_labels, LossScale::mean(1.0, 9));
-        self.b.qdpp_head(w, pair, labels, s, scale, &mut pre, &mut logits, &mut grads, &mut sums)?;
+        let (w, labels, factors) = (&self.weights, &self.batch.pair_labels, &self.batch.pair_weights);
+        let scale = LossScale::mean(1.0, 9);
+        self.b.qdpp_head(w, pair, labels, factors, s, scale, &mut pre, &mut logits, &mut grads, &mut sums)?;
         self.keep("qdpp_head", &pre, s.count() * h)?;
         self.keep_single("qdpp_head: logits", &logits, s.count() * 2)?;
         self.keep_single("qdpp_head: sums", &sums, 6)?;
@@ -384,6 +388,27 @@ impl<B: Backend> Trial<B> {
             self.b.rank_loss(loss, &self.batch, &scores, scale, &mut dscores, &mut sums)?;
             self.keep_single(&format!("rank_loss {name}"), &dscores, s.count())?;
             self.keep_single(&format!("rank_loss {name}: sums"), &sums, stats::SLOTS)?;
+        }
+        Ok(())
+    }
+
+    fn passages(&mut self) -> Result<()> {
+        let s = self.s;
+        let (mut scores, mut slopes) = (self.single(s, 1)?, self.single(s, 1)?);
+        self.b.upload(&values(23, s.count()), &mut scores, 0)?;
+        self.b.upload(&values(24, s.count()), &mut slopes, 0)?;
+        let ways = [
+            ("first-p", Aggregate::FirstP),
+            ("max-p", Aggregate::MaxP),
+            ("sum-p", Aggregate::SumP),
+            ("avg-p", Aggregate::AvgP),
+        ];
+        for (name, how) in ways {
+            let (mut documents, mut dscores) = (self.single(s, 1)?, self.single(s, 1)?);
+            self.b.aggregate(how, &self.batch, &scores, &mut documents)?;
+            self.b.aggregate_backward(how, &self.batch, &scores, &slopes, &mut dscores)?;
+            self.keep_single(&format!("aggregate {name}"), &documents, s.count())?;
+            self.keep_single(&format!("aggregate_backward {name}"), &dscores, s.count())?;
         }
         Ok(())
     }

@@ -13,15 +13,19 @@
 //!
 //! Symbols T, S, M, H, I, A, D, V are those of `model/shape.rs`.
 
+mod aggregate;
 pub mod cpu;
 pub mod cuda;
 mod fetch;
 pub mod random;
+mod real;
 mod update;
 
 use crate::Result;
+pub use aggregate::Aggregate;
 pub use fetch::Fetch;
 pub use random::{Dropout, MaskRule};
+pub use real::Real;
 pub use update::{AdamW, ParamGroup, Slice, slices};
 
 /// What buffers hold.
@@ -79,7 +83,8 @@ pub struct PackCounts {
     pub step_masked: u32,
     /// Pairs or ranking groups of the whole step over all ranks.
     pub step_pairs: u32,
-    pub reserved: u32,
+    /// Documents of the ranking groups, where their scores come from several passages.
+    pub documents: u32,
 }
 
 /// What a ranking group teaches. Each is a mean over groups; within a group, of n negatives:
@@ -231,6 +236,8 @@ pub struct DeviceBatch<B: Backend> {
     pub masked: usize,
     /// Ranking groups.
     pub groups: usize,
+    /// Documents of the ranking groups; 0 where every sequence is one.
+    pub documents: usize,
     pub epoch: u32,
     /// Token ids, [T]; `mask_tokens` replaces the chosen ones in place.
     pub ids: B::Buf<u32>,
@@ -246,9 +253,13 @@ pub struct DeviceBatch<B: Backend> {
     pub samples: B::Buf<u32>,
     /// QDPP classes, [S].
     pub pair_labels: B::Buf<u32>,
-    /// [groups + 1]
+    /// Factors of the pairs' QDPP losses, [S].
+    pub pair_weights: B::Buf<f32>,
+    /// First sequence of each document, [documents + 1].
+    pub cu_documents: B::Buf<u32>,
+    /// First document (or sequence, where every sequence is one) of each group, [groups + 1].
     pub cu_groups: B::Buf<u32>,
-    /// Labels or a teacher's scores, [S]; only some ranking losses read them.
+    /// Labels or a teacher's scores, a document each; only some ranking losses read them.
     pub targets: B::Buf<f32>,
     /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
     pub masked_rows: B::Buf<u32>,
@@ -261,8 +272,8 @@ pub struct DeviceBatch<B: Backend> {
 #[allow(clippy::too_many_arguments)]
 /// A device's operations. Each names its formula; forward and backward stand side by side.
 pub trait Backend: Clone + 'static {
-    /// Type of weights and activations on this device (f32 on CPU).
-    type Real: Elem;
+    /// Type of weights and activations.
+    type Real: Real;
     /// Device memory.
     type Buf<T: Elem>: Send;
     /// Whether the device works behind the host: a host that waits for a step's numbers before it gives
@@ -562,15 +573,16 @@ pub trait Backend: Clone + 'static {
         sums: &mut Self::Buf<f32>,
     ) -> Result<()>;
     /// QDPP in one pass. pre [S, H] is the pooler's product without bias; pooled = tanh(pre + b_p),
-    /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S]. In place: pre becomes its
-    /// own gradient times `scale.value`; adds the gradients of W, b and the pooler's bias to `grads`, and
-    /// loss, accuracy and count to `sums`. `LossScale::MEASURE`: no gradients
+    /// logits [S, 2] = pooled Wᵀ + b, cross-entropy against labels [S], each times its factor [S]. In place:
+    /// pre becomes its own gradient times `scale.value`; adds the gradients of W, b and the pooler's bias to
+    /// `grads`, and loss, accuracy and count to `sums` (accuracy and count know no factor). `LossScale::MEASURE`: no gradients
     /// (labels are still read, `grads` may be empty).
     fn qdpp_head(
         &self,
         weights: &Self::Buf<Self::Real>,
         at: HeadAt,
         labels: &Self::Buf<u32>,
+        factors: &Self::Buf<f32>,
         rows: Rows,
         scale: LossScale,
         pre: &mut Self::Buf<Self::Real>,
@@ -600,7 +612,25 @@ pub trait Backend: Clone + 'static {
         pooled: &mut Self::Buf<Self::Real>,
         grads: &mut Self::Buf<f32>,
     ) -> Result<()>;
-    /// `loss` of every group, the first sequence of a group being its positive. scores [S] -> dscores [S] times `scale.value`; adds to `sums`.
+    /// Scores of documents [documents] from their passages' scores [S], summed in f64.
+    fn aggregate(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &Self::Buf<f32>,
+        documents: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// dscores [S] of passages from ddocuments [documents].
+    fn aggregate_backward(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &Self::Buf<f32>,
+        ddocuments: &Self::Buf<f32>,
+        dscores: &mut Self::Buf<f32>,
+    ) -> Result<()>;
+    /// `loss` of every group, the first document of a group being its positive. Scores of documents ->
+    /// dscores times `scale.value`; adds to `sums`.
     fn rank_loss(
         &self,
         loss: RankLoss,

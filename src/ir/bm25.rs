@@ -15,10 +15,10 @@ use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWo
 use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
 
 use super::read_text;
-use super::run::{Hit, Run};
-use super::topics::{Field as TopicField, read_topics_fields};
+use super::run::{Hit, Run, write_renamed_by};
+use super::topics::{Field as TopicField, Topic, read_topics_fields};
 use super::words::Words;
-use crate::corpus::{Source, documents as document};
+use crate::corpus::{Role, Source, documents as document};
 use crate::{Error, Result};
 
 /// What `retrieve` reads, does and writes.
@@ -30,6 +30,8 @@ pub struct RetrieveOptions {
     /// collection's.
     pub only: Option<PathBuf>,
     pub topics: PathBuf,
+    /// `topics` is a click log, whose queries are the topics.
+    pub clicks: bool,
     /// Parts of a topic that make the query.
     pub topic_fields: Vec<TopicField>,
     /// The TREC run to write.
@@ -277,7 +279,8 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if o.fields.is_empty() {
         return Err(Error::config("no document field to index: choose of url, title and body"));
     }
-    let topics = read_topics_fields(&o.topics, &o.topic_fields)?;
+    let topics =
+        if o.clicks { queries_of(&o.topics)? } else { read_topics_fields(&o.topics, &o.topic_fields)? };
     let path = o.documents.first().and_then(|source| source.path.first()).cloned().unwrap_or_default();
     let only = o.only.as_deref().map(read_ids).transpose()?;
     let folder = match o.out.parent() {
@@ -306,17 +309,52 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
         other => other,
     })?;
     tracing::info!("{found} documents of {:.1} terms on average", retriever.average_length());
-    let lists =
-        topics.par_iter().map(|topic| retriever.search(&topic.text, o.depth)).collect::<Result<Vec<_>>>()?;
-    let mut run = Run::default();
-    for (topic, hits) in topics.iter().zip(lists) {
-        if hits.is_empty() {
-            tracing::warn!("topic '{}' has no hit and is not in the run: '{}'", topic.id, topic.text);
-        } else {
-            run.insert(topic.id.as_str(), hits)?;
+    write_run(&retriever, topics, o)
+}
+
+/// Topics that are searched between two writings: a log has millions of queries.
+const TOPICS_AT_ONCE: usize = 10_000;
+
+fn write_run(retriever: &Retriever, mut topics: Vec<Topic>, o: &RetrieveOptions) -> Result<()> {
+    topics.sort_by(|a, b| a.id.cmp(&b.id));
+    let (tag, mut without) = (tag(o), 0);
+    write_renamed_by(&o.out, |out| {
+        for block in topics.chunks(TOPICS_AT_ONCE) {
+            let search = |topic: &Topic| retriever.search(&topic.text, o.depth);
+            let lists = block.par_iter().map(search).collect::<Result<Vec<_>>>()?;
+            let (mut run, mut text) = (Run::default(), String::new());
+            for (topic, hits) in block.iter().zip(lists) {
+                if !hits.is_empty() {
+                    run.insert(topic.id.as_str(), hits)?;
+                    run.lines(&topic.id, &tag, &mut text);
+                    continue;
+                }
+                without += 1;
+                if !o.clicks {
+                    tracing::warn!("topic '{}' has no hit and is not in the run: '{}'", topic.id, topic.text);
+                }
+            }
+            out.write_all(text.as_bytes()).map_err(|cause| Error::io("written", &o.out, cause))?;
         }
+        Ok(())
+    })?;
+    if o.clicks && without > 0 {
+        tracing::warn!("{without} of {} queries have no hit and are not in the run", topics.len());
     }
-    run.write(&o.out, &tag(o))
+    Ok(())
+}
+
+/// The distinct queries of a click log.
+fn queries_of(log: &Path) -> Result<Vec<Topic>> {
+    let (mut topics, mut seen) = (Vec::new(), HashSet::new());
+    let options = document::ReadOptions::default();
+    document::read_rows(&[Source::clicks(log)], Role::Clicks, &options, |[id, text, ..]| {
+        if seen.insert(id.clone()) {
+            topics.push(Topic { id, text });
+        }
+        Ok(())
+    })?;
+    Ok(topics)
 }
 
 /// The run tag: everything that decides the scores, as one word.

@@ -210,6 +210,11 @@ fn keep_apart(hits: &mut [Hit]) {
 
 /// Writes a file beside its final place and renames it.
 pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_renamed_by(path, |file| file.write_all(bytes).map_err(|cause| Error::io("written", path, cause)))
+}
+
+/// The same for what comes piece by piece.
+pub(crate) fn write_renamed_by(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -218,7 +223,7 @@ pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
     // Temporary files are private to their owner; a result is as readable as the user's umask says.
     let mode = std::fs::Permissions::from_mode(0o666);
     let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).map_err(fail)?;
-    file.write_all(bytes).map_err(fail)?;
+    write(&mut file)?;
     file.as_file().sync_all().map_err(fail)?;
     file.persist(path).map_err(|error| fail(error.error))?;
     Ok(())

@@ -110,6 +110,10 @@ pub struct HeadActivations<B: Backend> {
     pub scores: B::Buf<f32>,
     /// Their gradient, [S]
     pub dscores: B::Buf<f32>,
+    /// Scores of documents of several passages, [documents]
+    pub documents: B::Buf<f32>,
+    /// Their gradient, [documents]
+    pub ddocuments: B::Buf<f32>,
 }
 
 /// Gradients of activations, shared by all layers.
@@ -239,6 +243,8 @@ fn head_activations<B: Backend>(
         pair_logits: backend.zeros(s * 2)?,
         scores: backend.zeros(s)?,
         dscores: backend.zeros(s)?,
+        documents: backend.zeros(s)?,
+        ddocuments: backend.zeros(s)?,
     })
 }
 
@@ -273,6 +279,7 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         sequences: 0,
         masked: 0,
         groups: 0,
+        documents: 0,
         epoch: 0,
         ids: backend.zeros(t)?,
         positions: backend.zeros(t)?,
@@ -281,6 +288,8 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         cu_seqlens: backend.zeros(s + 1)?,
         samples: backend.zeros(s)?,
         pair_labels: backend.zeros(s)?,
+        pair_weights: backend.zeros(s)?,
+        cu_documents: backend.zeros(s + 1)?,
         cu_groups: backend.zeros(s + 1)?,
         targets: backend.zeros(s)?,
         masked_rows: backend.zeros(capacity.masked)?,
@@ -294,6 +303,7 @@ pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Res
     device.sequences = batch.sequences();
     device.masked = batch.masked;
     device.groups = batch.cu_groups.len().saturating_sub(1);
+    device.documents = batch.cu_documents.len().saturating_sub(1);
     device.epoch = batch.epoch;
     b.begin_pack(&PackCounts {
         tokens: device.tokens as u32,
@@ -303,7 +313,7 @@ pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Res
         epoch: device.epoch,
         step_masked: batch.step_masked as u32,
         step_pairs: batch.step_pairs as u32,
-        reserved: 0,
+        documents: device.documents as u32,
     })?;
     b.upload(&batch.ids, &mut device.ids, 0)?;
     b.upload(&batch.positions, &mut device.positions, 0)?;
@@ -312,6 +322,12 @@ pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Res
     b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
     b.upload(&batch.samples, &mut device.samples, 0)?;
     b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
+    if batch.pair_weights.is_empty() {
+        b.upload(&vec![1.0; batch.pair_labels.len()], &mut device.pair_weights, 0)?;
+    } else {
+        b.upload(&batch.pair_weights, &mut device.pair_weights, 0)?;
+    }
+    b.upload(&batch.cu_documents, &mut device.cu_documents, 0)?;
     b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
     b.upload(&batch.targets, &mut device.targets, 0)
 }

@@ -9,8 +9,8 @@ use super::lora::Lora;
 use super::shape::Shape;
 use crate::data::batch::Batch;
 use crate::engine::{
-    Backend, DeviceBatch, Dropout, Epilogue, Fetch, Heads, LossScale, MaskRule, RankLoss, Rows, Segment,
-    stats,
+    Aggregate, Backend, DeviceBatch, Dropout, Epilogue, Fetch, Heads, LossScale, MaskRule, RankLoss, Rows,
+    Segment, stats,
 };
 use crate::{Error, Result};
 
@@ -19,8 +19,9 @@ use crate::{Error, Result};
 pub enum Objective {
     /// loss = `mlm` * MLM + `qdpp` * QDPP; a weight of 0 leaves the part out.
     Pretraining { mlm: f32, qdpp: f32 },
-    /// A loss over ranking groups.
-    Ranking(RankLoss),
+    /// A loss over ranking groups; with an `Aggregate`, over documents whose score comes from their
+    /// passages' scores.
+    Ranking(RankLoss, Option<Aggregate>),
 }
 
 /// Whether a forward prepares a backward.
@@ -191,7 +192,7 @@ impl<B: Backend> Bert<B> {
             Objective::Pretraining { mlm, qdpp } => {
                 (mlm > 0.0 && batch.masked > 0, qdpp > 0.0 && !batch.pair_labels.is_empty())
             }
-            Objective::Ranking(_) => (false, false),
+            Objective::Ranking(..) => (false, false),
         }
     }
 
@@ -240,14 +241,23 @@ impl<B: Backend> Bert<B> {
                 }
                 Ok(())
             }
-            Objective::Ranking(loss) => {
+            Objective::Ranking(loss, how) => {
                 self.score_forward(mode)?;
-                let heads = &mut self.acts.heads;
-                let factor = scale(mode, 1.0, batch.step_pairs);
-                let b = &self.backend;
-                b.rank_loss(loss, &self.batch, &heads.scores, factor, &mut heads.dscores, &mut self.sums)
+                self.rank(loss, how, scale(mode, 1.0, batch.step_pairs))
             }
         }
+    }
+
+    /// The ranking loss of the scores, and its gradient by them.
+    fn rank(&mut self, loss: RankLoss, how: Option<Aggregate>, scale: LossScale) -> Result<()> {
+        let (b, batch, a, sums) = (&self.backend, &self.batch, &mut self.acts.heads, &mut self.sums);
+        debug_assert_eq!(how.is_some(), batch.documents > 0);
+        let Some(how) = how else {
+            return b.rank_loss(loss, batch, &a.scores, scale, &mut a.dscores, sums);
+        };
+        b.aggregate(how, batch, &a.scores, &mut a.documents)?;
+        b.rank_loss(loss, batch, &a.documents, scale, &mut a.ddocuments, sums)?;
+        b.aggregate_backward(how, batch, &a.scores, &a.ddocuments, &mut a.dscores)
     }
 
     /// Relevance scores (logits) of one pack's sequences, [S].
@@ -328,9 +338,10 @@ impl<B: Backend> Bert<B> {
         self.pool()?;
         let Some(at) = self.layout.pair else { return Err(missing_head("QDPP")) };
         let (b, w, batch, a) = (&self.backend, &self.weights, &self.batch, &mut self.acts.heads);
-        let (labels, s) = (&batch.pair_labels, Rows::Sequences(batch.sequences));
+        let (labels, factors, s) =
+            (&batch.pair_labels, &batch.pair_weights, Rows::Sequences(batch.sequences));
         let logits = &mut a.pair_logits;
-        b.qdpp_head(w, at, labels, s, scale, &mut a.pooled, logits, &mut self.grads, &mut self.sums)
+        b.qdpp_head(w, at, labels, factors, s, scale, &mut a.pooled, logits, &mut self.grads, &mut self.sums)
     }
 
     fn score_forward(&mut self, mode: Mode) -> Result<()> {
@@ -378,7 +389,7 @@ impl<B: Backend> Bert<B> {
         let Some(back) = &mut self.acts.backward else { return Err(missing_head("backward")) };
         let (t, h) = (Rows::Tokens(self.batch.tokens), self.layout.shape.hidden);
         self.backend.clear_rows(&mut back.dx, t, h)?;
-        if matches!(self.options.objective, Objective::Ranking(_)) {
+        if matches!(self.options.objective, Objective::Ranking(..)) {
             self.score_backward()?;
             return self.pool_backward();
         }

@@ -73,7 +73,7 @@ pub fn activations(sizes: Sizes<'_>) -> Vec<Field> {
         full("MLM: row statistics", 2 * m),
         real("MLM: logits", m * shape.vocab),
         real("[CLS] rows and pooler", 2 * s * h),
-        full("scores and QDPP logits", 4 * s),
+        full("scores and QDPP logits", 6 * s),
         real("gradients: hidden rows", 4 * t * h),
         real("gradients: after GELU", t * i),
         real("gradients: q, k, v", 3 * t * h),
@@ -87,7 +87,7 @@ pub fn pack(sizes: Sizes<'_>) -> Vec<Field> {
     let Capacity { tokens, sequences, masked } = sizes.capacity;
     vec![
         full("pack: ids, positions, segments, samples", 4 * tokens),
-        full("pack: sequences", 5 * sequences + 2),
+        full("pack: sequences", 7 * sequences + 3),
         full("pack: masked rows and labels", 2 * masked),
         full("word-piece flags and sums", sizes.layout.shape.vocab + stats::SLOTS),
     ]

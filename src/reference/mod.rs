@@ -16,6 +16,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
 use crate::data::batch::Batch;
+use crate::engine::Aggregate;
 use crate::model::shape::Shape;
 use crate::{Error, Result};
 use bert::Weights;
@@ -122,24 +123,35 @@ impl Reference {
             return Ok(Pretraining { mlm_loss, qdpp_loss: None, mlm_logits, pair_logits: None });
         }
         let pair_logits = self.weights.linear(&self.pooled(batch, &hidden)?, "cls.seq_relationship")?;
-        let qdpp_loss = cross_entropy(&pair_logits, &batch.pair_labels, batch.step_pairs)?;
+        let factors = (!batch.pair_weights.is_empty()).then_some(&batch.pair_weights[..]);
+        let qdpp_loss = cross_entropy(&pair_logits, &batch.pair_labels, factors, batch.step_pairs)?;
         Ok(Pretraining { mlm_loss, qdpp_loss: Some(qdpp_loss), mlm_logits, pair_logits: Some(pair_logits) })
     }
 
-    /// Scores [S] = dropout(pooled) wᵀ + b and their localised contrastive loss (Gao et al. 2021)
-    /// over `batch.cu_groups`, the first sequence of a group being its positive.
+    /// Scores [S] = dropout(pooled) wᵀ + b and the localised contrastive loss (Gao et al. 2021) of the
+    /// documents of `batch.cu_groups`, the first of a group being its positive. A document is a sequence,
+    /// or, put together as `how` says, the sequences of `batch.cu_documents`.
     ///
     /// # Errors
     /// `Error::Data` for tensors without a ranking head; else as [`Reference::encode`].
-    pub fn ranking(&self, batch: &Batch, dropout: Option<(f32, u32)>) -> Result<Ranking> {
+    pub fn ranking(
+        &self,
+        batch: &Batch,
+        how: Option<Aggregate>,
+        dropout: Option<(f32, u32)>,
+    ) -> Result<Ranking> {
         let masks = DropoutMasks::new(batch, dropout, self.weights.dtype);
         let pooled = self.pooled(batch, &self.encode(batch, dropout)?)?;
         let pooled = masks.pooled(&pooled, 1 + 3 * self.shape.layers as u32)?;
         let scores = self.weights.linear(&pooled, "classifier")?.squeeze(1)?;
+        let documents = match how {
+            Some(how) => aggregate(&scores, &batch.cu_documents, how)?,
+            None => scores.clone(),
+        };
         let mut loss = Tensor::zeros((), self.weights.dtype, &Device::Cpu)?;
         for group in batch.cu_groups.windows(2) {
             let (first, end) = (group[0] as usize, group[1] as usize);
-            let group = log_softmax(&scores.narrow(0, first, end - first)?, 0)?;
+            let group = log_softmax(&documents.narrow(0, first, end - first)?, 0)?;
             loss = (loss - group.get(0)?)?;
         }
         let loss = (loss / batch.step_pairs as f64)?;
@@ -205,7 +217,7 @@ impl Reference {
         let transformed = w.norm(&transformed, "cls.predictions.transform.LayerNorm")?;
         let decoder = w.get("bert.embeddings.word_embeddings.weight")?;
         let logits = transformed.matmul(&decoder.t()?)?.broadcast_add(w.get("cls.predictions.bias")?)?;
-        let loss = cross_entropy(&logits, labels, batch.step_masked)?;
+        let loss = cross_entropy(&logits, labels, None, batch.step_masked)?;
         Ok((loss, logits))
     }
 
@@ -216,10 +228,29 @@ impl Reference {
     }
 }
 
-/// Sum over rows of -log softmax(logits)[label], in nats, / `divisor`.
-fn cross_entropy(logits: &Tensor, labels: &[u32], divisor: usize) -> Result<Tensor> {
-    let likelihood = log_softmax(logits, D::Minus1)?.gather(&indices(labels)?.unsqueeze(1)?, 1)?;
+/// Sum over rows of -log softmax(logits)[label] times the row's factor, in nats, / `divisor`.
+fn cross_entropy(logits: &Tensor, labels: &[u32], factors: Option<&[f32]>, divisor: usize) -> Result<Tensor> {
+    let mut likelihood = log_softmax(logits, D::Minus1)?.gather(&indices(labels)?.unsqueeze(1)?, 1)?;
+    if let Some(factors) = factors {
+        let factors = Tensor::from_slice(factors, (factors.len(), 1), &Device::Cpu)?;
+        likelihood = (likelihood * factors.to_dtype(logits.dtype())?)?;
+    }
     Ok((likelihood.sum_all()? / -(divisor as f64))?)
+}
+
+/// Scores of documents from scores [S] of their passages.
+fn aggregate(scores: &Tensor, cu_documents: &[u32], how: Aggregate) -> Result<Tensor> {
+    let document = |ends: &[u32]| -> Result<Tensor> {
+        let passages = scores.narrow(0, ends[0] as usize, (ends[1] - ends[0]) as usize)?;
+        Ok(match how {
+            Aggregate::FirstP => passages.get(0)?,
+            Aggregate::MaxP => passages.max(0)?,
+            Aggregate::SumP => passages.sum(0)?,
+            Aggregate::AvgP => passages.mean(0)?,
+        })
+    };
+    let documents = cu_documents.windows(2).map(document).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::stack(&documents, 0)?)
 }
 
 fn indices(values: &[u32]) -> Result<Tensor> {

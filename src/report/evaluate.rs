@@ -1,6 +1,7 @@
 //! What `evaluate` found: trec_eval's lines, a table for people, JSON for programs, and the plot of the
 //! differences to a baseline.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -205,7 +206,7 @@ struct ComparedDocument {
 }
 
 /// A map that keeps its order.
-struct Ordered<'a, T>(Vec<(std::borrow::Cow<'a, str>, T)>);
+struct Ordered<'a, T>(Vec<(Cow<'a, str>, T)>);
 
 impl<T: Serialize> Serialize for Ordered<'_, T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {

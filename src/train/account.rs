@@ -99,7 +99,7 @@ impl<B: Distributed> Trainer<'_, B> {
                 f64::from(mlm) * mean(stats::MLM_LOSS, stats::MLM_COUNT)
                     + f64::from(qdpp) * mean(stats::QDPP_LOSS, stats::QDPP_COUNT)
             }
-            Objective::Ranking(_) => mean(stats::RANK_LOSS, stats::RANK_COUNT),
+            Objective::Ranking(..) => mean(stats::RANK_LOSS, stats::RANK_COUNT),
         }
     }
 

@@ -60,7 +60,7 @@ impl Comparison {
 /// Runs forward and backward of `batch` on both. Gradients and statistics of the model are those of
 /// no pack afterwards. `None` for an objective that the reference does not have.
 pub fn against_reference<B: Backend>(model: &mut Bert<B>, batch: &Batch) -> Result<Option<Comparison>> {
-    if matches!(model.options.objective, Objective::Ranking(loss) if loss != RankLoss::Lce) {
+    if matches!(model.options.objective, Objective::Ranking(loss, _) if loss != RankLoss::Lce) {
         return Ok(None);
     }
     let len = model.layout.len;
@@ -89,9 +89,9 @@ pub fn against_reference<B: Backend>(model: &mut Bert<B>, batch: &Batch) -> Resu
                 + mean(qdpp, stats::QDPP_LOSS, batch.step_pairs);
             (total, loss)
         }
-        Objective::Ranking(_) => {
+        Objective::Ranking(_, how) => {
             let loss = sums[stats::RANK_LOSS] / batch.step_pairs.max(1) as f64;
-            (reference.ranking(batch, dropout)?.loss, loss)
+            (reference.ranking(batch, how, dropout)?.loss, loss)
         }
     };
     let expected = reference.gradients(&total)?;

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use serde::Serialize;
+
 use super::passages::{Cut, passages};
 use crate::config::Config;
 use crate::corpus::documents::{ReadOptions, read_documents};
@@ -33,6 +35,8 @@ pub struct Collection {
     pub special: Special,
     pub max_tokens: usize,
     pub topics: BTreeMap<String, Candidates>,
+    /// Topics of the file that the run lacks.
+    pub not_in_run: Vec<String>,
     /// Tokens of each passage, at most `max_tokens`; at least one passage a document.
     documents: HashMap<String, Vec<Vec<u32>>>,
 }
@@ -68,9 +72,12 @@ impl Collection {
             special: tokenizer.special(),
             max_tokens: config.data.max_tokens,
             topics: BTreeMap::new(),
+            not_in_run: Vec::new(),
             documents: HashMap::new(),
         };
-        let topics: Vec<Topic> = topics.into_iter().filter(|topic| run.get(&topic.id).is_some()).collect();
+        let (topics, lacking): (Vec<Topic>, Vec<Topic>) =
+            topics.into_iter().partition(|topic| run.get(&topic.id).is_some());
+        collection.not_in_run = lacking.into_iter().map(|topic| topic.id).collect();
         if topics.is_empty() {
             return Err(Error::data(format!(
                 "{} and {} share no topic: check that they belong together",
@@ -147,6 +154,11 @@ impl Collection {
         self.documents.get(id).map_or(1, Vec::len)
     }
 
+    /// Passages of the document that has the most.
+    pub fn most_passages(&self) -> usize {
+        self.documents.values().map(Vec::len).max().unwrap_or(1).max(1)
+    }
+
     /// Tokens of a candidate's passage, cut so that it fits beside `query`; never empty input for a
     /// document that is itself empty: then the pair is the query alone between its separators.
     pub fn passage(&self, id: &str, passage: usize, query: &[u32]) -> &[u32] {
@@ -184,15 +196,44 @@ fn encode(
     Ok(())
 }
 
-/// Topics that can teach and be ranked: at least one relevant and one other candidate. The rest is
-/// returned by name: no re-ranking changes what they count.
-pub fn usable_topics(collection: &Collection, qrels: &Qrels) -> (Vec<String>, Vec<String>) {
-    let (usable, rest): (Vec<_>, Vec<_>) = collection.topics.iter().partition(|(topic, candidates)| {
-        let relevant = candidates.documents.iter().filter(|d| relevant(qrels, topic, d)).count();
-        relevant > 0 && relevant < candidates.documents.len()
-    });
-    let names = |topics: Vec<(&String, &Candidates)>| topics.into_iter().map(|(t, _)| t.clone()).collect();
-    (names(usable), names(rest))
+/// Which topics can teach and be ranked, and why the others cannot: no re-ranking changes what they count.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TopicUse {
+    /// At least one relevant and one other candidate.
+    pub usable: Vec<String>,
+    pub without_relevant: Vec<String>,
+    /// Every candidate is relevant.
+    pub without_others: Vec<String>,
+    pub not_in_run: Vec<String>,
+}
+
+impl TopicUse {
+    pub fn of(collection: &Collection, qrels: &Qrels) -> Self {
+        let mut all = Self { not_in_run: collection.not_in_run.clone(), ..Self::default() };
+        for (topic, candidates) in &collection.topics {
+            let relevant = candidates.documents.iter().filter(|d| relevant(qrels, topic, d)).count();
+            let list = match relevant {
+                0 => &mut all.without_relevant,
+                n if n == candidates.documents.len() => &mut all.without_others,
+                _ => &mut all.usable,
+            };
+            list.push(topic.clone());
+        }
+        all
+    }
+
+    /// A line for each reason that leaves topics out, with their names.
+    pub fn lines(&self, depth: usize) -> String {
+        let reasons = [
+            (format!("no relevant document among the first {depth}"), &self.without_relevant),
+            (format!("nothing but relevant documents among the first {depth}"), &self.without_others),
+            ("not in the run".to_owned(), &self.not_in_run),
+        ];
+        let line = |(why, topics): &(String, &Vec<String>)| {
+            format!("{} topics left out, {why}: {}\n", topics.len(), topics.join(" "))
+        };
+        reasons.iter().filter(|(_, topics)| !topics.is_empty()).map(line).collect()
+    }
 }
 
 /// Whether a document is judged relevant.

@@ -11,7 +11,8 @@ use statrs::statistics::Statistics;
 
 use super::checkpoints::Identity;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
-use super::collection::{Collection, usable_topics};
+use super::collection::{Collection, TopicUse};
+use super::folds::{drawn_folds, folds_from_file};
 use super::groups::{GroupOptions, GroupSource, Sources};
 use super::memory::Needs;
 use super::metrics::Meter;
@@ -25,7 +26,7 @@ use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
 use crate::dist::{Distributed, World};
 use crate::engine::random::{philox, purpose};
-use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
+use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
@@ -70,7 +71,8 @@ pub struct FoldTask<'a> {
 
 impl<'a> Study<'a> {
     /// Reads the collection and the folds. Folds are those of `data.folds`, or drawn over the usable
-    /// topics and written to `dir/folds.json`; topics that cannot be used are named.
+    /// topics and written to `dir/folds.json`; topics that cannot be used are named, on the
+    /// terminal and in `dir/run.json`.
     pub fn read(config: &'a Config, model: &Path, dir: &Path, world: &World) -> Result<Self> {
         let tokenizer = Tokenizer::load(model)?;
         let hard = config.fine.negatives_run.as_ref().map(|path| hard_negatives(path, config.fine.depth));
@@ -80,7 +82,8 @@ impl<'a> Study<'a> {
         let collection = Collection::read(config, &tokenizer, config.fine.depth, &more)?;
         let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
         let qrels = Qrels::read(qrels_path)?;
-        let (usable, rest) = usable_topics(&collection, &qrels);
+        let topics = TopicUse::of(&collection, &qrels);
+        let usable = &topics.usable;
         if usable.len() < 2 {
             return Err(Error::data(format!(
                 "{}: {} topic(s) have both relevant and other candidates among the first {}: raise fine.depth \
@@ -98,13 +101,12 @@ impl<'a> Study<'a> {
                 truncated.all,
                 truncated.cut
             );
-            if !rest.is_empty() {
-                println!("{} left out, no relevant or no other candidate: {}", rest.len(), rest.join(" "));
-            }
+            print!("{}", topics.lines(config.fine.depth));
         }
+        world.agree(world.leads().then(|| run_dir::add_fact(dir, "topics", &json!(topics))))?;
         let folds = match &config.data.folds {
-            Some(path) => folds_from_file(path, &usable)?,
-            None => drawn_folds(config, &usable, dir, world)?,
+            Some(path) => folds_from_file(path, usable)?,
+            None => drawn_folds(config, usable, dir, world)?,
         };
         Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds })
     }
@@ -162,7 +164,7 @@ impl<'a> Study<'a> {
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
         let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
-            objective: Objective::Ranking(config.fine.loss()),
+            objective: Objective::Ranking(config.fine.loss(), config.fine.trained_aggregate()),
             heads: HeadSet::RANKING,
             capacity: capacity(config.train.pack_tokens),
             train,
@@ -202,6 +204,7 @@ impl<'a> Study<'a> {
             positives_per_topic: config.fine.positives_per_topic,
             from: config.fine.negatives_from,
             aggregate: config.fine.aggregate,
+            passages: config.fine.train_passages,
         };
         let sources =
             Sources { qrels: &self.qrels, hard: self.hard.as_ref(), teacher: self.teacher.as_ref() };
@@ -210,6 +213,7 @@ impl<'a> Study<'a> {
             let names = source.left_out.join(" ");
             println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
         }
+        source.check_fits(&config.train)?;
         let source = Arc::new(source);
         let options = LoaderOptions {
             seed,
@@ -313,37 +317,6 @@ fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<Strin
 
 fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
     Ok(evaluate(qrels, run, &[measure], &measures::Options::default())?.means[0])
-}
-
-fn folds_from_file(path: &Path, usable: &[String]) -> Result<Vec<Fold>> {
-    let mut folds = read_folds(path)?;
-    let known = |topic: &String| usable.contains(topic);
-    for (i, fold) in folds.iter_mut().enumerate() {
-        for list in [&mut fold.train, &mut fold.validation, &mut fold.test] {
-            list.retain(known);
-        }
-        if fold.train.is_empty() || fold.test.is_empty() {
-            return Err(Error::data(format!(
-                "{}: fold {} has no usable training or test topic: the file belongs to other topics",
-                path.display(),
-                i + 1
-            )));
-        }
-    }
-    Ok(folds)
-}
-
-fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
-    let k = config.fine.folds;
-    if k < 3 || k > usable.len() {
-        return Err(Error::config(format!(
-            "fine.folds = {k}: must be at least 3 (training, validation, test) and at most the {} usable topics",
-            usable.len()
-        )));
-    }
-    let folds = make_folds(usable, k, config.seed);
-    world.agree(world.leads().then(|| write_folds(&dir.join("folds.json"), &folds)))?;
-    Ok(folds)
 }
 
 /// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
@@ -460,23 +433,37 @@ fn preempted() -> Error {
 /// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
 /// as there may be gigabytes of them.
 fn identity(config: &Config, model: &Path) -> Result<Identity> {
-    let read = |path: &Path| fs::read(path).map_err(|e| Error::io("read", path, e));
     let mut sum = crc32fast::Hasher::new();
-    let data = &config.data;
-    for path in [&data.topics, &data.qrels, &data.run, &data.folds].into_iter().flatten() {
-        sum.update(&read(path)?);
+    let (data, fine) = (&config.data, &config.fine);
+    let read = [&data.topics, &data.qrels, &data.run, &data.folds, &fine.negatives_run, &fine.teacher];
+    for path in read.into_iter().flatten() {
+        add_contents(path, &mut sum)?;
     }
     if let Some(path) = &data.documents {
         let size = fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
         sum.update(&size.to_le_bytes());
     }
-    sum.update(&read(&model.join("model.safetensors"))?);
+    add_contents(&model.join("model.safetensors"), &mut sum)?;
     let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
     Ok(Identity {
         command: "fine".into(),
         data: format!("{:08x}", sum.finalize()),
         plan: resume::plan_of(config, &unused)?,
     })
+}
+
+/// Adds a file, or (of folds as CEDR has them) the files of a folder by name.
+fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
+    let failed = |e| Error::io("read", path, e);
+    if !path.is_dir() {
+        sum.update(&fs::read(path).map_err(failed)?);
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = entries.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    files.iter().try_for_each(|file| add_contents(file, sum))
 }
 
 fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Vec<Mean>> {

@@ -2,13 +2,14 @@
 //! fine-tuning. What a group holds is a pure function of (seed, epoch, sample id).
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::collection::{Candidates, Collection, relevant};
-use super::passages::Aggregate;
-use crate::config::NegativesFrom;
+use crate::config::{NegativesFrom, Train, TrainPassages};
 use crate::data::batch::Batch;
 use crate::data::source::SampleSource;
+use crate::engine::Aggregate;
 use crate::engine::random::{philox, purpose};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
@@ -23,8 +24,9 @@ pub struct GroupOptions {
     /// Groups of one topic in one epoch, at most its relevant candidates.
     pub positives_per_topic: usize,
     pub from: NegativesFrom,
-    /// With anything but FirstP, a group draws one of each document's passages.
+    /// FirstP trains on first passages alone.
     pub aggregate: Aggregate,
+    pub passages: TrainPassages,
 }
 
 /// Where groups come from besides the candidates.
@@ -59,6 +61,8 @@ pub struct GroupSource {
     topics: Vec<Topic>,
     options: GroupOptions,
     samples: u32,
+    /// Passages that one member may have in a group.
+    most_passages: u32,
     /// Topics without a relevant or without another document.
     pub left_out: Vec<String>,
 }
@@ -70,11 +74,16 @@ impl GroupSource {
     pub fn new(
         collection: Arc<Collection>,
         sources: Sources,
-        topics: &[String],
+        training: &[String],
         options: GroupOptions,
     ) -> Result<Self> {
-        let mut source = Self { collection, topics: Vec::new(), options, samples: 0, left_out: Vec::new() };
-        for id in topics {
+        let most_passages = match options.passages {
+            TrainPassages::One => 1,
+            TrainPassages::All => collection.most_passages() as u32,
+        };
+        let (topics, left_out) = (Vec::new(), Vec::new());
+        let mut source = Self { collection, topics, options, samples: 0, most_passages, left_out };
+        for id in training {
             source.add(id, sources)?;
         }
         if source.samples == 0 {
@@ -84,6 +93,30 @@ impl GroupSource {
             ));
         }
         Ok(source)
+    }
+
+    /// A group's loss needs all of its scores at once, so a group lies in one pack.
+    ///
+    /// # Errors
+    /// `Error::Config` with advice where the longest group is longer than a pack.
+    pub fn check_fits(&self, train: &Train) -> Result<()> {
+        let longest = self.longest();
+        if longest <= train.pack_tokens {
+            return Ok(());
+        }
+        let (passages, or) = match self.options.passages {
+            TrainPassages::One => ("", ""),
+            TrainPassages::All => (
+                " with all of their passages",
+                ", fine.passages, or train on one passage at a time (fine.train_passages = \"one\")",
+            ),
+        };
+        Err(Error::config(format!(
+            "a group of 1 + {} documents{passages} has up to {longest} tokens and train.pack_tokens = {} holds \
+             none of that length: raise train.pack_tokens to {longest} (memory grows with it; \
+             train.recompute = \"layer\" keeps 1/16 of a layer), or lower fine.negatives, data.max_tokens{or}",
+            self.options.negatives, train.pack_tokens
+        )))
     }
 
     fn add(&mut self, id: &str, sources: Sources) -> Result<()> {
@@ -106,6 +139,12 @@ impl GroupSource {
         Ok(())
     }
 
+    /// What keys the dropout of passage `p` of member `k`: a number of its own.
+    fn key(&self, sample: u32, k: usize, p: usize) -> u32 {
+        let member = sample.wrapping_mul(self.options.negatives as u32 + 1).wrapping_add(k as u32);
+        member.wrapping_mul(self.most_passages).wrapping_add(p as u32)
+    }
+
     /// Query and documents of a group, the relevant one first.
     fn group(&self, sample: u32, epoch: u32) -> (&Topic, Vec<&Member>) {
         let at = self.topics.partition_point(|topic| topic.first <= sample) - 1;
@@ -125,16 +164,23 @@ impl GroupSource {
         (topic, documents)
     }
 
-    /// Tokens of member `k`: its first passage, or one that is drawn.
-    fn tokens(&self, topic: &Topic, member: &Member, (sample, epoch, k): (u32, u32, usize)) -> &[u32] {
-        let passage = match self.options.aggregate {
-            Aggregate::FirstP => 0,
-            _ => {
-                let word = philox([self.options.seed, purpose::PASSAGE], [sample, k as u32, epoch, 0])[0];
-                ((u64::from(word) * self.collection.passages(&member.id) as u64) >> 32) as usize
-            }
-        };
-        self.collection.passage(&member.id, passage, &topic.query)
+    /// Passages of member `k` that the group holds: its first, one that is drawn, or all.
+    fn passages(&self, member: &Member, (sample, epoch, k): (u32, u32, usize)) -> Range<usize> {
+        let all = self.collection.passages(&member.id);
+        if self.options.aggregate == Aggregate::FirstP {
+            return 0..1;
+        }
+        if self.options.passages == TrainPassages::All {
+            return 0..all;
+        }
+        let word = philox([self.options.seed, purpose::PASSAGE], [sample, k as u32, epoch, 0])[0];
+        let drawn = ((u64::from(word) * all as u64) >> 32) as usize;
+        drawn..drawn + 1
+    }
+
+    /// Tokens that a passage takes in a pack.
+    fn passage_len(&self, topic: &Topic, member: &Member, passage: usize) -> usize {
+        3 + topic.query.len() + self.collection.passage(&member.id, passage, &topic.query).len()
     }
 }
 
@@ -182,8 +228,9 @@ impl SampleSource for GroupSource {
 
     fn length(&self, sample: u32, epoch: u32) -> usize {
         let (topic, documents) = self.group(sample, epoch);
-        let length = |(k, d): (usize, &&Member)| {
-            3 + topic.query.len() + self.tokens(topic, d, (sample, epoch, k)).len()
+        let length = |(k, member): (usize, &&Member)| -> usize {
+            let passages = self.passages(member, (sample, epoch, k));
+            passages.map(|passage| self.passage_len(topic, member, passage)).sum()
         };
         documents.iter().enumerate().map(length).sum()
     }
@@ -194,26 +241,36 @@ impl SampleSource for GroupSource {
 
     fn push(&self, sample: u32, epoch: u32, batch: &mut Batch) -> Result<()> {
         let (topic, documents) = self.group(sample, epoch);
+        let together = self.options.passages == TrainPassages::All;
         if batch.cu_groups.is_empty() {
-            batch.cu_groups.push(batch.sequences() as u32);
+            batch.cu_groups.push(0);
+            if together {
+                batch.cu_documents.push(0);
+            }
         }
-        let size = self.options.negatives as u32 + 1;
         for (k, member) in documents.into_iter().enumerate() {
-            let document = self.tokens(topic, member, (sample, epoch, k));
+            for (p, passage) in self.passages(member, (sample, epoch, k)).enumerate() {
+                let document = self.collection.passage(&member.id, passage, &topic.query);
+                let key = self.key(sample, k, p);
+                batch.push(self.collection.special, key, &topic.query, Some(document));
+            }
             batch.targets.push(member.target);
-            batch.push(self.collection.special, sample * size + k as u32, &topic.query, Some(document));
+            if together {
+                batch.cu_documents.push(batch.sequences() as u32);
+            }
         }
-        batch.cu_groups.push(batch.sequences() as u32);
+        batch.cu_groups.push(batch.documents() as u32);
         Ok(())
     }
 
     /// Every epoch draws other documents, so the bound is that of any group: all at full length.
     fn longest(&self) -> usize {
+        let all = self.options.passages == TrainPassages::All;
         let longest = |topic: &Topic| {
-            let length = |d: &Member| {
-                let passages = 0..self.collection.passages(&d.id);
-                let longest = passages.map(|p| self.collection.passage(&d.id, p, &topic.query).len()).max();
-                3 + topic.query.len() + longest.unwrap_or(0)
+            let length = |member: &Member| {
+                let passages = 0..self.collection.passages(&member.id);
+                let lengths = passages.map(|p| self.passage_len(topic, member, p));
+                if all { lengths.sum() } else { lengths.max().unwrap_or(0) }
             };
             let mut others: Vec<usize> = topic.others.iter().map(length).collect();
             others.sort_unstable_by(|a, b| b.cmp(a));

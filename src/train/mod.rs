@@ -8,6 +8,7 @@ pub mod coarse;
 pub mod collection;
 pub mod experiment;
 pub mod fine;
+mod folds;
 pub mod groups;
 pub mod health;
 pub mod memory;

@@ -1,35 +1,5 @@
-//! Long documents: cut into passages of words, scored one by one, put together again. The names are
-//! those of Dai and Callan (SIGIR 2019): FirstP, MaxP, SumP; AvgP is their mean.
-
-use serde::{Deserialize, Serialize};
-
-/// How a document's score follows from its passages'.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Aggregate {
-    /// The first passage's; the others are not scored.
-    #[default]
-    FirstP,
-    /// The best passage's.
-    MaxP,
-    /// The sum over passages.
-    SumP,
-    /// The mean over passages.
-    AvgP,
-}
-
-impl Aggregate {
-    /// The document's score from its passages' scores, in their order; 0 without any.
-    pub fn score(self, passages: &[f64]) -> f64 {
-        let sum = || passages.iter().sum::<f64>();
-        match self {
-            Self::FirstP => passages.first().copied().unwrap_or(0.0),
-            Self::MaxP => passages.iter().copied().reduce(f64::max).unwrap_or(0.0),
-            Self::SumP => sum(),
-            Self::AvgP => sum() / passages.len().max(1) as f64,
-        }
-    }
-}
+//! Long documents are cut into passages of words, which are scored one by one; `engine::Aggregate` puts
+//! the scores together.
 
 /// How text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,13 +56,5 @@ mod tests {
         assert_eq!(passages("a b c d e f g", Cut { most: 2, ..cut }), ["a b c", "c d e"]);
         assert_eq!(passages(" a b", Cut { words: 0, ..cut }), [" a b"], "whole");
         assert_eq!(passages("é ü ß", Cut { words: 1, stride: 1, most: 9 }), ["é", "ü", "ß"]);
-    }
-
-    #[test]
-    fn scores_are_put_together() {
-        let scores = [1.0, 4.0, -2.0];
-        let all = [Aggregate::FirstP, Aggregate::MaxP, Aggregate::SumP, Aggregate::AvgP];
-        assert_eq!(all.map(|how| how.score(&scores)), [1.0, 4.0, 3.0, 1.0]);
-        assert_eq!(all.map(|how| how.score(&[])), [0.0; 4]);
     }
 }

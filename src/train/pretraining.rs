@@ -18,11 +18,15 @@ use super::signals;
 use super::speed::product_speed;
 use super::validation::Validation;
 use crate::config::{Config, Model};
+use crate::corpus::HardNegatives;
 use crate::corpus::shard::Shards;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::held_out;
 use crate::data::loader::{Cursor, LoaderOptions, packs_per_epoch};
-use crate::data::source::{ClickLog, ClickOptions, ClickSource, DocumentSource, PairUse, SampleSource};
+use crate::data::negatives::Negatives;
+use crate::data::source::{
+    ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource,
+};
 use crate::dist::{Distributed, World};
 use crate::engine::{Backend, MaskRule};
 use crate::model::activations::Capacity;
@@ -59,6 +63,14 @@ struct Prepared {
     shards: Arc<Shards>,
     objective: Objective,
     rule: Option<MaskRule>,
+    hard: Option<Hard>,
+}
+
+/// Hard negatives, and how many clicks have some.
+struct Hard {
+    lists: Arc<HardNegatives>,
+    clicks: u32,
+    without: u32,
 }
 
 /// Runs `pretrain` or `coarse` on every rank of `world`.
@@ -68,7 +80,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
     run_dir::announce(&backend, world);
-    let prepared = prepare(config, stage)?;
+    let prepared = prepare(config, stage, world)?;
     let mut options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
     let identity = identity(config, stage, &prepared)?;
@@ -93,11 +105,15 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     if world.leads() {
         println!("{} parameters, {steps} steps", model.layout.parameters());
     }
+    if let Some(hard) = prepared.hard.as_ref().filter(|_| world.leads()) {
+        hard.print(config);
+    }
     let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
     let memory = forecast.map(|forecast| forecast.report(&trainer.model.backend, world)).transpose()?;
     let facts = [
         ("steps", json!(steps)),
         ("samples_per_epoch", json!(prepared.source.samples())),
+        ("hard_negatives", prepared.hard.as_ref().map_or(json!(null), Hard::facts)),
         ("memory", json!(memory)),
     ];
     run_dir::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
@@ -137,11 +153,14 @@ fn identity(config: &Config, stage: Stage, prepared: &Prepared) -> Result<Identi
         "data.run",
         "data.folds",
     ];
-    let data = prepared.shards.fingerprint().to_string();
+    let mut data = prepared.shards.fingerprint();
+    if let Some(hard) = &prepared.hard {
+        data = format!("{data}-{}", hard.lists.fingerprint());
+    }
     Ok(Identity { command: stage.name().into(), data, plan: resume::plan_of(config, &unused)? })
 }
 
-fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
+fn prepare(config: &Config, stage: Stage, world: &World) -> Result<Prepared> {
     let shards = Arc::new(Shards::open(Config::need("data.shards", &config.data.shards)?)?);
     shards.verify()?;
     let tokenizer = shards.tokenizer()?;
@@ -160,18 +179,65 @@ fn prepare(config: &Config, stage: Stage) -> Result<Prepared> {
              pretrain, which reads documents alone",
         ));
     }
-    let mut measured = None;
-    let source: Arc<dyn SampleSource> = match stage {
-        Stage::Pretrain => Arc::new(DocumentSource::new(log, config.data.max_tokens)?),
-        Stage::Coarse if pairs > 0 => {
-            let [train, held] = held_out::divide(&log, pairs)?;
-            measured = Some(ClickSource::new(Arc::new(held), click_options(config))?);
-            Arc::new(ClickSource::new(Arc::new(train), click_options(config))?)
-        }
-        Stage::Coarse => Arc::new(ClickSource::new(log, click_options(config))?),
-    };
     let rule = config.objective.mask_rule(config.seed, tokenizer.vocab(), tokenizer.special());
-    Ok(Prepared { source, measured, tokenizer, shards, objective, rule })
+    if stage == Stage::Pretrain {
+        let source = Arc::new(DocumentSource::new(log, config.data.max_tokens)?);
+        return Ok(Prepared { source, measured: None, tokenizer, shards, objective, rule, hard: None });
+    }
+    let lists = hard_negatives(config, &shards, world)?;
+    let options = ClickOptions { hard: lists.clone(), ..click_options(config) };
+    let (mut log, mut measured) = (log, None);
+    if pairs > 0 {
+        let [train, held] = held_out::divide(&log, pairs)?;
+        // unweighted, so that losses of runs with and without grades compare
+        let options = ClickOptions { grades: Grades::None, ..options.clone() };
+        measured = Some(ClickSource::new(Arc::new(held), options)?);
+        log = Arc::new(train);
+    }
+    let source = ClickSource::new(log, options)?;
+    let count = |lists| Hard { lists, clicks: source.clicks(), without: source.without_hard() };
+    let hard = lists.map(count);
+    Ok(Prepared { source: Arc::new(source), measured, tokenizer, shards, objective, rule, hard })
+}
+
+/// The lists of `objective.negatives_run`. One rank of each node reads the run, the others find what it wrote.
+fn hard_negatives(config: &Config, shards: &Shards, world: &World) -> Result<Option<Arc<HardNegatives>>> {
+    let objective = &config.objective;
+    if objective.negatives != Negatives::RunFile {
+        return Ok(None);
+    }
+    let run = Config::need("objective.negatives_run", &objective.negatives_run)?;
+    let open = || HardNegatives::open(shards, run, objective.negatives_depth);
+    let first = world.agree_all((world.local_rank() == 0).then(open).transpose())?;
+    let lists = world.agree_all(first.map_or_else(open, Ok))?;
+    Ok(Some(Arc::new(lists)))
+}
+
+impl Hard {
+    fn facts(&self) -> serde_json::Value {
+        json!({ "run": self.lists.counts(), "clicks": self.clicks, "clicks_without": self.without })
+    }
+
+    fn print(&self, config: &Config) {
+        let [first, last] = config.objective.negatives_depth;
+        let counts = self.lists.counts();
+        println!(
+            "hard negatives, ranks {first} to {last} of {}: {} documents for {} queries; left out: {} that their \
+             query clicked, {} that the shards do not hold, {} rows of other topics",
+            config.objective.negatives_run.as_deref().unwrap_or(Path::new("")).display(),
+            counts.kept,
+            counts.queries,
+            counts.clicked,
+            counts.missing,
+            counts.foreign
+        );
+        println!(
+            "{} of {} clicks ({:.1} %) have none and get random documents",
+            self.without,
+            self.clicks,
+            100.0 * f64::from(self.without) / f64::from(self.clicks.max(1))
+        );
+    }
 }
 
 /// How the log's clicks become samples under this plan.
@@ -182,6 +248,8 @@ pub fn click_options(config: &Config) -> ClickOptions {
         truncate: config.data.truncate,
         negatives: config.objective.negatives,
         negatives_per_positive: config.objective.negatives_per_positive,
+        hard: None,
+        grades: config.objective.grades,
         // MLM alone sees the very tokens that MLM + QDPP sees, so that arms compare
         pairs: if config.objective.qdpp > 0.0 { PairUse::Labelled } else { PairUse::Unlabelled },
     }

@@ -7,14 +7,13 @@ use std::path::Path;
 use serde_json::json;
 
 use super::collection::{Candidates, Collection};
-use super::passages::Aggregate;
 use super::rerank_part::Part;
 use super::run_dir::on_engine;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
 use crate::dist::World;
-use crate::engine::{Backend, RankLoss};
+use crate::engine::{Aggregate, Backend, RankLoss};
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -117,7 +116,7 @@ fn score_pack<B: Backend>(
 /// Options of a model that only scores.
 pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
     Options {
-        objective: Objective::Ranking(RankLoss::Lce),
+        objective: Objective::Ranking(RankLoss::Lce, None),
         heads: HeadSet::RANKING,
         capacity: Capacity::of_pack(pack_tokens, 0.0, false),
         train: false,

@@ -151,7 +151,7 @@ impl Validation {
             Objective::Pretraining { mlm, qdpp: weight } => {
                 f64::from(mlm) * mlm_loss + f64::from(weight) * qdpp.map_or(0.0, |means| means.loss)
             }
-            Objective::Ranking(_) => 0.0,
+            Objective::Ranking(..) => 0.0,
         };
         let auc = qdpp.map(|_| auc(margins, &self.labels));
         Scores { query, document, qdpp, auc, loss }

@@ -1,11 +1,14 @@
 //! Kernels of the losses and heads against double precision, in both types.
 
 use super::support::*;
-use crate::engine::losses::{HeadResult, group_loss, head, head_at, mlm};
+use crate::engine::losses::{
+    DOCUMENTS, GROUPS_OF_DOCUMENTS, HeadResult, WAYS, group_loss, head, head_at, loss_of_passages, mlm,
+    pair_factors, weighted,
+};
 use crate::engine::naive;
 use crate::engine::support::{Pack, factor, random, to64};
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
-use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, PackCounts, RankLoss, Rows, stats};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf};
+use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, PackCounts, RankLoss, Real, Rows, stats};
 
 /// The weight of a loss whose step has `count` terms: `value` is what the device must compute itself.
 fn scale(weight: f32, count: u32) -> LossScale {
@@ -68,7 +71,7 @@ impl MlmCase {
     }
 
     fn check<R: Real>(&self) {
-        let what = format!("mlm {} {}x{}", R::SUFFIX, self.rows, self.vocab);
+        let what = format!("mlm {} {}x{}", R::NAME, self.rows, self.vocab);
         let bias = &self.weights[BIAS_AT..];
         let (measured_logits, untouched, measured) = self.run::<R>(0.0, 0);
         let biased = self.logits.iter().enumerate().map(|(i, x)| held::<R>(x + bias[i % self.vocab]));
@@ -152,7 +155,7 @@ fn check_head<R: Real>(
 }
 
 fn qdpp<R: Real>(rows: usize, h: usize) {
-    let what = format!("qdpp {} {rows}x{h}", R::SUFFIX);
+    let what = format!("qdpp {} {rows}x{h}", R::NAME);
     let at = head_at(h, 2);
     let weights = all_held::<R>(&random(3 * h + 2, 51));
     let pre: Vec<f32> = random(rows * h, 52).iter().map(|x| held::<R>(2.0 * x)).collect();
@@ -160,6 +163,8 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
     let pairs = 50;
     let gpu = gpu::<R>(PackCounts { sequences: rows as u32, step_pairs: pairs, ..PackCounts::default() });
     let (on_device, labels_there) = (reals(&gpu, &weights, ROOM), words(&gpu, &labels));
+    let factors = pair_factors(rows);
+    let factors_there = floats(&gpu, &factors, ROOM);
     let run = |weight: f32| {
         let mut buffer = reals(&gpu, &pre, (ROOM + 3) * h);
         let mut logits = floats(&gpu, &[], 2 * (rows + ROOM));
@@ -169,6 +174,7 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
             &on_device,
             at,
             &labels_there,
+            &factors_there,
             rows_of,
             scale,
             &mut buffer,
@@ -187,11 +193,11 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
     let (dpre, logits, grads, sums) = run(2.0);
     assert_eq!(measured, sums, "{what}");
 
-    let (value, ones) = (scale(2.0, pairs).value, vec![1.0; rows * h]);
+    let (value, ones) = (f64::from(scale(2.0, pairs).value), vec![1.0; rows * h]);
     let plain =
-        head::<f32>(at, 2, &weights, &pre, &ones, |s, x| naive::cross_entropy(x, labels[s] as usize, value));
+        head::<f32>(at, 2, &weights, &pre, &ones, |s, x| weighted(x, labels[s] as usize, value, factors[s]));
     let exact = head::<f64>(at, 2, &weights, &to64(&pre), &to64(&ones), |s, x| {
-        naive::cross_entropy(x, labels[s] as usize, f64::from(value))
+        weighted(x, labels[s] as usize, value, factors[s])
     });
     close(&format!("{what} logits"), &logits, &plain.logits, &exact.logits);
     close(&format!("{what} loss"), &[sums[stats::QDPP_LOSS]], &[(1.0 + plain.loss) - 1.0], &[exact.loss]);
@@ -209,7 +215,7 @@ fn qdpp_head() {
 }
 
 fn score<R: Real>(h: usize, drop: Dropout) {
-    let what = format!("score {} {h} rate {}", R::SUFFIX, drop.threshold);
+    let what = format!("score {} {h} rate {}", R::NAME, drop.threshold);
     let pack = Pack::new(&[4; 21], 50);
     let (s, at) = (pack.samples.len(), head_at(h, 1));
     let weights = all_held::<R>(&random(2 * h + 1, 61));
@@ -298,5 +304,35 @@ fn every_ranking_loss() {
             f64::from(factor.value) * total(s)
         });
         assert_eq!((sums[stats::RANK_CORRECT], sums[stats::RANK_COUNT]), (right, 4.0), "{loss:?}");
+    }
+}
+
+#[test]
+fn a_loss_of_documents_reaches_their_passages() {
+    let pack = Pack::new(&[4; 11], 50);
+    let (documents, groups) = (DOCUMENTS.len() - 1, GROUPS_OF_DOCUMENTS.len() - 1);
+    let counts = PackCounts { documents: documents as u32, groups: groups as u32, ..counts(&pack) };
+    let gpu = gpu::<f32>(counts);
+    let scores: Vec<f32> = random(11, 74).iter().map(|x| 3.0 * x).collect();
+    let targets: Vec<f32> = random(7, 75).iter().map(|x| 2.0 * x).collect();
+    let mut batch = device(&gpu, &pack);
+    (batch.documents, batch.groups) = (documents, groups);
+    (batch.cu_documents, batch.cu_groups) = (words(&gpu, &DOCUMENTS), words(&gpu, &GROUPS_OF_DOCUMENTS));
+    batch.targets = floats(&gpu, &targets, ROOM);
+    let on_device = floats(&gpu, &scores, ROOM);
+    let factor = scale(3.5, counts.step_pairs);
+    for how in WAYS {
+        let (mut of_documents, mut slopes) = (floats(&gpu, &[], 7 + ROOM), floats(&gpu, &[], 7 + ROOM));
+        let (mut d, mut sums) = (floats(&gpu, &[], 11 + ROOM), fresh_sums(&gpu));
+        gpu.aggregate(how, &batch, &on_device, &mut of_documents).unwrap();
+        gpu.rank_loss(RankLoss::ListNet, &batch, &of_documents, factor, &mut slopes, &mut sums).unwrap();
+        gpu.aggregate_backward(how, &batch, &on_device, &slopes, &mut d).unwrap();
+        let total = |s: &[f64]| loss_of_passages(how, RankLoss::ListNet, s, &to64(&targets));
+        let (wide, found) = (to64(&scores), f64::from(read_sums(&gpu, &sums)[stats::RANK_LOSS]));
+        assert!((found - total(&wide)).abs() <= 1e-6 * (1.0 + total(&wide)), "{how:?}: {found}");
+        let slopes: Vec<f64> = taken_floats(&gpu, &d, 11).iter().map(|&d| f64::from(d)).collect();
+        crate::engine::support::differences(&format!("{how:?}"), &wide, &slopes, |s| {
+            f64::from(factor.value) * total(s)
+        });
     }
 }

@@ -75,7 +75,8 @@ const WAITS: [(usize, usize, &str, std::ops::Range<usize>); 6] = [
 #[test]
 fn a_forgotten_wait_shows() {
     let place = Place::with_shards();
-    let more = [&F32[..], &["--set", "train.packs_per_step=6", "--set", "run.graph=false"]].concat();
+    let plan = ["train.packs_per_step=6", "train.pack_tokens=64", "run.graph=false"]; // small packs are quick
+    let more = [&F32[..], &plan.map(|set| ["--set", set]).concat()].concat();
     let right = coarse(&place, 2, "right", &more, &[("SOFTGPU_STREAMS", "lazy")]);
     let mut missed = Vec::new();
     for (from, of, what, numbers) in WAITS {

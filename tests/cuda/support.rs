@@ -3,8 +3,8 @@
 
 use crate::engine::support::Pack;
 use crate::softgpu;
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real, Settings};
-use ctune_dist::engine::{Backend, DeviceBatch, PackCounts};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf, Settings};
+use ctune_dist::engine::{Backend, DeviceBatch, PackCounts, Real};
 
 /// Rows that packs may have beyond the one under test.
 pub const ROOM: usize = 37;
@@ -104,6 +104,7 @@ pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
         sequences: pack.samples.len(),
         masked: 0,
         groups: 0,
+        documents: 0,
         epoch: pack.epoch,
         ids: words(gpu, &pack.ids),
         positions: words(gpu, &pack.positions),
@@ -112,6 +113,8 @@ pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
         cu_seqlens: words(gpu, &pack.cu_seqlens),
         samples: words(gpu, &pack.samples),
         pair_labels: words(gpu, &[]),
+        pair_weights: floats(gpu, &[], ROOM),
+        cu_documents: words(gpu, &[]),
         cu_groups: words(gpu, &[]),
         targets: floats(gpu, &[], ROOM),
         masked_rows: words(gpu, &[]),

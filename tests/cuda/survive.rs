@@ -62,10 +62,8 @@ fn a_run_from_a_checkpoint_has_the_bits_of_the_whole() {
         assert_eq!(losses(&whole)[4..], losses(&rest), "{name}: other losses");
         assert!(bits(&place, name) == bits(&place, &again), "{name}: other bits");
     }
-    // at another number of ranks: what bf16 rounds otherwise shows in the losses, and stays small
-    for (name, ranks, precision, allowed) in
-        [("f32-1", 2, &F32, 1e-5), ("bf16-1", 2, &BF16, 1e-3), ("bf16-2", 1, &BF16, 1e-3)]
-    {
+    // at another number of ranks; the f32 weights of bf16 differ in their last digits alone (5e-8 in the losses)
+    for (name, ranks, precision) in [("f32-1", 2, &F32), ("bf16-1", 2, &BF16), ("bf16-2", 1, &BF16)] {
         let (from, out) = (format!("{name}/checkpoints/step-0000004"), format!("{name}-to-{ranks}"));
         let more = ["--out", out.as_str(), "--resume", from.as_str(), "--resume-with-changes"];
         assert_done(&start(&place, ranks, &[&PLAN[..], precision, &more].concat(), &[]));
@@ -77,7 +75,7 @@ fn a_run_from_a_checkpoint_has_the_bits_of_the_whole() {
             worst = worst.max((a - b).abs() / a);
         }
         println!("{name} taken up by {ranks} rank(s): losses apart {worst:.1e}");
-        assert!(worst < allowed, "{name} on {ranks} ranks: {worst:.1e}");
+        assert!(worst < 1e-5, "{name} on {ranks} ranks: {worst:.1e}");
     }
 }
 

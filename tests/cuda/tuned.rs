@@ -50,7 +50,7 @@ fn adapters_learn_as_on_the_cpu() {
     cpu(&["retrieve", "--documents", "documents.tsv", "--topics", "topics.tsv", "--out", "bm25.run"]);
     cpu(&["coarse", "--config", "plan.toml", "--device", "cpu", "--out", "coarse"]);
     let lora =
-        "\nlora = { rank = 4, alpha = 8, targets = [\"query\", \"value\", \"intermediate\", \"output\"] }\n";
+        "\nlora = { rank = 8, alpha = 8, targets = [\"query\", \"value\", \"intermediate\", \"output\"] }\n";
     let plan = std::fs::read_to_string(place.path("plan.toml")).unwrap();
     place.write("lora.toml", &(plan.trim_end().to_owned() + lora)); // [fine] is the plan's last table
     let fine =

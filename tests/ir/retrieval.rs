@@ -14,6 +14,7 @@ fn options(folder: &tempfile::TempDir) -> RetrieveOptions {
         documents: vec![Source::documents(folder.path().join("docs.tsv"))],
         only: None,
         topics: folder.path().join("topics.tsv"),
+        clicks: false,
         topic_fields: vec![TopicField::Title],
         out: folder.path().join("run.txt"),
         depth: 1000,
@@ -103,6 +104,7 @@ fn nfcorpus_bm25() {
     let o = RetrieveOptions {
         documents: vec![Source::documents(data.join("docs_union_dev_test.tsv"))],
         topics: data.join("test.titles.queries"),
+        clicks: false,
         stem: false,
         ..options(&folder)
     };
@@ -128,6 +130,7 @@ fn vaswani_bm25() {
     let o = RetrieveOptions {
         documents: vec![Source::documents(data.join("doc-text.trec"))],
         topics: data.join("query-text.trec"),
+        clicks: false,
         stem: false,
         ..options(&folder)
     };

@@ -69,6 +69,20 @@ impl Job {
         self.wait_until(name, |_| path.exists());
     }
 
+    /// Whether a checkpoint lies there that is being written, or was when the job ended.
+    pub fn partial(&self) -> bool {
+        let entries = fs::read_dir(self.dir.join("checkpoints"));
+        entries.is_ok_and(|mut all| {
+            all.any(|entry| {
+                entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(".step-"))
+            })
+        })
+    }
+
+    pub fn wait_for_partial(&mut self) {
+        self.wait_until("checkpoint that is being written", Self::partial);
+    }
+
     fn wait_until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
         let start = Instant::now();
         while !done(self) {

@@ -55,6 +55,65 @@ fn a_rank_that_hangs_ends_the_job_with_its_name() {
     }
 }
 
+/// Two ranks of one job, of which one is started as `other` says, in place of the plain program.
+fn two(place: &Place, other: (usize, &str), out: &str) -> std::process::Output {
+    let args = format!("coarse --config plan.toml --out {out} {}", PLAN.join(" "));
+    let plain = format!("exec {BINARY} {args}");
+    let odd = other.1.replace("PROGRAM", &format!("{BINARY} {args}"));
+    let mut ranks = [&plain, &plain];
+    ranks[other.0] = &odd;
+    let mut command = Command::new("mpirun");
+    command.args([
+        "--oversubscribe",
+        "-n",
+        "1",
+        "bash",
+        "-c",
+        ranks[0],
+        ":",
+        "-n",
+        "1",
+        "bash",
+        "-c",
+        ranks[1],
+    ]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    let start = Instant::now();
+    let done = command.current_dir(place.path(".")).output().expect("mpirun is needed");
+    // starting the ranks included
+    assert!(start.elapsed().as_secs() < 20, "it took {:?}", start.elapsed());
+    done
+}
+
+#[test]
+fn a_rank_that_errs_alone_ends_the_job_with_its_reason() {
+    let place = Place::with_shards();
+    // another folder, whose shards have lost a byte
+    fs::create_dir_all(place.path("other/shards")).unwrap();
+    for entry in fs::read_dir(place.path("shards")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, place.path("other/shards").join(path.file_name().unwrap())).unwrap();
+    }
+    fs::copy(place.path("plan.toml"), place.path("other/plan.toml")).unwrap();
+    let clicks = place.path("other/shards/clicks.bin");
+    let bytes = fs::read(&clicks).unwrap();
+    fs::write(&clicks, &bytes[..bytes.len() - 1]).unwrap();
+    let done = two(&place, (1, "cd other && exec PROGRAM"), "run");
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{text}");
+    assert!(text.contains("rank 1: ") && text.contains("clicks.bin"), "{text}");
+}
+
+#[test]
+fn a_rank_that_panics_ends_the_job_with_its_reason() {
+    let place = Place::with_shards();
+    // The standard library panics where its output cannot be written.
+    let done = two(&place, (0, "exec PROGRAM >/dev/full"), "run");
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(4), "{text}");
+    assert!(text.contains("rank 0") && text.contains("No space left on device"), "{text}");
+}
+
 #[test]
 fn a_watchdog_names_the_rank_that_does_not_come() {
     let beats: Vec<Arc<Beat>> = (0..3).map(|_| Arc::default()).collect();
@@ -153,6 +212,27 @@ fn a_full_disk_is_one_line_and_leaves_the_checkpoint_before() {
     );
     assert_done(&train(&place, 1, "run", &plan));
     assert!(model(&place, "whole") == model(&place, "run"), "other bits");
+}
+
+/// What rank 0 alone cannot write ends rank 1 as well.
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_all_ranks() {
+    let place = Place::with_shards();
+    let plan = [&PLAN[..], &["--set", "checkpoint.every_steps=5", "--resume-with-changes"]].concat();
+    let mut job = Job::start(&place, 2, "run", &PLAN);
+    job.wait_for_step(2);
+    job.signal_rank(1, "TERM");
+    assert_eq!(job.wait(), Some(75));
+    // a file where the folder of checkpoints was
+    fs::rename(place.path("run/checkpoints"), place.path("aside")).unwrap();
+    place.write("run/checkpoints", "");
+    let mut job = Job::start(&place, 2, "run", &plan);
+    assert_eq!(job.wait(), Some(3), "{}", job.stderr());
+    assert!(job.stderr().contains("run/checkpoints"), "{}", job.stderr());
+    fs::remove_file(place.path("run/checkpoints")).unwrap();
+    fs::rename(place.path("aside"), place.path("run/checkpoints")).unwrap();
+    let few = ["--set", "train.steps=20", "--set", "checkpoint.every_steps=5", "--resume-with-changes"];
+    assert_done(&train(&place, 2, "run", &few));
 }
 
 #[test]

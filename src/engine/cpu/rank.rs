@@ -1,10 +1,42 @@
 //! Ranking losses: a group is a query's documents, the first of them the positive. Groups are small,
 //! so everything is computed in f64 and rounded once.
 
-use crate::engine::{RankLoss, stats};
+use crate::engine::{Aggregate, RankLoss, stats};
+
+/// Documents' scores from their passages'. scores [S], documents [documents], cu_documents [documents + 1].
+pub fn aggregate(how: Aggregate, cu_documents: &[u32], scores: &[f32], documents: &mut [f32]) {
+    let mut passages = Vec::new();
+    for (ends, document) in cu_documents.windows(2).zip(documents) {
+        widen(&scores[ends[0] as usize..ends[1] as usize], &mut passages);
+        *document = how.score(&passages) as f32;
+    }
+}
+
+/// The gradient of passages' scores from that of documents'.
+pub fn aggregate_backward(
+    how: Aggregate,
+    cu_documents: &[u32],
+    scores: &[f32],
+    ddocuments: &[f32],
+    dscores: &mut [f32],
+) {
+    let mut passages = Vec::new();
+    for (ends, &slope) in cu_documents.windows(2).zip(ddocuments) {
+        let range = ends[0] as usize..ends[1] as usize;
+        widen(&scores[range.clone()], &mut passages);
+        for (i, d) in dscores[range].iter_mut().enumerate() {
+            *d = (f64::from(slope) * how.slope(&passages, i)) as f32;
+        }
+    }
+}
+
+fn widen(values: &[f32], into: &mut Vec<f64>) {
+    into.clear();
+    into.extend(values.iter().map(|&x| f64::from(x)));
+}
 
 /// Adds the loss of every group to `sums` and leaves `scale` times its gradient by the scores in
-/// `dscores`. scores, targets, dscores: [S]; `cu_groups` [groups + 1].
+/// `dscores`. scores, targets, dscores: [documents]; `cu_groups` [groups + 1].
 pub fn rank(
     loss: RankLoss,
     cu_groups: &[u32],
@@ -42,12 +74,8 @@ struct Group {
 
 impl Group {
     fn load(&mut self, scores: &[f32], targets: &[f32]) {
-        let wide = |values: &[f32], into: &mut Vec<f64>| {
-            into.clear();
-            into.extend(values.iter().map(|&x| f64::from(x)));
-        };
-        wide(scores, &mut self.scores);
-        wide(targets, &mut self.targets);
+        widen(scores, &mut self.scores);
+        widen(targets, &mut self.targets);
         self.slopes.clear();
         self.slopes.resize(scores.len(), 0.0);
     }

@@ -12,8 +12,8 @@ use super::upload::{Uploader, download_now, upload_now};
 use super::{Cuda, CudaBuf, Real, ops};
 use crate::Result;
 use crate::engine::{
-    AdamW, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, Fetch, HeadAt, Heads, LinearAt, LossScale,
-    MaskRule, Memory, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Segment,
+    AdamW, Aggregate, Backend, DeviceBatch, Dropout, Elem, EmbedAt, Epilogue, Fetch, HeadAt, Heads, LinearAt,
+    LossScale, MaskRule, Memory, NormAt, PackCounts, ParamGroup, RankLoss, Rows, Segment,
 };
 
 /// Weights that are converted and copied at once, to and from the host.
@@ -46,7 +46,7 @@ impl<R: Real> Backend for Cuda<R> {
 
     fn describe(&self) -> String {
         let card = &self.inner.shared.device.card;
-        format!("cuda:{} ({}, {})", self.inner.shared.device.ordinal, card.name, R::SUFFIX)
+        format!("cuda:{} ({}, {})", self.inner.shared.device.ordinal, card.name, R::NAME)
     }
 
     // ---- memory ------------------------------------------------------------------------------
@@ -443,6 +443,7 @@ impl<R: Real> Backend for Cuda<R> {
         weights: &CudaBuf<R>,
         at: HeadAt,
         labels: &CudaBuf<u32>,
+        factors: &CudaBuf<f32>,
         rows: Rows,
         scale: LossScale,
         pre: &mut CudaBuf<R>,
@@ -450,7 +451,7 @@ impl<R: Real> Backend for Cuda<R> {
         grads: &mut CudaBuf<f32>,
         sums: &mut CudaBuf<f32>,
     ) -> Result<()> {
-        self.qdpp_head(weights, at, labels, rows, scale, pre, logits, grads, sums)?;
+        self.qdpp_head(weights, at, labels, factors, rows, scale, pre, logits, grads, sums)?;
         self.trap("qdpp_head", pre, rows, at.hidden)
     }
 
@@ -479,6 +480,27 @@ impl<R: Real> Backend for Cuda<R> {
     ) -> Result<()> {
         self.score_head_backward(batch, weights, at, drop, dscores, pooled, grads)?;
         self.trap("score_head_backward", pooled, Rows::Sequences(batch.sequences), at.hidden)
+    }
+
+    fn aggregate(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &CudaBuf<f32>,
+        documents: &mut CudaBuf<f32>,
+    ) -> Result<()> {
+        self.aggregate(how, batch, scores, documents)
+    }
+
+    fn aggregate_backward(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &CudaBuf<f32>,
+        ddocuments: &CudaBuf<f32>,
+        dscores: &mut CudaBuf<f32>,
+    ) -> Result<()> {
+        self.aggregate_backward(how, batch, scores, ddocuments, dscores)
     }
 
     fn rank_loss(

@@ -208,6 +208,10 @@ impl Form {
     }
 }
 
+fn named(list: &[&str]) -> Vec<Measure> {
+    NAMES.iter().filter(|(name, _)| list.contains(name)).flat_map(|(_, form)| form.all()).collect()
+}
+
 fn rank(text: &str) -> Option<usize> {
     text.parse().ok().filter(|&k| k > 0)
 }
@@ -222,12 +226,9 @@ impl Measure {
     /// name, whose cut-offs are then trec_eval's, or a name with a list, as `ndcg_cut.5,10` or
     /// `ndcg_cut_5,10`.
     pub fn expand(name: &str) -> Result<Vec<Self>> {
-        let of = |wanted: &dyn Fn(&str) -> bool| {
-            NAMES.iter().filter(|(name, _)| wanted(name)).flat_map(|(_, form)| form.all()).collect()
-        };
         match name {
-            "official" => return Ok(of(&|name| OFFICIAL.contains(&name))),
-            "set" => return Ok(of(&|name| SET.contains(&name))),
+            "official" => return Ok(Self::official()),
+            "set" => return Ok(named(&SET)),
             "all_trec" => {
                 let last = NAMES.iter().position(|(name, _)| *name == LAST_OF_TREC).unwrap_or(0);
                 return Ok(NAMES[..=last].iter().flat_map(|(_, form)| form.all()).collect());
@@ -261,7 +262,7 @@ impl Measure {
 
     /// What trec_eval prints when no measure is named.
     pub fn official() -> Vec<Self> {
-        NAMES.iter().filter(|(name, _)| OFFICIAL.contains(name)).flat_map(|(_, form)| form.all()).collect()
+        named(&OFFICIAL)
     }
 
     /// Whether the value is a count: its summary is a sum, and it prints as an integer.
@@ -295,7 +296,7 @@ impl Measure {
 
     /// The name in `NAMES` and what follows it.
     fn parts(self) -> (&'static str, String) {
-        let (stem, suffix) = match self {
+        match self {
             Self::IprecAtRecall(share) => ("iprec_at_recall", share_text(share)),
             Self::RPrecMult(share) => ("Rprec_mult", share_text(share)),
             Self::P(k) => ("P", rank_text(k)),
@@ -313,8 +314,7 @@ impl Measure {
                 let same = |form: Form| matches!(form, Form::Plain(measure) if measure == plain);
                 (NAMES.iter().find(|(_, form)| same(*form)).map_or("", |(name, _)| name), String::new())
             }
-        };
-        (stem, suffix)
+        }
     }
 }
 
@@ -336,8 +336,8 @@ fn unknown(name: &str) -> Error {
         names.join(", ")
     };
     Error::config(format!(
-        "'{name}' is no measure; there are {}, with a rank as in ndcg_cut_k {}, with a share as in Rprec_mult_0.20 {}, \
-         relstring, and the sets official, set and all_trec",
+        "'{name}' is no measure. There are {}; with a rank, as ndcg_cut_k: {}; with a share, as Rprec_mult_0.20: {}; \
+         relstring; and the sets official, set and all_trec",
         listed(|form| matches!(form, Form::Plain(_))),
         listed(|form| matches!(form, Form::Cut(..))),
         listed(|form| matches!(form, Form::Share(..))),

@@ -3,7 +3,7 @@
 use super::super::launch::Arg;
 use super::super::{Cuda, CudaBuf, Real};
 use super::dropout_args;
-use crate::engine::{DeviceBatch, Dropout, Elem, HeadAt, LossScale, RankLoss, Rows, stats};
+use crate::engine::{Aggregate, DeviceBatch, Dropout, Elem, HeadAt, LossScale, RankLoss, Rows, stats};
 use crate::{Error, Result};
 
 /// Threads of a block of `mlm_loss`, and of all other kernels here.
@@ -42,6 +42,16 @@ fn rank_kind(loss: RankLoss) -> (u32, f32) {
         RankLoss::ListNet => (4, 0.0),
         RankLoss::MarginMse => (5, 0.0),
     }
+}
+
+/// The kernel's number for a way to put passages together.
+fn aggregate_kind(how: Aggregate) -> Arg {
+    Arg::U32(match how {
+        Aggregate::FirstP => 0,
+        Aggregate::MaxP => 1,
+        Aggregate::SumP => 2,
+        Aggregate::AvgP => 3,
+    })
 }
 
 fn sums_arg(sums: &CudaBuf<f32>) -> Result<Arg> {
@@ -92,6 +102,7 @@ impl<R: Real> Cuda<R> {
         weights: &CudaBuf<R>,
         at: HeadAt,
         labels: &CudaBuf<u32>,
+        factors: &CudaBuf<f32>,
         rows: Rows,
         scale: LossScale,
         pre: &mut CudaBuf<R>,
@@ -104,10 +115,11 @@ impl<R: Real> Cuda<R> {
         let [pool_bias, w, b] = head(weights, at, 2)?;
         let results = Arg::Ptr(self.scratch(4 * capacity)?);
         let labels = Arg::Ptr(labels.span("qdpp labels", 0..rows.count())?.0);
+        let factors = Arg::Ptr(factors.span("qdpp factors", 0..rows.count())?.0);
         let pre = Arg::Ptr(pre.span("qdpp pre", 0..capacity * at.hidden)?.0);
         let logits = Arg::Ptr(logits.span("qdpp logits", 0..2 * capacity)?.0);
         let (width, weight) = (Arg::U32(at.hidden as u32), Arg::F32(scale.weight));
-        let args = [self.counts(), labels, pool_bias, w, b, pre, logits, results, width, weight];
+        let args = [self.counts(), labels, factors, pool_bias, w, b, pre, logits, results, width, weight];
         self.launch("qdpp_logits", (capacity as u32, 1, 1), BLOCK, 0, &args)?;
         let [dpool_bias, dw, db] = if train { head(grads, at, 2)? } else { [Arg::Ptr(0); 3] };
         let blocks = if train { (at.hidden as u32).div_ceil(HEAD_COLUMNS) } else { 1 };
@@ -158,6 +170,36 @@ impl<R: Real> Cuda<R> {
         self.launch("score_head_backward", (blocks, 1, 1), BLOCK, 0, &args)
     }
 
+    pub(in super::super) fn aggregate(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &CudaBuf<f32>,
+        documents: &mut CudaBuf<f32>,
+    ) -> Result<()> {
+        let ends = Arg::Ptr(batch.cu_documents.span("cu_documents", 0..batch.documents + 1)?.0);
+        let scores = Arg::Ptr(scores.span("scores", 0..batch.sequences)?.0);
+        let documents = Arg::Ptr(documents.span("documents", 0..batch.documents)?.0);
+        let args = [self.counts(), ends, scores, documents, aggregate_kind(how)];
+        self.launch("aggregate_scores", (1, 1, 1), BLOCK, 0, &args)
+    }
+
+    pub(in super::super) fn aggregate_backward(
+        &self,
+        how: Aggregate,
+        batch: &DeviceBatch<Self>,
+        scores: &CudaBuf<f32>,
+        ddocuments: &CudaBuf<f32>,
+        dscores: &mut CudaBuf<f32>,
+    ) -> Result<()> {
+        let ends = Arg::Ptr(batch.cu_documents.span("cu_documents", 0..batch.documents + 1)?.0);
+        let scores = Arg::Ptr(scores.span("scores", 0..batch.sequences)?.0);
+        let ddocuments = Arg::Ptr(ddocuments.span("ddocuments", 0..batch.documents)?.0);
+        let dscores = Arg::Ptr(dscores.span("dscores", 0..batch.sequences)?.0);
+        let args = [self.counts(), ends, scores, ddocuments, dscores, aggregate_kind(how)];
+        self.launch("aggregate_backward", (1, 1, 1), BLOCK, 0, &args)
+    }
+
     pub(in super::super) fn rank_loss(
         &self,
         loss: RankLoss,
@@ -167,11 +209,11 @@ impl<R: Real> Cuda<R> {
         dscores: &mut CudaBuf<f32>,
         sums: &mut CudaBuf<f32>,
     ) -> Result<()> {
-        let s = batch.sequences;
+        let n = if batch.documents > 0 { batch.documents } else { batch.sequences };
         let groups = Arg::Ptr(batch.cu_groups.span("cu_groups", 0..batch.groups + 1)?.0);
-        let scores = Arg::Ptr(scores.span("scores", 0..s)?.0);
-        let targets = Arg::Ptr(batch.targets.span("targets", 0..s)?.0);
-        let dscores = Arg::Ptr(dscores.span("dscores", 0..s)?.0);
+        let scores = Arg::Ptr(scores.span("scores", 0..n)?.0);
+        let targets = Arg::Ptr(batch.targets.span("targets", 0..n)?.0);
+        let dscores = Arg::Ptr(dscores.span("dscores", 0..n)?.0);
         let (kind, margin) = rank_kind(loss);
         let (kind, margin, weight) = (Arg::U32(kind), Arg::F32(margin), Arg::F32(scale.weight));
         let args = [self.counts(), groups, scores, targets, dscores, sums_arg(sums)?, kind, margin, weight];
