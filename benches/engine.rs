@@ -1,24 +1,26 @@
-//! Speed of the CPU engine's operations at the sizes of the small models that run on it. FLOP/s
-//! and elements/s are criterion's "throughput". `RAYON_NUM_THREADS=1` measures one thread.
+//! Speed of the CPU engine's operations at the sizes of the small models that run on it, in f32 and
+//! in bf16. FLOP/s and elements/s are criterion's "throughput". `RAYON_NUM_THREADS=1` measures one
+//! thread.
 //!
-//! `cargo bench --bench engine`, or one group: `cargo bench --bench engine -- attention`.
+//! `cargo bench --bench engine`, or one group: `cargo bench --bench engine -- 'attention bf16'`.
 
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
-use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
 use ctune_dist::engine::*;
+use half::bf16;
 use std::time::Duration;
 
-fn values(cpu: &Cpu, len: usize) -> Buffer<f32> {
-    let mut buffer: Buffer<f32> = cpu.zeros(len).expect("host memory");
+fn values<T: Real, R: Operand>(cpu: &Cpu<R>, len: usize) -> Buffer<T> {
+    let mut buffer: Buffer<T> = cpu.zeros(len).expect("host memory");
     for (i, x) in buffer.iter_mut().enumerate() {
-        *x = (i as u32).wrapping_mul(2_654_435_761) as f32 / 2f32.powi(31) - 1.0;
+        *x = T::from_f32((i as u32).wrapping_mul(2_654_435_761) as f32 / 2f32.powi(31) - 1.0);
     }
     buffer
 }
 
-fn list(cpu: &Cpu, values: impl Iterator<Item = usize>) -> Buffer<u32> {
+fn list<R: Operand>(cpu: &Cpu<R>, values: impl Iterator<Item = usize>) -> Buffer<u32> {
     let values: Vec<u32> = values.map(|x| x as u32).collect();
     let mut buffer = cpu.zeros(values.len()).expect("host memory");
     buffer.copy_from_slice(&values);
@@ -26,7 +28,7 @@ fn list(cpu: &Cpu, values: impl Iterator<Item = usize>) -> Buffer<u32> {
 }
 
 /// `sequences` of `length` tokens.
-fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch<Cpu> {
+fn pack<R: Operand>(cpu: &Cpu<R>, sequences: usize, length: usize, vocab: usize) -> DeviceBatch<Cpu<R>> {
     let t = sequences * length;
     let none = || list(cpu, std::iter::empty());
     DeviceBatch {
@@ -52,15 +54,15 @@ fn pack(cpu: &Cpu, sequences: usize, length: usize, vocab: usize) -> DeviceBatch
     }
 }
 
-fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
-    let mut group = c.benchmark_group(name);
+fn group<'a, R: Real>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(format!("{name} {}", R::NAME));
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     group
 }
 
-fn products(c: &mut Criterion) {
-    let cpu = Cpu::new();
-    let mut group = group(c, "linear");
+fn products<R: Operand>(c: &mut Criterion) {
+    let cpu = Cpu::<R>::default();
+    let mut group = group::<R>(c, "linear");
     for (m, n, k) in
         [(2048, 1536, 384), (2048, 384, 1536), (2048, 1152, 384), (2048, 384, 128), (300, 30522, 384)]
     {
@@ -87,9 +89,9 @@ fn products(c: &mut Criterion) {
     }
 }
 
-fn attention(c: &mut Criterion) {
-    let cpu = Cpu::new();
-    let mut group = group(c, "attention");
+fn attention<R: Operand>(c: &mut Criterion) {
+    let cpu = Cpu::<R>::default();
+    let mut group = group::<R>(c, "attention");
     for (sequences, length, heads) in [(27, 75, 4), (8, 256, 12)] {
         let heads = Heads { heads, size: 32 };
         let (t, h) = (sequences * length, heads.heads * heads.size);
@@ -119,15 +121,15 @@ fn attention(c: &mut Criterion) {
     }
 }
 
-fn rows(c: &mut Criterion) {
-    let cpu = Cpu::new();
-    let mut group = group(c, "rows");
+fn rows<R: Operand>(c: &mut Criterion) {
+    let cpu = Cpu::<R>::default();
+    let mut group = group::<R>(c, "rows");
     let (h, v, length) = (384, 30522, 256);
     let batch = pack(&cpu, 8, length, v);
     let t = batch.tokens;
     let norm = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
     let at = EmbedAt { word: 3 * h, position: (3 + v) * h, segment: (3 + v + length) * h, norm, vocab: v };
-    let weights = values(&cpu, at.segment + 2 * h);
+    let weights: Buffer<R> = values(&cpu, at.segment + 2 * h);
     let mut grads = values(&cpu, weights.len());
     let buffer = || values(&cpu, t * h);
     let (residual, mut y, mut out, mut row_stats) = (buffer(), buffer(), buffer(), values(&cpu, 2 * t));
@@ -179,9 +181,9 @@ fn rows(c: &mut Criterion) {
     });
 }
 
-fn losses(c: &mut Criterion) {
-    let cpu = Cpu::new();
-    let mut group = group(c, "mlm_loss");
+fn losses<R: Operand>(c: &mut Criterion) {
+    let cpu = Cpu::<R>::default();
+    let mut group = group::<R>(c, "mlm_loss");
     for (m, v) in [(300, 30522), (300, 8000)] {
         let (bias, labels) = (values(&cpu, v), list(&cpu, (0..m).map(|i| i * 7919 % v)));
         let (mut logits, mut grads) = (values(&cpu, m * v), values(&cpu, v));
@@ -205,11 +207,12 @@ fn losses(c: &mut Criterion) {
     }
 }
 
-fn optimiser(c: &mut Criterion) {
-    let cpu = Cpu::new();
-    let mut group = group(c, "optimiser");
+fn optimiser<R: Operand>(c: &mut Criterion) {
+    let cpu = Cpu::<R>::default();
+    let mut group = group::<R>(c, "optimiser");
     let n = 20_000_000;
-    let (mut w, mut g, mut m, mut v) = (values(&cpu, n), values(&cpu, n), values(&cpu, n), values(&cpu, n));
+    let (mut w, mut g, mut m) = (values(&cpu, n), values(&cpu, n), values(&cpu, n));
+    let mut v: Buffer<f32> = values(&cpu, n);
     v.iter_mut().for_each(|x| *x = x.abs());
     let mut norm_sq = cpu.zeros(1).expect("host memory");
     group.throughput(Throughput::Elements(n as u64));
@@ -218,12 +221,20 @@ fn optimiser(c: &mut Criterion) {
     });
     let update =
         AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 9, clip_norm: 1.0 };
-    let (owned, mut master) = (vec![0..n; 1], cpu.zeros(0).expect("host memory"));
+    let (owned, mut master) = (vec![0..n; 1], values(&cpu, if R::NARROW { n } else { 0 }));
     let groups = [ParamGroup { range: 0..n, decay: true, lr_scale: 1.0 }];
     group.bench_function("adamw 20M", |b| {
         b.iter(|| cpu.adamw(update, &groups, &owned, &norm_sq, &mut w, &mut master, &mut g, &mut m, &mut v));
     });
 }
 
-criterion_group!(benches, products, attention, rows, losses, optimiser);
-criterion_main!(benches);
+criterion_group!(wide, products::<f32>, attention::<f32>, rows::<f32>, losses::<f32>, optimiser::<f32>);
+criterion_group!(
+    narrow,
+    products::<bf16>,
+    attention::<bf16>,
+    rows::<bf16>,
+    losses::<bf16>,
+    optimiser::<bf16>
+);
+criterion_main!(wide, narrow);

@@ -22,9 +22,7 @@ install_missing
 cargo build --release --quiet
 
 target/release/ctune-dist doctor --device "$device"
-precisions=(f32 bf16)
-if [[ $device == cpu ]]; then precisions=(f32); fi
-for precision in "${precisions[@]}"; do
+for precision in f32 bf16; do
     echo "== 50 checked steps in $precision"
     target/release/ctune-dist coarse --config "$config" --device "$device" \
         --set "train.precision=$precision" --out "runs/single-gpu-debug-$precision" "$@"

@@ -11,4 +11,5 @@ mod masking;
 pub mod naive;
 pub mod optimiser;
 mod rows;
+pub mod stored;
 pub mod support;

@@ -3,7 +3,7 @@
 
 mod damage;
 mod drill;
-mod support;
+pub mod support;
 mod trouble;
 
 use std::fs;

@@ -11,6 +11,7 @@ mod golden;
 mod hard_negatives;
 mod ir;
 mod model;
+mod narrow;
 mod plan;
 mod program;
 mod ranking;

@@ -14,8 +14,8 @@ use cudarc::nccl::result as nccl;
 use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 
 use super::{Collective, Distributed, World};
-use crate::engine::cuda::{Cuda, CudaBuf, Device, Event, Real};
-use crate::engine::{Backend, Elem};
+use crate::engine::cuda::{Cuda, CudaBuf, Device, Event};
+use crate::engine::{Backend, Elem, Real};
 use crate::{Error, Result};
 
 /// Longest id that the ranks exchange: NCCL's is 128 bytes.

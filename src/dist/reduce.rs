@@ -9,7 +9,7 @@ use mpi::traits::*;
 use super::World;
 use crate::Result;
 use crate::engine::Backend;
-use crate::engine::cpu::Cpu;
+use crate::engine::cpu::{Cpu, Operand};
 
 /// What a training step exchanges. Every rank makes the same calls with the same ranges in the same
 /// order. A device may work behind on a stream of its own until `finish`.
@@ -40,7 +40,7 @@ pub trait Distributed: Backend {
     fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>>;
 }
 
-impl Distributed for Cpu {
+impl<R: Operand> Distributed for Cpu<R> {
     fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>> {
         Ok(Box::new(MpiCollective::new(world)))
     }

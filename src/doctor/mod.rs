@@ -7,9 +7,9 @@ mod speed;
 pub mod trial;
 
 use crate::dist::World;
-use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
-use crate::engine::cuda::{self, Cuda, Device, Real, Settings, dotted};
+use crate::engine::cuda::{self, Cuda, Device, Settings, dotted};
+use crate::engine::{Backend, Real};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
@@ -51,6 +51,8 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     };
     let mut faults = Vec::new();
     step("CPU, f32", Cpu::new(), world, &mut faults)?;
+    let narrow = Cpu::<half::bf16>::default();
+    step(&narrow.describe(), narrow, world, &mut faults)?;
     if let Some(found) = found {
         gpus(&found, world)?;
         let ordinal = world.local_rank() % found.gpus;
@@ -124,9 +126,9 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     }
     let found = speed::examine(&gpu)?;
     if world.leads() {
-        print!("{}", found.table);
+        print!("{}", found.table());
     }
-    faults.extend(found.wrong.into_iter().map(|what| format!("{what} ({})", R::SUFFIX)));
+    faults.extend(found.wrong().map(|what| format!("{what} ({})", R::NAME)));
     step(&name, gpu, world, faults)
 }
 

@@ -18,12 +18,14 @@ pub mod cpu;
 pub mod cuda;
 mod fetch;
 pub mod random;
+mod real;
 mod update;
 
 use crate::Result;
 pub use aggregate::Aggregate;
 pub use fetch::Fetch;
 pub use random::{Dropout, MaskRule};
+pub use real::Real;
 pub use update::{AdamW, ParamGroup, Slice, slices};
 
 /// What buffers hold.
@@ -270,8 +272,8 @@ pub struct DeviceBatch<B: Backend> {
 #[allow(clippy::too_many_arguments)]
 /// A device's operations. Each names its formula; forward and backward stand side by side.
 pub trait Backend: Clone + 'static {
-    /// Type of weights and activations on this device (f32 on CPU).
-    type Real: Elem;
+    /// Type of weights and activations.
+    type Real: Real;
     /// Device memory.
     type Buf<T: Elem>: Send;
     /// Whether the device works behind the host: a host that waits for a step's numbers before it gives

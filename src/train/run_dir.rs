@@ -17,7 +17,8 @@ use crate::{Error, Result, journal};
 
 /// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
 pub enum Engine {
-    Cpu(Cpu),
+    CpuF32(Cpu),
+    CpuBf16(Cpu<half::bf16>),
     CudaF32(Cuda<f32>),
     CudaBf16(Cuda<half::bf16>),
 }
@@ -25,8 +26,8 @@ pub enum Engine {
 /// The engine for the device that was asked for: each rank of a machine takes a GPU of its own.
 ///
 /// # Errors
-/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs; `Error::Config`
-/// for bf16 on a CPU. `auto` without a usable GPU is the CPU, and says why.
+/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs. `auto` without a
+/// usable GPU is the CPU, and says why.
 pub fn engine(config: &Config, world: &World) -> Result<Engine> {
     let found = match config.run.device {
         Device::Cpu => None,
@@ -43,12 +44,10 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
     };
     let precision = config.train.precision;
     let Some(found) = found else {
-        if precision == Some(Precision::Bf16) {
-            return Err(Error::config(
-                "train.precision = \"bf16\": the CPU computes in f32; leave it out or use a GPU",
-            ));
-        }
-        return Ok(Engine::Cpu(Cpu::new()));
+        return Ok(match precision.unwrap_or(Precision::F32) {
+            Precision::F32 => Engine::CpuF32(Cpu::new()),
+            Precision::Bf16 => Engine::CpuBf16(Cpu::default()),
+        });
     };
     if world.local_size() > found.gpus {
         return Err(Error::device(format!(
@@ -72,7 +71,8 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
 macro_rules! on_engine {
     ($config:expr, $world:expr, $backend:ident => $work:expr) => {
         match $crate::train::run_dir::engine($config, $world)? {
-            $crate::train::run_dir::Engine::Cpu($backend) => $work,
+            $crate::train::run_dir::Engine::CpuF32($backend) => $work,
+            $crate::train::run_dir::Engine::CpuBf16($backend) => $work,
             $crate::train::run_dir::Engine::CudaF32($backend) => $work,
             $crate::train::run_dir::Engine::CudaBf16($backend) => $work,
         }

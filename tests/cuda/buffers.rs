@@ -2,8 +2,8 @@
 
 use super::support::{counts, gpu};
 use crate::engine::support::{POISON, Pack};
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
-use ctune_dist::engine::{Backend, PackCounts};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf};
+use ctune_dist::engine::{Backend, PackCounts, Real};
 
 /// An engine in `R` that has been told the counts of `pack` and of `masked` tokens, with room for
 /// `ROOM` more of each.

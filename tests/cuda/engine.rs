@@ -3,9 +3,9 @@
 
 use ctune_dist::data::batch::Batch;
 use ctune_dist::doctor::{difference, trial};
-use ctune_dist::engine::Backend;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::cuda::{Cuda, Real, Settings};
+use ctune_dist::engine::cuda::{Cuda, Settings};
+use ctune_dist::engine::{Backend, Real};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, checkpoint};
@@ -21,10 +21,10 @@ fn gpu<R: Real>(graph: bool) -> Cuda<R> {
 
 /// What rounding may leave of an operation's result, relative to it. Summation orders differ from
 /// the CPU's, so f32 differs by some units in the last place; bf16 keeps 8 bits of every intermediate.
-fn operations_agree<R: Real>(allowed: f64) {
+fn operations_agree<R: Real>(cpu: &impl Backend, allowed: f64) {
     let gpu = gpu::<R>(true);
     for shape in trial::shapes() {
-        let expected = trial::run(&Cpu::new(), &shape).unwrap();
+        let expected = trial::run(cpu, &shape).unwrap();
         let got = trial::run(&gpu, &shape).unwrap();
         assert_eq!(expected.len(), got.len());
         let mut wrong = Vec::new();
@@ -35,18 +35,19 @@ fn operations_agree<R: Real>(allowed: f64) {
                 wrong.push(format!("{} {error:.1e}", got.name));
             }
         }
-        assert!(wrong.is_empty(), "{} in {}: {wrong:?}", shape.head_size(), R::SUFFIX);
+        assert!(wrong.is_empty(), "{} in {}: {wrong:?}", shape.head_size(), R::NAME);
     }
 }
 
 #[test]
 fn operations_in_f32_are_the_cpu_engines() {
-    operations_agree::<f32>(2e-5);
+    operations_agree::<f32>(&Cpu::new(), 2e-5);
 }
 
 #[test]
 fn operations_in_bf16_are_the_cpu_engines() {
-    operations_agree::<half::bf16>(2e-2);
+    operations_agree::<half::bf16>(&Cpu::new(), 2e-2);
+    operations_agree::<half::bf16>(&Cpu::<half::bf16>::default(), 1e-2);
 }
 
 fn model<B: Backend>(backend: B, train: bool) -> Bert<B> {
@@ -111,28 +112,30 @@ fn relative(expected: &[f32], got: &[f32]) -> f64 {
     norm(off) / norm(expected.iter().map(|e| f64::from(*e)).collect())
 }
 
-fn step_agrees<R: Real>(loss_allowed: f64, gradient_allowed: f64) {
+fn step_agrees<B: Backend>(engine: B, loss_allowed: f64, gradient_allowed: f64) {
     let (losses, masked, gradient) = gradients(Cpu::new());
-    let (gpu_losses, gpu_masked, gpu_gradient) = gradients(gpu::<R>(true));
-    assert!(masked == gpu_masked, "masks differ");
-    for (i, (c, g)) in losses.iter().zip(&gpu_losses).enumerate() {
+    let name = engine.describe();
+    let (other_losses, other_masked, other_gradient) = gradients(engine);
+    assert!(masked == other_masked, "masks differ");
+    for (i, (c, g)) in losses.iter().zip(&other_losses).enumerate() {
         let correct = [1, 4].contains(&(i % 16)); // arg max may fall on the other of two near equals
         let allowed = if correct { 2.0 } else { loss_allowed * c.abs().max(1.0) };
-        assert!((c - g).abs() <= allowed, "{i}: CPU {c}, GPU {g}");
+        assert!((c - g).abs() <= allowed, "{i}: CPU {c}, {name} {g}");
     }
-    let error = relative(&gradient, &gpu_gradient);
-    println!("gradient of seven packs in {}: relative error {error:.1e}", R::SUFFIX);
+    let error = relative(&gradient, &other_gradient);
+    println!("gradient of seven packs on {name}: relative error {error:.1e}");
     assert!(error <= gradient_allowed, "gradient off by {error:.1e}");
 }
 
 #[test]
 fn a_step_in_f32_is_the_cpu_engines() {
-    step_agrees::<f32>(1e-4, 1e-5);
+    step_agrees(gpu::<f32>(true), 1e-4, 1e-5);
 }
 
 #[test]
 fn a_step_in_bf16_is_near_the_cpu_engines() {
-    step_agrees::<half::bf16>(2e-2, 3e-2);
+    step_agrees(gpu::<half::bf16>(true), 2e-2, 3e-2);
+    step_agrees(Cpu::<half::bf16>::default(), 2e-2, 3e-2);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use crate::engine::losses::{
 };
 use crate::engine::naive;
 use crate::engine::support::{Pack, factor, random, to64};
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
-use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, PackCounts, RankLoss, Rows, stats};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf};
+use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, PackCounts, RankLoss, Real, Rows, stats};
 
 /// The weight of a loss whose step has `count` terms: `value` is what the device must compute itself.
 fn scale(weight: f32, count: u32) -> LossScale {
@@ -71,7 +71,7 @@ impl MlmCase {
     }
 
     fn check<R: Real>(&self) {
-        let what = format!("mlm {} {}x{}", R::SUFFIX, self.rows, self.vocab);
+        let what = format!("mlm {} {}x{}", R::NAME, self.rows, self.vocab);
         let bias = &self.weights[BIAS_AT..];
         let (measured_logits, untouched, measured) = self.run::<R>(0.0, 0);
         let biased = self.logits.iter().enumerate().map(|(i, x)| held::<R>(x + bias[i % self.vocab]));
@@ -155,7 +155,7 @@ fn check_head<R: Real>(
 }
 
 fn qdpp<R: Real>(rows: usize, h: usize) {
-    let what = format!("qdpp {} {rows}x{h}", R::SUFFIX);
+    let what = format!("qdpp {} {rows}x{h}", R::NAME);
     let at = head_at(h, 2);
     let weights = all_held::<R>(&random(3 * h + 2, 51));
     let pre: Vec<f32> = random(rows * h, 52).iter().map(|x| held::<R>(2.0 * x)).collect();
@@ -215,7 +215,7 @@ fn qdpp_head() {
 }
 
 fn score<R: Real>(h: usize, drop: Dropout) {
-    let what = format!("score {} {h} rate {}", R::SUFFIX, drop.threshold);
+    let what = format!("score {} {h} rate {}", R::NAME, drop.threshold);
     let pack = Pack::new(&[4; 21], 50);
     let (s, at) = (pack.samples.len(), head_at(h, 1));
     let weights = all_held::<R>(&random(2 * h + 1, 61));

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use ctune_dist::config::{Precision, Sharding, Train};
 use ctune_dist::dist::{Distributed, World};
-use ctune_dist::engine::RankLoss;
-use ctune_dist::engine::cuda::{Cuda, Real, Settings};
+use ctune_dist::engine::cuda::{Cuda, Settings};
+use ctune_dist::engine::{RankLoss, Real};
 use ctune_dist::model::activations::{Capacity, Recompute};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::lora::{Lora, Target};
@@ -54,7 +54,7 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
     model.backward(&pack, &mut |_, _, _| Ok(())).unwrap();
     optimiser.step(&mut *reducer, &mut model, 1e-3).unwrap().wait().unwrap();
     let (predicted, allocated) = (forecast.predicted() as i64, gpu.device().allocated() as i64);
-    println!("{} {:?}: {predicted} bytes predicted, {allocated} allocated", R::SUFFIX, tuning.recompute);
+    println!("{} {:?}: {predicted} bytes predicted, {allocated} allocated", R::NAME, tuning.recompute);
     assert!((predicted - allocated).abs() < SLACK, "{predicted} bytes predicted, {allocated} allocated");
 }
 

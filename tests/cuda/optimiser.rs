@@ -7,8 +7,8 @@ use super::buffers::*;
 use super::support::all_held;
 use crate::engine::optimiser::{N, Plain, groups, plain_lamb, update};
 use crate::engine::support::{Pack, close, random, to64};
-use ctune_dist::engine::Backend;
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf};
+use ctune_dist::engine::{Backend, Real};
 use half::bf16;
 
 /// One rank's share of the optimiser's state and a whole copy of weights and gradients.
@@ -99,7 +99,7 @@ fn adamw_case<R: Real>(owned: &[Range<usize>]) {
         [("weights", w, plain.w, exact.w), ("moment1", m, plain.m, exact.m), ("moment2", v, plain.v, exact.v)]
     {
         let plain: Vec<f32> = pick(owned, &plain).iter().map(|&x| x as f32).collect();
-        close(&format!("{} {name} of {owned:?}", R::SUFFIX), &got, &plain, &pick(owned, &exact));
+        close(&format!("{} {name} of {owned:?}", R::NAME), &got, &plain, &pick(owned, &exact));
     }
 }
 
@@ -126,7 +126,7 @@ fn lamb_case<R: Real>() {
     for (got, exact) in rank.state().iter().zip(&state) {
         let size = exact.iter().fold(0.0f64, |a, b| a.max(b.abs()));
         let worst = got.iter().zip(exact).map(|(&g, e)| (f64::from(g) - e).abs()).fold(0.0, f64::max);
-        assert!(worst <= 50.0 * f64::from(f32::EPSILON) * size, "{} {worst:e} of {size}", R::SUFFIX);
+        assert!(worst <= 50.0 * f64::from(f32::EPSILON) * size, "{} {worst:e} of {size}", R::NAME);
     }
 }
 

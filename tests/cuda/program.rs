@@ -191,13 +191,6 @@ fn more_ranks_than_gpus_is_refused_with_both_numbers() {
 }
 
 #[test]
-fn bf16_needs_a_gpu() {
-    let place = Place::with_shards();
-    let args = [&PLAN[..], &["--device", "cpu", "--set", "train.precision=bf16"]].concat();
-    assert_refused(&place.run(&args), 2, &["train.precision", "f32"]);
-}
-
-#[test]
 fn debug_mode_checks_against_the_reference() {
     let place = Place::with_shards();
     let args = [&PLAN[..], &["--out", "debug", "--set", "run.check=2"], &F32].concat();

@@ -8,8 +8,8 @@ use super::buffers::*;
 use super::support::{ROOM, all_held, capacity, device, words};
 use crate::engine::naive::{self, Norm, Num};
 use crate::engine::support::{Pack, close, random, to64};
-use ctune_dist::engine::cuda::{Cuda, Real};
-use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Rows};
+use ctune_dist::engine::cuda::Cuda;
+use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Real, Rows};
 use half::bf16;
 
 /// Widths of every instantiation, whole and partly filled.
@@ -57,7 +57,7 @@ fn residual_norm() {
 }
 
 fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
-    let what = format!("residual_norm {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
+    let what = format!("residual_norm {} {:?} {h} {}", R::NAME, pack.lengths, drop.threshold);
     let (t, gpu) = (pack.tokens(), engine::<R>(pack, 0));
     let batch = device(&gpu, pack);
     let (weights, at) = arena::<R>(h, h);
@@ -142,7 +142,7 @@ fn norm_and_gelu_over_masked_rows() {
 
 /// The operations of the MLM head: their rows are the masked ones.
 fn masked_rows_case<R: Real>(pack: &Pack, h: usize) {
-    let what = format!("{} {:?} {h}", R::SUFFIX, pack.lengths);
+    let what = format!("{} {:?} {h}", R::NAME, pack.lengths);
     let m = pack.tokens() / 2 + 1;
     let gpu = engine::<R>(pack, m);
     let rows = Rows::Masked(m);
@@ -245,7 +245,7 @@ fn embedding() {
 }
 
 fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
-    let what = format!("embed {} {:?} {h} {}", R::SUFFIX, pack.lengths, drop.threshold);
+    let what = format!("embed {} {:?} {h} {}", R::NAME, pack.lengths, drop.threshold);
     let (t, at, gpu) = (pack.tokens(), embed_at(h), engine::<R>(pack, 0));
     let batch = device(&gpu, pack);
     let weights = all_held::<R>(&random(at.segment + 2 * h, 21));

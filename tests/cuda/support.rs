@@ -3,8 +3,8 @@
 
 use crate::engine::support::Pack;
 use crate::softgpu;
-use ctune_dist::engine::cuda::{Cuda, CudaBuf, Real, Settings};
-use ctune_dist::engine::{Backend, DeviceBatch, PackCounts};
+use ctune_dist::engine::cuda::{Cuda, CudaBuf, Settings};
+use ctune_dist::engine::{Backend, DeviceBatch, PackCounts, Real};
 
 /// Rows that packs may have beyond the one under test.
 pub const ROOM: usize = 37;

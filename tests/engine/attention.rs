@@ -1,23 +1,28 @@
 //! Attention, forward and backward, over ragged packs and head sizes.
 
 use super::naive::Attention;
+use super::stored::{Stored, pick};
 use super::support::*;
-use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
 use ctune_dist::engine::{Backend, Dropout, Heads};
 
-fn case(cpu: &Cpu, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
-    let what = format!("attention {:?} A={heads} D={size} {drop:?}", pack.lengths);
+fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
+    let what = format!("attention {} {:?} A={heads} D={size} {drop:?}", R::NAME, pack.lengths);
     let (t, h) = (pack.tokens(), heads * size);
     let batch = pack.device(cpu);
     let sizes = Heads { heads, size };
-    let qkv: Vec<f32> = random(3 * t * h, 31).iter().map(|x| 2.0 * x).collect();
-    let dout = random(t * h, 32);
-    let qkv_b = poisoned(cpu, &qkv);
+    let qkv = held::<R>(&random(3 * t * h, 31).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+    let dout = held::<R>(&random(t * h, 32));
+    let qkv_b: Buffer<R> = poisoned(cpu, &qkv);
     let (mut lse, mut out) = (unwritten(cpu, t * heads), unwritten(cpu, t * h));
     cpu.attention(&batch, sizes, drop, &qkv_b, &mut lse, &mut out).unwrap();
     let naive = Attention { pack, heads, size, drop };
-    let (plain, plain_lse) = naive.forward::<f32>(&qkv);
+    let (mut plain, plain_lse) = naive.forward::<f32>(&qkv);
     let (exact, exact_lse) = naive.forward::<f64>(&to64(&qkv));
+    let mut plain_dqkv = naive.backward::<f32>(&qkv, &dout);
+    if R::NARROW {
+        (plain, plain_dqkv) = Stored { pack, heads, size, drop }.both::<R>(&qkv, &dout);
+    }
     close(&what, &taken(&out, t * h), &plain, &exact);
     close(&format!("{what} lse"), &taken(&lse, t * heads), &plain_lse, &exact_lse);
 
@@ -27,20 +32,17 @@ fn case(cpu: &Cpu, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
     cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv, bias, &mut grads)
         .unwrap();
     let got = taken(&dqkv, 3 * t * h);
-    let plain = naive.backward::<f32>(&qkv, &dout);
     let exact = naive.backward::<f64>(&to64(&qkv), &to64(&dout));
-    if pack.tokens() == 1 {
-        // dq and dk are exactly 0. The engine has the difference of two dot products of D terms
-        // below 1 in size, summed in different orders.
-        let worst = got.iter().zip(&exact).map(|(&x, &y)| (f64::from(x) - y).abs()).fold(0.0, f64::max);
-        return assert!(worst < 4.0 * f64::from(f32::EPSILON), "{what}: {worst:e}");
-    }
-    fn pick<T: Copy>(values: &[T], which: usize, h: usize) -> Vec<T> {
-        values.chunks(3 * h).flat_map(|row| row[which * h..(which + 1) * h].to_vec()).collect()
-    }
     for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
         let name = format!("{what} {name}");
-        close(&name, &pick(&got, which, h), &pick(&plain, which, h), &pick(&exact, which, h));
+        let (got, exact) = (pick(&got, which, h), pick(&exact, which, h));
+        if t == 1 && which < 2 {
+            // Exactly 0. The engine has the difference of two dot products of D terms below 1 in size, summed
+            // in different orders.
+            assert!(got.iter().all(|x| x.abs() < 4.0 * f32::EPSILON), "{name}: {got:?}");
+            continue;
+        }
+        close(&name, &got, &pick(&plain_dqkv, which, h), &exact);
     }
     // against the rows that came out: sums of large terms of both signs, whose own errors add up in each
     let plain: Vec<f32> = super::naive::columns(&got, 3 * h).iter().map(|x| 0.5 + x).collect();
@@ -50,27 +52,39 @@ fn case(cpu: &Cpu, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
 
 #[test]
 fn ragged_packs() {
-    let cpu = Cpu::new();
-    for pack in packs(50) {
+    on_engines!(ragged_case);
+}
+
+fn ragged_case<R: Operand>(cpu: &Cpu<R>) {
+    // In bf16 the largest error of a handful of values is chance: packs of one and two tokens stand among
+    // the others of a ragged pack.
+    for pack in packs(50).into_iter().filter(|pack| !R::NARROW || pack.tokens() > 60) {
         for drop in [Dropout::OFF, Dropout::new(0.2, 9, 7)] {
-            case(&cpu, &pack, 2, 32, drop);
+            case(cpu, &pack, 2, 32, drop);
         }
     }
 }
 
 #[test]
 fn head_sizes() {
-    let cpu = Cpu::new();
+    on_engines!(head_sizes_case);
+}
+
+fn head_sizes_case<R: Operand>(cpu: &Cpu<R>) {
     let pack = Pack::new(&[17, 100], 50);
     for size in [1, 8, 20, 24, 64, 80] {
-        case(&cpu, &pack, 3, size, Dropout::new(0.1, 9, 7));
+        case(cpu, &pack, 3, size, Dropout::new(0.1, 9, 7));
     }
 }
 
 /// Several query blocks, and a row of keys longer than one batch of dropout numbers.
 #[test]
 fn long_sequence() {
-    case(&Cpu::new(), &Pack::new(&[7, 512], 50), 1, 64, Dropout::new(0.1, 9, 7));
+    on_engines!(long_case);
+}
+
+fn long_case<R: Operand>(cpu: &Cpu<R>) {
+    case(cpu, &Pack::new(&[7, 512], 50), 1, 64, Dropout::new(0.1, 9, 7));
 }
 
 #[test]

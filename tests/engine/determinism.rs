@@ -2,7 +2,7 @@
 //! with every operation that sums over rows goes through the whole sequence.
 
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
 use ctune_dist::engine::*;
 
 const H: usize = 96;
@@ -23,20 +23,22 @@ fn places() -> (NormAt, EmbedAt, [LinearAt; 3], usize) {
 }
 
 /// Everything that came out, as bits.
-fn run(cpu: &Cpu) -> Vec<u32> {
+fn run<R: Operand>(cpu: &Cpu<R>) -> Vec<u32> {
     let (norm, embed, [qkv_at, ffn_at, decoder], size) = places();
     let pack = Pack::new(&[1, 200, 63, 65, 2, 300], V as u32);
     let (batch, t) = (pack.device(cpu), pack.tokens());
-    let mut weights = poisoned(cpu, &random(size, 1).iter().map(|x| x * 0.1).collect::<Vec<_>>());
+    let start: Vec<f32> = random(size, 1).iter().map(|x| x * 0.1).collect();
+    let mut weights: Buffer<R> = poisoned(cpu, &start);
     let mut grads = poisoned(cpu, &vec![0.0; size]);
-    let buffer = |width: usize| unwritten(cpu, t * width);
-    let (mut sum, mut row_stats, mut x) = (buffer(H), buffer(2), buffer(H));
+    let buffer = |width: usize| -> Buffer<R> { unwritten(cpu, t * width) };
+    let floats = |width: usize| -> Buffer<f32> { unwritten(cpu, t * width) };
+    let (mut sum, mut row_stats, mut x) = (buffer(H), floats(2), buffer(H));
     let (heads, drop) = (Heads { heads: 3, size: 32 }, |site| Dropout::new(0.1, 3, site));
     cpu.embed(&batch, &weights, embed, drop(0), &mut sum, &mut row_stats, &mut x).unwrap();
-    let (mut qkv, mut lse, mut attended) = (buffer(3 * H), buffer(3), buffer(H));
+    let (mut qkv, mut lse, mut attended) = (buffer(3 * H), floats(3), buffer(H));
     cpu.linear(&x, &weights, qkv_at, Rows::Tokens(t), Epilogue::Bias, &mut qkv).unwrap();
     cpu.attention(&batch, heads, drop(1), &qkv, &mut lse, &mut attended).unwrap();
-    let (mut stats2, mut normed) = (buffer(2), buffer(H));
+    let (mut stats2, mut normed) = (floats(2), buffer(H));
     cpu.residual_norm(&batch, &weights, 0, norm, drop(2), &x, &mut attended, &mut stats2, &mut normed)
         .unwrap();
     let (mut pre, mut act) = (buffer(I), buffer(I));
@@ -86,54 +88,64 @@ fn run(cpu: &Cpu) -> Vec<u32> {
     let (mut m, mut v) = (cpu.zeros(size).unwrap(), cpu.zeros(size).unwrap());
     let update =
         AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1, clip_norm: 1.0 };
-    let (owned, mut master) = (vec![0..size; 1], cpu.zeros(0).unwrap());
+    let owned = vec![0..size; 1];
+    let mut master = poisoned(cpu, if R::NARROW { &start } else { &[] });
     let groups = [ParamGroup { range: 0..size, decay: true, lr_scale: 1.0 }];
     cpu.adamw(update, &groups, &owned, &norm_sq, &mut weights, &mut master, &mut grads, &mut m, &mut v)
         .unwrap();
-    let all =
-        [&act[..t * I], &logits[..t * V], &dqkv[..3 * t * H], &gradients, &sums, &norm_sq, &weights[..size]];
-    all.iter().flat_map(|values| values.iter().map(|x| x.to_bits())).collect()
+    let kept = [taken(&act, t * I), taken(&logits, t * V), taken(&dqkv, 3 * t * H), taken(&weights, size)];
+    let all = [kept.concat(), gradients, sums.to_vec(), norm_sq.to_vec()].concat();
+    all.iter().map(|x| x.to_bits()).collect()
 }
 
 #[test]
 fn same_bits_on_any_number_of_threads() {
+    on_engines!(threads_case);
+}
+
+fn threads_case<R: Operand>(engine: &Cpu<R>) {
     let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| run(&Cpu::new()))
+        pool.install(|| run(engine))
     };
     let first = on(1);
     assert!(first.iter().all(|&bits| f32::from_bits(bits).is_finite()));
     for threads in [1, 2, 3] {
         assert!(on(threads) == first, "{threads} threads");
     }
-    // A used pool of scratch buffers holds old values.
-    let cpu = Cpu::new();
-    run(&cpu);
-    assert!(run(&cpu) == first);
+    // The first run had fresh scratch, the others find old values in it.
 }
 
 /// Without AVX-512, and without any vectors at all.
 #[test]
 fn same_bits_with_any_instruction_set() {
-    let best = run(&Cpu::new());
-    assert!(run(&Cpu::with(pulp::Arch::Scalar)) == best, "scalar");
+    instructions_case(&Cpu::<f32>::default());
+    instructions_case(&Cpu::<half::bf16>::default().widening());
+}
+
+fn instructions_case<R: Operand>(engine: &Cpu<R>) {
+    let best = run(engine);
+    assert!(run(&Cpu::<R>::with(pulp::Arch::Scalar)) == best, "scalar");
     #[cfg(target_arch = "x86_64")]
     if let Some(v3) = pulp::x86::V3::try_new() {
-        assert!(run(&Cpu::with(pulp::Arch::V3(v3))) == best, "AVX2");
+        assert!(run(&Cpu::<R>::with(pulp::Arch::V3(v3))) == best, "AVX2");
     }
 }
 
 /// A sequence's result does not depend on what it is packed with.
 #[test]
 fn packed_equals_alone() {
-    let cpu = Cpu::new();
+    on_engines!(packed_case);
+}
+
+fn packed_case<R: Operand>(cpu: &Cpu<R>) {
     let (heads, drop) = (Heads { heads: 3, size: 32 }, Dropout::new(0.1, 3, 1));
     let together = Pack::new(&[65, 64, 200], 50);
     let qkv = random(3 * together.tokens() * H, 5);
     let attend = |pack: &Pack, qkv: &[f32]| {
         let t = pack.tokens();
-        let (mut lse, mut out) = (unwritten(&cpu, t * 3), unwritten(&cpu, t * H));
-        cpu.attention(&pack.device(&cpu), heads, drop, &poisoned(&cpu, qkv), &mut lse, &mut out).unwrap();
+        let (mut lse, mut out) = (unwritten(cpu, t * 3), unwritten(cpu, t * H));
+        cpu.attention(&pack.device(cpu), heads, drop, &poisoned(cpu, qkv), &mut lse, &mut out).unwrap();
         taken(&out, t * H)
     };
     let all = attend(&together, &qkv);

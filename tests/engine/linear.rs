@@ -2,8 +2,8 @@
 
 use super::naive;
 use super::support::*;
-use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, Epilogue, LinearAt, Rows};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
+use ctune_dist::engine::{Backend, Epilogue, LinearAt, Real, Rows};
 
 /// (rows, N, K): tile edges, one block and several of each of m, n and k.
 const SIZES: [(usize, usize, usize); 9] = [
@@ -27,12 +27,13 @@ struct Case {
 }
 
 impl Case {
-    fn new((rows, n, k): (usize, usize, usize)) -> Self {
+    fn new<R: Real>((rows, n, k): (usize, usize, usize)) -> Self {
         // An offset that is no multiple of a vector, as arenas have.
         let at = LinearAt { w: 5, b: 5 + n * k, n, k };
         let mut x = random(rows * k, 1);
         x.iter_mut().for_each(|x| *x *= 1.7);
-        Self { at, rows, x, weights: random(5 + n * k + n, 2), dy: random(rows * n, 3) }
+        let drawn = |len: usize, seed: u32| held::<R>(&random(len, seed));
+        Self { at, rows, x: held::<R>(&x), weights: drawn(5 + n * k + n, 2), dy: drawn(rows * n, 3) }
     }
 
     fn w(&self) -> &[f32] {
@@ -46,61 +47,76 @@ impl Case {
 
 #[test]
 fn linear_forward() {
-    let cpu = Cpu::new();
+    on_engines!(linear_forward_case);
+}
+
+fn linear_forward_case<R: Operand>(cpu: &Cpu<R>) {
     for size in SIZES {
-        let case = Case::new(size);
+        let case = Case::new::<R>(size);
         let (at, rows) = (case.at, case.rows);
-        let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
+        let (x, weights) = (poisoned(cpu, &case.x), poisoned(cpu, &case.weights));
         for (epilogue, bias) in [(Epilogue::Bias, case.b().to_vec()), (Epilogue::None, vec![0.0; at.n])] {
-            let mut out = unwritten(&cpu, rows * at.n);
+            let mut out = unwritten(cpu, rows * at.n);
             cpu.linear(&x, &weights, at, Rows::Tokens(rows), epilogue, &mut out).unwrap();
             let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(&bias), at.k);
-            let plain = naive::linear(&case.x, case.w(), &bias, at.k);
-            close(&format!("linear {size:?} {epilogue:?}"), &taken(&out, rows * at.n), &plain, &exact);
+            let plain = held::<R>(&naive::linear(&case.x, case.w(), &bias, at.k));
+            close(
+                &format!("linear {} {size:?} {epilogue:?}", R::NAME),
+                &taken(&out, rows * at.n),
+                &plain,
+                &exact,
+            );
         }
     }
 }
 
 #[test]
 fn linear_gelu_forward() {
-    let cpu = Cpu::new();
+    on_engines!(linear_gelu_forward_case);
+}
+
+fn linear_gelu_forward_case<R: Operand>(cpu: &Cpu<R>) {
     for size in SIZES {
-        let case = Case::new(size);
+        let case = Case::new::<R>(size);
         let (at, rows) = (case.at, case.rows);
-        let (x, weights) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.weights));
-        let (mut pre, mut act) = (unwritten(&cpu, rows * at.n), unwritten(&cpu, rows * at.n));
+        let (x, weights) = (poisoned(cpu, &case.x), poisoned(cpu, &case.weights));
+        let (mut pre, mut act) = (unwritten(cpu, rows * at.n), unwritten(cpu, rows * at.n));
         cpu.linear_gelu(&x, &weights, at, Rows::Tokens(rows), &mut pre, &mut act).unwrap();
         let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(case.b()), at.k);
-        let plain = naive::linear(&case.x, case.w(), case.b(), at.k);
+        let plain = held::<R>(&naive::linear(&case.x, case.w(), case.b(), at.k));
         close(&format!("pre {size:?}"), &taken(&pre, rows * at.n), &plain, &exact);
         let exact: Vec<f64> = exact.into_iter().map(naive::gelu).collect();
-        let plain: Vec<f32> = plain.into_iter().map(naive::gelu).collect();
+        let plain: Vec<f32> = held::<R>(&plain.into_iter().map(naive::gelu).collect::<Vec<_>>());
         close(&format!("gelu {size:?}"), &taken(&act, rows * at.n), &plain, &exact);
     }
 }
 
 #[test]
 fn linear_backward() {
-    let cpu = Cpu::new();
+    on_engines!(linear_backward_case);
+}
+
+fn linear_backward_case<R: Operand>(cpu: &Cpu<R>) {
     for size in SIZES {
-        let case = Case::new(size);
+        let case = Case::new::<R>(size);
         let LinearAt { w, b, n, k } = case.at;
         let rows = case.rows;
-        let (x, dy) = (poisoned(&cpu, &case.x), poisoned(&cpu, &case.dy));
-        let weights = poisoned(&cpu, &case.weights);
+        let (x, dy) = (poisoned(cpu, &case.x), poisoned(cpu, &case.dy));
+        let weights = poisoned(cpu, &case.weights);
         let (x64, dy64, w64) = (to64(&case.x), to64(&case.dy), to64(case.w()));
         let plain = naive::product((rows, k, n), |i, p| case.dy[i * n + p], |p, j| case.w()[p * k + j]);
         let exact = naive::product((rows, k, n), |i, p| dy64[i * n + p], |p, j| w64[p * k + j]);
-        let mut dx = unwritten(&cpu, rows * k);
+        let mut dx = unwritten(cpu, rows * k);
         cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), false, &mut dx).unwrap();
-        close(&format!("dx {size:?}"), &taken(&dx, rows * k), &plain, &exact);
+        let once = held::<R>(&plain);
+        close(&format!("dx {size:?}"), &taken(&dx, rows * k), &once, &exact);
         cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), true, &mut dx).unwrap();
-        let twice: (Vec<f32>, Vec<f64>) =
-            (plain.iter().map(|x| 2.0 * x).collect(), exact.iter().map(|x| 2.0 * x).collect());
-        close(&format!("dx twice {size:?}"), &taken(&dx, rows * k), &twice.0, &twice.1);
+        let twice: Vec<f32> = once.iter().zip(&plain).map(|(once, x)| once + x).collect();
+        let exact: Vec<f64> = exact.iter().map(|x| 2.0 * x).collect();
+        close(&format!("dx twice {size:?}"), &taken(&dx, rows * k), &held::<R>(&twice), &exact);
 
         let start = random(case.weights.len(), 7);
-        let mut grads = poisoned(&cpu, &start);
+        let mut grads: Buffer<f32> = poisoned(cpu, &start);
         cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), &mut grads).unwrap();
         let got = taken(&grads, start.len());
         let mut plain = naive::product((n, k, rows), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
@@ -117,22 +133,30 @@ fn linear_backward() {
 
 #[test]
 fn gelu_backward() {
-    let cpu = Cpu::new();
-    let pre: Vec<f32> = random(20_001, 4).iter().map(|x| x * 9.0).collect();
-    let d = random(pre.len(), 5);
-    let (mut dact, mut grads) = (poisoned(&cpu, &d), poisoned(&cpu, &[0.5; 6667]));
+    on_engines!(gelu_backward_case);
+}
+
+fn gelu_backward_case<R: Operand>(cpu: &Cpu<R>) {
+    let pre = held::<R>(&random(20_001, 4).iter().map(|x| x * 9.0).collect::<Vec<_>>());
+    let d = held::<R>(&random(pre.len(), 5));
+    let (mut dact, mut grads) = (poisoned(cpu, &d), poisoned(cpu, &[0.5; 6667]));
     let (rows, width) = (Rows::Tokens(3), pre.len() / 3);
-    cpu.gelu_backward(&poisoned(&cpu, &pre), &mut dact, rows, width, None, &mut grads).unwrap();
+    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, None, &mut grads).unwrap();
     assert!(taken(&grads, width).iter().all(|&x| x == 0.5), "no bias gradient was asked for");
-    dact = poisoned(&cpu, &d);
-    cpu.gelu_backward(&poisoned(&cpu, &pre), &mut dact, rows, width, Some(0), &mut grads).unwrap();
+    dact = poisoned(cpu, &d);
+    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, Some(0), &mut grads).unwrap();
     let plain: Vec<f32> = pre.iter().zip(&d).map(|(&x, &d)| d * naive::gelu_slope(x)).collect();
+    let plain = held::<R>(&plain);
     let exact: Vec<f64> =
         to64(&pre).into_iter().zip(to64(&d)).map(|(x, d)| d * naive::gelu_slope(x)).collect();
     close("gelu_backward", &taken(&dact, pre.len()), &plain, &exact);
     let plain: Vec<f32> = naive::columns(&plain, width).iter().map(|x| 0.5 + x).collect();
     let exact: Vec<f64> = naive::columns(&exact, width).iter().map(|x| 0.5 + x).collect();
     close("gelu_backward: bias", &taken(&grads, width), &plain, &exact);
+}
+
+#[test]
+fn gelu_gradient_is_the_slope() {
     let x = [0.3, -1.2, 2.5, -4.0];
     let slopes: Vec<f64> = x.iter().map(|&x| naive::gelu_slope(x)).collect();
     differences("gelu", &x, &slopes, |x| x.iter().map(|&x| naive::gelu(x)).sum());

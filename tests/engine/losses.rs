@@ -2,8 +2,8 @@
 
 use super::naive::{self, Num};
 use super::support::*;
-use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Aggregate, Backend, Dropout, HeadAt, LossScale, RankLoss, Rows, stats};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
+use ctune_dist::engine::{Aggregate, Backend, Dropout, HeadAt, LossScale, RankLoss, Real, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -25,17 +25,20 @@ pub fn mlm<F: Num>(logits: &[f32], bias: &[f32], labels: &[u32], scale: f32) -> 
 
 #[test]
 fn mlm_loss() {
-    let cpu = Cpu::new();
+    on_engines!(mlm_case);
+}
+
+fn mlm_case<R: Operand>(cpu: &Cpu<R>) {
     for (rows, v) in [(1, 1), (2, 7), (63, 100), (65, 1025), (20, 8000)] {
-        let what = format!("mlm {rows}x{v}");
+        let what = format!("mlm {} {rows}x{v}", R::NAME);
         let bias_at = 3;
-        let weights = random(bias_at + v, 41);
-        let logits: Vec<f32> = random(rows * v, 42).iter().map(|x| 6.0 * x).collect();
+        let weights = held::<R>(&random(bias_at + v, 41));
+        let logits = held::<R>(&random(rows * v, 42).iter().map(|x| 6.0 * x).collect::<Vec<_>>());
         let labels: Vec<u32> = (0..rows).map(|i| (i * 7919 % v) as u32).collect();
-        let (wb, lb) = (poisoned(&cpu, &weights), indices(&cpu, &labels));
-        let mut sums = poisoned(&cpu, &[1.0; stats::SLOTS]);
-        let mut grads = poisoned(&cpu, &vec![0.5; weights.len()]);
-        let mut buffer = poisoned(&cpu, &logits);
+        let (wb, lb) = (poisoned(cpu, &weights), indices(cpu, &labels));
+        let mut sums = poisoned(cpu, &[1.0; stats::SLOTS]);
+        let mut grads = poisoned(cpu, &vec![0.5; weights.len()]);
+        let mut buffer: Buffer<R> = poisoned(cpu, &logits);
 
         cpu.mlm_loss(
             &wb,
@@ -50,16 +53,18 @@ fn mlm_loss() {
         )
         .unwrap();
         let biased: Vec<f32> = logits.iter().enumerate().map(|(i, x)| x + weights[bias_at + i % v]).collect();
-        assert_eq!(taken(&buffer, rows * v), biased, "scale 0 leaves the logits with their bias");
+        assert_eq!(taken(&buffer, rows * v), held::<R>(&biased), "scale 0 leaves the logits with their bias");
         assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
         let measured = taken(&sums, stats::SLOTS);
         sums[..stats::SLOTS].fill(1.0);
-        buffer[..rows * v].copy_from_slice(&logits);
+        write(&mut buffer, &logits);
 
         let scale = 0.125;
         cpu.mlm_loss(&wb, bias_at, v, &lb, Rows::Masked(rows), by(scale), &mut buffer, &mut grads, &mut sums)
             .unwrap();
-        let (loss32, d32, b32) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
+        let (loss32, d32, _) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
+        let d32 = held::<R>(&d32);
+        let b32 = naive::columns(&d32, v);
         let (loss64, d64, b64) = mlm::<f64>(&logits, &weights[bias_at..], &labels, scale);
         close(&what, &taken(&buffer, rows * v), &d32, &d64);
         let got: Vec<f32> = taken(&grads, weights.len())[bias_at..].iter().map(|x| x - 0.5).collect();
@@ -181,7 +186,8 @@ pub fn head_at(h: usize, k: usize) -> HeadAt {
     HeadAt { pool_bias: 0, w: h, b: h + k * h, hidden: h }
 }
 
-fn check_head(
+/// The head is computed in f32; only what is kept of a row is rounded.
+fn check_head<R: Real>(
     what: &str,
     at: HeadAt,
     k: usize,
@@ -189,7 +195,7 @@ fn check_head(
     plain: &HeadResult<f32>,
     exact: &HeadResult<f64>,
 ) {
-    close(&format!("{what} dpre"), got.0, &plain.dpre, &exact.dpre);
+    close(&format!("{what} dpre"), got.0, &held::<R>(&plain.dpre), &exact.dpre);
     for (name, range) in [("dpool", 0..at.hidden), ("dw", at.w..at.w + k * at.hidden), ("db", at.b..at.b + k)]
     {
         let name = format!("{what} {name}");
@@ -211,18 +217,21 @@ pub fn weighted<F: Num>(logits: &[F], label: usize, scale: f64, factor: f32) -> 
 
 #[test]
 fn qdpp_head() {
-    let cpu = Cpu::new();
+    on_engines!(qdpp_case);
+}
+
+fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
     for (rows, h) in [(1, 8), (2, 40), (65, 128), (27, 200)] {
-        let what = format!("qdpp {rows}x{h}");
+        let what = format!("qdpp {} {rows}x{h}", R::NAME);
         let at = head_at(h, 2);
-        let weights = random(3 * h + 2, 51);
-        let pre: Vec<f32> = random(rows * h, 52).iter().map(|x| 2.0 * x).collect();
+        let weights = held::<R>(&random(3 * h + 2, 51));
+        let pre = held::<R>(&random(rows * h, 52).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
         let labels: Vec<u32> = (0..rows as u32).map(|i| i % 3 % 2).collect();
         let factors = pair_factors(rows);
-        let (wb, lb, fb) = (poisoned(&cpu, &weights), indices(&cpu, &labels), poisoned(&cpu, &factors));
-        let (mut buffer, mut logits) = (poisoned(&cpu, &pre), unwritten(&cpu, 2 * rows));
-        let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
-        let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
+        let (wb, lb, fb) = (poisoned(cpu, &weights), indices(cpu, &labels), poisoned(cpu, &factors));
+        let (mut buffer, mut logits): (Buffer<R>, _) = (poisoned(cpu, &pre), unwritten(cpu, 2 * rows));
+        let mut grads = poisoned(cpu, &vec![0.0; weights.len()]);
+        let mut sums = poisoned(cpu, &[0.0; stats::SLOTS]);
         cpu.qdpp_head(
             &wb,
             at,
@@ -268,7 +277,8 @@ fn qdpp_head() {
         let right = got.chunks(2).zip(&labels).filter(|(x, l)| x[**l as usize] > x[1 - **l as usize]).count();
         assert_eq!(measured[stats::QDPP_CORRECT], right as f32);
         assert_eq!(measured[stats::QDPP_COUNT], rows as f32);
-        check_head(&what, at, 2, (&taken(&buffer, rows * h), &taken(&grads, weights.len())), &plain, &exact);
+        let got = (&taken(&buffer, rows * h)[..], &taken(&grads, weights.len())[..]);
+        check_head::<R>(&what, at, 2, got, &plain, &exact);
     }
 }
 
@@ -283,16 +293,19 @@ fn head_gradient_is_the_slope() {
 
 #[test]
 fn score_head() {
-    let cpu = Cpu::new();
+    on_engines!(score_case);
+}
+
+fn score_case<R: Operand>(cpu: &Cpu<R>) {
     for h in [8, 40, 136] {
         for drop in [Dropout::OFF, Dropout::new(0.4, 6, 13)] {
-            let what = format!("score {h} {drop:?}");
+            let what = format!("score {} {h} {drop:?}", R::NAME);
             let pack = Pack::new(&[4; 21], 50);
             let (s, at) = (pack.samples.len(), head_at(h, 1));
-            let (batch, weights) = (pack.device(&cpu), random(2 * h + 1, 61));
-            let (pre, dscores) = (random(s * h, 62), random(s, 63));
-            let wb = poisoned(&cpu, &weights);
-            let (mut buffer, mut scores) = (poisoned(&cpu, &pre), unwritten(&cpu, s));
+            let (batch, weights) = (pack.device(cpu), held::<R>(&random(2 * h + 1, 61)));
+            let (pre, dscores) = (held::<R>(&random(s * h, 62)), random(s, 63));
+            let wb = poisoned(cpu, &weights);
+            let (mut buffer, mut scores): (Buffer<R>, _) = (poisoned(cpu, &pre), unwritten(cpu, s));
             cpu.score_head(&batch, &wb, at, drop, &mut buffer, &mut scores).unwrap();
             let factors: Vec<f64> = (0..s * h)
                 .map(|i| {
@@ -300,17 +313,23 @@ fn score_head() {
                     factor(drop, [pack.samples[i / h], 0, pack.epoch, column / 8], column)
                 })
                 .collect();
-            let factors32: Vec<f32> = factors.iter().map(|&x| x as f32).collect();
+            // What R keeps of a pooled value, as one factor more.
+            let kept = |i: usize| {
+                let pooled = (pre[i] + weights[at.pool_bias + i % h]).tanh();
+                if pooled == 0.0 { 1.0 } else { R::from_f32(pooled).to_f32() / pooled }
+            };
+            let factors32: Vec<f32> = factors.iter().enumerate().map(|(i, &x)| x as f32 * kept(i)).collect();
             let plain = head::<f32>(at, 1, &weights, &pre, &factors32, |s, _| (0.0, vec![dscores[s]]));
             let exact = head::<f64>(at, 1, &weights, &to64(&pre), &factors, |s, _| {
                 (0.0, vec![f64::from(dscores[s])])
             });
             close(&what, &taken(&scores, s), &plain.logits, &exact.logits);
 
-            let mut grads = poisoned(&cpu, &vec![0.0; weights.len()]);
-            let dscores = poisoned(&cpu, &dscores);
+            let mut grads = poisoned(cpu, &vec![0.0; weights.len()]);
+            let dscores = poisoned(cpu, &dscores);
             cpu.score_head_backward(&batch, &wb, at, drop, &dscores, &mut buffer, &mut grads).unwrap();
-            check_head(&what, at, 1, (&taken(&buffer, s * h), &taken(&grads, weights.len())), &plain, &exact);
+            let got = (&taken(&buffer, s * h)[..], &taken(&grads, weights.len())[..]);
+            check_head::<R>(&what, at, 1, got, &plain, &exact);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! AdamW, LAMB and the gradient norm.
 
 use super::support::*;
-use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::{AdamW, Backend, ParamGroup};
 
 pub const N: usize = 40_000;
@@ -238,4 +238,52 @@ fn sums_of_squares() {
         assert!((f64::from(out[1]) - exact).abs() <= exact * 6e-8, "{} {exact}", out[1]);
     }
     assert_eq!((out[0], out[2]), (7.0, 7.0));
+}
+
+/// An update of bf16 weights is the update of their f32 master, rounded; in f32 there is no master.
+#[test]
+fn narrow_weights_are_their_master_rounded() {
+    let (wide, narrow) = (Cpu::new(), Cpu::<half::bf16>::default());
+    let start = held::<half::bf16>(&random(N, 81));
+    let owned = [0..777, 20_000..N];
+    let own = 777 + N - 20_000;
+    let zeros = vec![0.0; own];
+    for lamb in [false, true] {
+        let mut weights: Buffer<f32> = poisoned(&wide, &start);
+        let mut kept: Buffer<half::bf16> = poisoned(&narrow, &start);
+        let mut master = poisoned(&narrow, &[&start[..777], &start[20_000..]].concat());
+        let mut none = wide.zeros(0).unwrap();
+        let [mut m1, mut v1, mut m2, mut v2] = [(); 4].map(|()| poisoned(&wide, &zeros));
+        for step in 1..=3 {
+            let (u, groups) = (update(step), groups());
+            let (mut g1, mut g2) =
+                (poisoned(&wide, &random(N, 90 + step)), poisoned(&wide, &random(N, 90 + step)));
+            let norm: Buffer<f32> = poisoned(&wide, &[9000.0]);
+            if lamb {
+                let (mut n1, mut n2) = (poisoned(&wide, &[0.0; 8]), poisoned(&wide, &[0.0; 8]));
+                wide.lamb_direction(
+                    u, &groups, &owned, &norm, &weights, &none, &mut g1, &mut m1, &mut v1, &mut n1,
+                )
+                .unwrap();
+                narrow
+                    .lamb_direction(
+                        u, &groups, &owned, &norm, &kept, &master, &mut g2, &mut m2, &mut v2, &mut n2,
+                    )
+                    .unwrap();
+                wide.lamb_apply(u, &groups, &owned, &n1, &mut weights, &mut none, &mut g1).unwrap();
+                narrow.lamb_apply(u, &groups, &owned, &n2, &mut kept, &mut master, &mut g2).unwrap();
+            } else {
+                wide.adamw(u, &groups, &owned, &norm, &mut weights, &mut none, &mut g1, &mut m1, &mut v1)
+                    .unwrap();
+                narrow
+                    .adamw(u, &groups, &owned, &norm, &mut kept, &mut master, &mut g2, &mut m2, &mut v2)
+                    .unwrap();
+            }
+            assert_eq!(taken(&g1, N), taken(&g2, N));
+        }
+        let expected = taken(&weights, N);
+        assert_eq!(taken(&master, own), [&expected[..777], &expected[20_000..]].concat());
+        assert_eq!(taken(&kept, N), held::<half::bf16>(&expected));
+        assert_ne!(held::<half::bf16>(&expected), expected, "the master keeps more than the weights");
+    }
 }

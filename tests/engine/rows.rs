@@ -2,16 +2,16 @@
 
 use super::naive::{self, Norm, Num};
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu};
-use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Rows};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
+use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Real, Rows};
 
 const WIDTHS: [usize; 4] = [8, 40, 128, 200];
 
 /// gamma near 1, beta near 0, then `more` values.
-fn arena(h: usize, more: usize) -> (Vec<f32>, NormAt) {
+fn arena<R: Real>(h: usize, more: usize) -> (Vec<f32>, NormAt) {
     let mut weights = random(2 * h + more, 11);
     weights[..h].iter_mut().for_each(|x| *x = 1.0 + 0.3 * *x);
-    (weights, NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 })
+    (held::<R>(&weights), NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 })
 }
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
@@ -36,24 +36,28 @@ fn check_stats(what: &str, got: &[f32], x: &[f32], h: usize) {
 
 #[test]
 fn layer_norm() {
-    let cpu = Cpu::new();
+    on_engines!(norm_case);
+}
+
+fn norm_case<R: Operand>(cpu: &Cpu<R>) {
     for h in WIDTHS {
         for rows in [1, 2, 31, 32, 33, 200] {
-            let what = format!("norm {rows}x{h}");
-            let (weights, at) = arena(h, 0);
-            let (x, dout) = (random(rows * h, 1), random(rows * h, 2));
-            let (xb, wb) = (poisoned(&cpu, &x), poisoned(&cpu, &weights));
-            let (mut stats, mut out) = (unwritten(&cpu, 2 * rows), unwritten(&cpu, rows * h));
+            let what = format!("norm {} {rows}x{h}", R::NAME);
+            let (weights, at) = arena::<R>(h, 0);
+            let (x, dout) = (held::<R>(&random(rows * h, 1)), held::<R>(&random(rows * h, 2)));
+            let (xb, wb) = (poisoned(cpu, &x), poisoned(cpu, &weights));
+            let (mut stats, mut out) = (unwritten(cpu, 2 * rows), unwritten(cpu, rows * h));
             cpu.norm(&xb, &wb, at, Rows::Tokens(rows), &mut stats, &mut out).unwrap();
             let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
-            close(&what, &taken(&out, rows * h), &naive::norm(&x, &n32), &naive::norm(&to64(&x), &n64));
+            let plain = held::<R>(&naive::norm(&x, &n32));
+            close(&what, &taken(&out, rows * h), &plain, &naive::norm(&to64(&x), &n64));
             check_stats(&what, &taken(&stats, 2 * rows), &x, h);
 
-            let (mut d, mut grads) = (poisoned(&cpu, &dout), poisoned(&cpu, &vec![0.0; 2 * h]));
+            let (mut d, mut grads) = (poisoned(cpu, &dout), poisoned(cpu, &vec![0.0; 2 * h]));
             cpu.norm_backward(&xb, &wb, at, Rows::Tokens(rows), &stats, &mut d, &mut grads).unwrap();
             let plain = naive::norm_backward(&x, &n32, &dout);
             let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
-            close(&format!("{what} dx"), &taken(&d, rows * h), &plain.0, &exact.0);
+            close(&format!("{what} dx"), &taken(&d, rows * h), &held::<R>(&plain.0), &exact.0);
             let got = taken(&grads, 2 * h);
             close(&format!("{what} dgamma"), &got[..h], &plain.1, &exact.1);
             close(&format!("{what} dbeta"), &got[h..], &plain.2, &exact.2);
@@ -63,7 +67,7 @@ fn layer_norm() {
 
 #[test]
 fn layer_norm_gradient_is_the_slope() {
-    let (weights, at) = arena(40, 0);
+    let (weights, at) = arena::<f32>(40, 0);
     let p = norm_of::<f64>(&weights, at);
     let (x, dout) = (to64(&random(120, 1)), to64(&random(120, 2)));
     let loss = |x: &[f64], p: &Norm<f64>| naive::times(&naive::norm(x, p), &dout).into_iter().sum::<f64>();
@@ -83,32 +87,37 @@ fn residual_sum<F: Num>(pack: &Pack, drop: Dropout, bias: &[f32], residual: &[f3
 
 #[test]
 fn residual_norm() {
-    let cpu = Cpu::new();
+    on_engines!(residual_norm_case);
+}
+
+fn residual_norm_case<R: Operand>(cpu: &Cpu<R>) {
     for h in WIDTHS {
         for pack in packs(50) {
             for drop in [Dropout::OFF, Dropout::new(0.3, 17, 4)] {
-                residual_case(&cpu, h, &pack, drop);
+                residual_case(cpu, h, &pack, drop);
             }
         }
     }
 }
 
-fn residual_case(cpu: &Cpu, h: usize, pack: &Pack, drop: Dropout) {
-    let what = format!("residual_norm {:?} {h} {drop:?}", pack.lengths);
+fn residual_case<R: Operand>(cpu: &Cpu<R>, h: usize, pack: &Pack, drop: Dropout) {
+    let what = format!("residual_norm {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
     let t = pack.tokens();
     let batch = pack.device(cpu);
-    let (weights, at) = arena(h, h);
+    let (weights, at) = arena::<R>(h, h);
     let bias = &weights[2 * h..];
-    let (residual, product, dout) = (random(t * h, 1), random(t * h, 2), random(t * h, 3));
+    let input = |seed: u32| held::<R>(&random(t * h, seed));
+    let (residual, product, dout) = (input(1), input(2), input(3));
     let wb = poisoned(cpu, &weights);
     let (mut y, mut stats, mut out) = (poisoned(cpu, &product), unwritten(cpu, 2 * t), unwritten(cpu, t * h));
     cpu.residual_norm(&batch, &wb, 2 * h, at, drop, &poisoned(cpu, &residual), &mut y, &mut stats, &mut out)
         .unwrap();
-    let sum32 = residual_sum::<f32>(pack, drop, bias, &residual, &product);
+    let sum32 = held::<R>(&residual_sum::<f32>(pack, drop, bias, &residual, &product));
     let sum64 = residual_sum::<f64>(pack, drop, bias, &residual, &product);
     let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
     close(&format!("{what} y"), &taken(&y, t * h), &sum32, &sum64);
-    close(&what, &taken(&out, t * h), &naive::norm(&sum32, &n32), &naive::norm(&sum64, &n64));
+    let plain = held::<R>(&naive::norm(&sum32, &n32));
+    close(&what, &taken(&out, t * h), &plain, &naive::norm(&sum64, &n64));
     check_stats(&what, &taken(&stats, 2 * t), &taken(&y, t * h), h);
 
     let (mut dresidual, mut dy) = (unwritten(cpu, t * h), unwritten(cpu, t * h));
@@ -130,10 +139,10 @@ fn residual_case(cpu: &Cpu, h: usize, pack: &Pack, drop: Dropout) {
     .unwrap();
     let plain = naive::norm_backward(&sum32, &n32, &dout);
     let exact = naive::norm_backward(&sum64, &n64, &to64(&dout));
-    close(&format!("{what} dresidual"), &taken(&dresidual, t * h), &plain.0, &exact.0);
+    close(&format!("{what} dresidual"), &taken(&dresidual, t * h), &held::<R>(&plain.0), &exact.0);
     let plain_dy = naive::times(&plain.0, &pack.factors(drop, h));
     let exact_dy = naive::times(&exact.0, &pack.factors(drop, h));
-    close(&format!("{what} dy"), &taken(&dy, t * h), &plain_dy, &exact_dy);
+    close(&format!("{what} dy"), &taken(&dy, t * h), &held::<R>(&plain_dy), &exact_dy);
     let got = taken(&grads, 3 * h);
     close(&format!("{what} dgamma"), &got[..h], &plain.1, &exact.1);
     close(&format!("{what} dbeta"), &got[h..2 * h], &plain.2, &exact.2);
@@ -163,14 +172,21 @@ fn embed_sum<F: Num>(pack: &Pack, weights: &[f32], at: EmbedAt) -> Vec<F> {
         .collect()
 }
 
-/// Gradients of the whole arena.
-fn embed_gradients<F: Num>(pack: &Pack, weights: &[f32], at: EmbedAt, drop: Dropout, dout: &[f32]) -> Vec<F> {
+/// Gradients of the whole arena; rows are kept as `keep` leaves them.
+fn embed_gradients<F: Num>(
+    pack: &Pack,
+    weights: &[f32],
+    at: EmbedAt,
+    drop: Dropout,
+    dout: &[f32],
+    keep: impl Fn(Vec<F>) -> Vec<F>,
+) -> Vec<F> {
     let h = at.norm.hidden;
-    let sum = embed_sum::<F>(pack, weights, at);
+    let sum = keep(embed_sum::<F>(pack, weights, at));
     let through = naive::times(&of::<F>(dout), &pack.factors(drop, h));
     let (dx, dgamma, dbeta) = naive::norm_backward(&sum, &norm_of(weights, at.norm), &through);
     let mut grads = [dgamma, dbeta, vec![F::of(0.0); weights.len() - 2 * h]].concat();
-    for (i, &d) in dx.iter().enumerate() {
+    for (i, d) in keep(dx).into_iter().enumerate() {
         let (row, c) = (i / h, i % h);
         grads[at.word + pack.ids[row] as usize * h + c] += d;
         grads[at.position + pack.positions[row] as usize * h + c] += d;
@@ -181,34 +197,38 @@ fn embed_gradients<F: Num>(pack: &Pack, weights: &[f32], at: EmbedAt, drop: Drop
 
 #[test]
 fn embedding() {
-    let cpu = Cpu::new();
+    on_engines!(embed_case);
+}
+
+fn embed_case<R: Operand>(cpu: &Cpu<R>) {
     for h in WIDTHS {
         for pack in packs(VOCAB as u32) {
             for drop in [Dropout::OFF, Dropout::new(0.1, 3, 0)] {
-                let what = format!("embed {:?} {h} {drop:?}", pack.lengths);
+                let what = format!("embed {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
                 let (t, at) = (pack.tokens(), embed_at(h));
-                let batch = pack.device(&cpu);
-                let weights = random(at.segment + 2 * h, 21);
-                let wb = poisoned(&cpu, &weights);
-                let (mut sum, mut stats) = (unwritten(&cpu, t * h), unwritten(&cpu, 2 * t));
-                let mut out = unwritten(&cpu, t * h);
+                let batch = pack.device(cpu);
+                let weights = held::<R>(&random(at.segment + 2 * h, 21));
+                let wb = poisoned(cpu, &weights);
+                let (mut sum, mut stats) = (unwritten(cpu, t * h), unwritten(cpu, 2 * t));
+                let mut out = unwritten(cpu, t * h);
                 cpu.embed(&batch, &wb, at, drop, &mut sum, &mut stats, &mut out).unwrap();
-                let (sum32, sum64) =
-                    (embed_sum::<f32>(&pack, &weights, at), embed_sum::<f64>(&pack, &weights, at));
+                let sum32 = held::<R>(&embed_sum::<f32>(&pack, &weights, at));
+                let sum64 = embed_sum::<f64>(&pack, &weights, at);
                 close(&format!("{what} sum"), &taken(&sum, t * h), &sum32, &sum64);
                 let plain =
                     naive::times(&naive::norm(&sum32, &norm_of(&weights, at.norm)), &pack.factors(drop, h));
                 let exact =
                     naive::times(&naive::norm(&sum64, &norm_of(&weights, at.norm)), &pack.factors(drop, h));
-                close(&what, &taken(&out, t * h), &plain, &exact);
+                close(&what, &taken(&out, t * h), &held::<R>(&plain), &exact);
 
-                let dout = random(t * h, 22);
-                let (mut d, mut grads) = (poisoned(&cpu, &dout), poisoned(&cpu, &vec![0.0; weights.len()]));
+                let dout = held::<R>(&random(t * h, 22));
+                let (mut d, mut grads) = (poisoned(cpu, &dout), poisoned(cpu, &vec![0.0; weights.len()]));
                 cpu.embed_backward(&batch, &wb, at, drop, &sum, &stats, &mut d, &mut grads).unwrap();
                 taken(&d, t * h);
                 let got = taken(&grads, weights.len());
-                let plain = embed_gradients::<f32>(&pack, &weights, at, drop, &dout);
-                let exact = embed_gradients::<f64>(&pack, &weights, at, drop, &dout);
+                let keep = |x: Vec<f32>| held::<R>(&x);
+                let plain = embed_gradients(&pack, &weights, at, drop, &dout, keep);
+                let exact = embed_gradients(&pack, &weights, at, drop, &dout, |x: Vec<f64>| x);
                 let ends = [0, h, 2 * h, at.position, at.segment, weights.len()];
                 for (name, ends) in
                     ["gamma", "beta", "word", "position", "segment"].iter().zip(ends.windows(2))
@@ -239,13 +259,16 @@ fn ids_outside_their_table_are_errors() {
 
 #[test]
 fn gather_and_scatter() {
-    let cpu = Cpu::new();
+    on_engines!(gather_case);
+}
+
+fn gather_case<R: Operand>(cpu: &Cpu<R>) {
     let h = 40;
-    let x = random(30 * h, 1);
+    let x = held::<R>(&random(30 * h, 1));
     let rows = [29, 0, 7, 8, 3];
-    let mut out = unwritten(&cpu, rows.len() * h);
-    let list = indices(&cpu, &rows);
-    let mut xb = poisoned(&cpu, &x);
+    let mut out = unwritten(cpu, rows.len() * h);
+    let list = indices(cpu, &rows);
+    let mut xb = poisoned(cpu, &x);
     cpu.gather_rows(&xb, &list, Rows::Tokens(rows.len()), h, &mut out).unwrap();
     let got = taken(&out, rows.len() * h);
     for (got, &row) in got.chunks(h).zip(&rows) {
@@ -256,5 +279,5 @@ fn gather_and_scatter() {
         let factor = if rows.contains(&(row as u32)) { 2.0 } else { 1.0 };
         assert!(got.iter().zip(x).all(|(got, x)| *got == factor * x), "row {row}");
     }
-    assert!(cpu.gather_rows(&xb, &indices(&cpu, &[31]), Rows::Tokens(1), h, &mut out).is_err());
+    assert!(cpu.gather_rows(&xb, &indices(cpu, &[31]), Rows::Tokens(1), h, &mut out).is_err());
 }

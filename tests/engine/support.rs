@@ -1,14 +1,26 @@
 //! Batches, random values and the error rule.
 
 use super::naive::Num;
-use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
 use ctune_dist::engine::random::philox;
-use ctune_dist::engine::{Backend, DeviceBatch, Dropout, LossScale};
+use ctune_dist::engine::{Backend, DeviceBatch, Dropout, LossScale, Real};
 
 /// Elements behind what an operation may touch.
 pub const BEHIND: usize = 70;
-/// Their value: a NaN that no arithmetic makes, so that reading it shows as well as writing it.
-pub const POISON: u32 = 0x7FC0_DEAD;
+/// Their value: a NaN that no arithmetic makes, in f32 or cut to bf16, so that reading it shows as well
+/// as writing it.
+pub const POISON: u32 = 0x7FC5_DEAD;
+
+/// Runs a case on the engines of both types; bf16 with dot products of pairs, where the machine has
+/// them, and without.
+macro_rules! on_engines {
+    ($case:ident) => {{
+        $case(&Cpu::<f32>::default());
+        $case(&Cpu::<half::bf16>::default());
+        $case(&Cpu::<half::bf16>::default().widening());
+    }};
+}
+pub(crate) use on_engines;
 
 /// Values in -1..1, a pure function of `seed`.
 pub fn random(len: usize, seed: u32) -> Vec<f32> {
@@ -24,20 +36,32 @@ pub fn to64(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
+/// `values` as R keeps them.
+pub fn held<R: Real>(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|&x| R::from_f32(x).to_f32()).collect()
+}
+
 /// `values` with poison behind them.
-pub fn poisoned(cpu: &Cpu, values: &[f32]) -> Buffer<f32> {
+pub fn poisoned<T: Real, R: Operand>(cpu: &Cpu<R>, values: &[f32]) -> Buffer<T> {
     let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
-    cpu.upload(values, &mut buffer, 0).unwrap();
-    buffer[values.len()..].fill(f32::from_bits(POISON));
+    write(&mut buffer, values);
+    buffer[values.len()..].fill(T::from_f32(f32::from_bits(POISON)));
     buffer
 }
 
+/// Overwrites the first values.
+pub fn write<T: Real>(buffer: &mut Buffer<T>, values: &[f32]) {
+    for (to, &x) in buffer.iter_mut().zip(values) {
+        *to = T::from_f32(x);
+    }
+}
+
 /// `len` poisoned values (to be overwritten) with poison behind them.
-pub fn unwritten(cpu: &Cpu, len: usize) -> Buffer<f32> {
+pub fn unwritten<T: Real, R: Operand>(cpu: &Cpu<R>, len: usize) -> Buffer<T> {
     poisoned(cpu, &vec![f32::from_bits(POISON); len])
 }
 
-pub fn indices(cpu: &Cpu, values: &[u32]) -> Buffer<u32> {
+pub fn indices<R: Operand>(cpu: &Cpu<R>, values: &[u32]) -> Buffer<u32> {
     let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
     cpu.upload(values, &mut buffer, 0).unwrap();
     buffer[values.len()..].fill(u32::MAX);
@@ -46,9 +70,11 @@ pub fn indices(cpu: &Cpu, values: &[u32]) -> Buffer<u32> {
 
 /// The first `len` values; fails when something behind them was written.
 #[track_caller]
-pub fn taken(buffer: &Buffer<f32>, len: usize) -> Vec<f32> {
-    assert!(buffer[len..].iter().all(|x| x.to_bits() == POISON), "values behind row {len} were written");
-    buffer[..len].to_vec()
+pub fn taken<T: Real>(buffer: &Buffer<T>, len: usize) -> Vec<f32> {
+    let bits = |x: T| x.to_f32().to_bits();
+    let poison = bits(T::from_f32(f32::from_bits(POISON)));
+    assert!(buffer[len..].iter().all(|&x| bits(x) == poison), "values behind row {len} were written");
+    buffer[..len].iter().map(|x| x.to_f32()).collect()
 }
 
 /// The error rule: `got` is at most twice as far from `exact` as `naive` is, plus one rounding of
@@ -136,7 +162,7 @@ impl Pack {
     }
 
     /// On the device, with garbage behind every list.
-    pub fn device(&self, cpu: &Cpu) -> DeviceBatch<Cpu> {
+    pub fn device<R: Operand>(&self, cpu: &Cpu<R>) -> DeviceBatch<Cpu<R>> {
         DeviceBatch {
             tokens: self.tokens(),
             sequences: self.samples.len(),

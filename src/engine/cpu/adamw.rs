@@ -3,7 +3,8 @@
 
 use super::buffer::Pool;
 use super::tasks::{In, Out, each, vectorised};
-use crate::engine::{AdamW, ParamGroup};
+use super::widen::round;
+use crate::engine::{AdamW, ParamGroup, Real};
 use pulp::Arch;
 
 /// Values of one task.
@@ -89,28 +90,44 @@ impl Constants {
     }
 }
 
-/// One slice of a group: weights, gradients and the two moments, all of one length. Gradients end as
-/// zeros.
-pub fn update_slice(
+/// One slice of a group: weights (with their f32 master where they are narrower, else an empty one),
+/// gradients and the two moments, all of one length. Gradients end as zeros.
+pub fn update_slice<R: Real>(
     arch: Arch,
     update: AdamW,
     group: &ParamGroup,
     norm_sq: f32,
-    (weights, grads): (&mut [f32], &mut [f32]),
+    (weights, master): (&mut [R], &mut [f32]),
+    grads: &mut [f32],
     (moment1, moment2): (&mut [f32], &mut [f32]),
 ) {
     if !norm_sq.is_finite() {
         return grads.fill(0.0);
     }
     let c = Constants::new(update, group, norm_sq);
-    let all = (Out(weights, 1), Out(grads, 1), Out(moment1, 1), Out(moment2, 1));
-    each(all, CHUNK, &|_, (w, g, m, v)| {
-        vectorised(
-            arch,
-            #[inline(always)]
-            || update_chunk(c, w.0, g.0, m.0, v.0),
-        )
-    });
+    let state = (Out(grads, 1), Out(moment1, 1), Out(moment2, 1));
+    if R::NARROW {
+        let all = (Out(weights, 1), Out(master, 1), state);
+        each(all, CHUNK, &|_, (weights, w, (g, m, v))| {
+            vectorised(
+                arch,
+                #[inline(always)]
+                || {
+                    update_chunk(c, w.0, g.0, m.0, v.0);
+                    round(w.0, weights.0);
+                },
+            )
+        });
+    } else {
+        let all = (Out(bytemuck::cast_slice_mut(weights), 1), state);
+        each(all, CHUNK, &|_, (w, (g, m, v))| {
+            vectorised(
+                arch,
+                #[inline(always)]
+                || update_chunk(c, w.0, g.0, m.0, v.0),
+            )
+        });
+    }
 }
 
 #[inline(always)]

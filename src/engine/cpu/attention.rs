@@ -2,15 +2,21 @@
 //! values are brought into the layout of the tile once, then queries are worked on a block at a
 //! time, so that scores never leave the second-level cache. The backward pass draws the
 //! probabilities again from the kept log-sum-exp (Dao et al. 2022).
+//!
+//! Products work on cells (`machine`). Where a cell is a pair of bf16, probabilities and score
+//! gradients are rounded to bf16 for the products that they enter, and the factor 1 / sqrt(D) is applied
+//! to f32 results and not to the keys.
 
 use super::buffer::Pool;
 use super::dropout::attention_factors;
 use super::loss::exp_in_place;
+use super::machine::{Dot, Machine, Operand, Work};
 use super::math::{exp, max, sum2};
 use super::tasks::{Shared, each_index};
 use super::tile::{View, product};
-use crate::engine::{Dropout, Heads};
-use pulp::{Arch, Simd, WithSimd};
+use super::widen::{rooms, round, widen};
+use crate::engine::{Dropout, Heads, Real};
+use pulp::Simd;
 
 /// Most queries of a block.
 const QUERIES: usize = 96;
@@ -49,12 +55,13 @@ impl Sizes {
         Self { s, keys: s.next_multiple_of(16), d, wide: d.next_multiple_of(16), block }
     }
 
+    /// Words that `forward` takes, for cells of one value (of two there are fewer, and one matrix more).
     fn forward_scratch(self) -> usize {
-        self.keys * self.wide * 2 + self.block * (2 * self.keys + self.wide)
+        self.keys * self.wide * 2 + self.block * (3 * self.keys + 2 * self.wide)
     }
 
     fn backward_scratch(self) -> usize {
-        self.keys * self.wide * 5 + self.block * (3 * self.keys + 3 * self.wide)
+        self.keys * self.wide * 6 + self.block * (6 * self.keys + 7 * self.wide)
     }
 }
 
@@ -114,26 +121,120 @@ impl<'a> Task<'a> {
     }
 }
 
-/// Copies rows of D values into rows of `wide`, times `scale`, zeros behind.
+/// Cuts the next `len` words off `scratch`, as cells or f32.
 #[inline(always)]
-fn gather(from: &[f32], at: impl Fn(usize) -> usize, d: usize, scale: f32, wide: usize, to: &mut [f32]) {
-    for (i, to) in to.chunks_exact_mut(wide).enumerate() {
-        let (to, behind) = to.split_at_mut(d);
+fn cut<'a, T: bytemuck::Pod>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [T] {
+    let (head, rest) = std::mem::take(scratch).split_at_mut(len);
+    *scratch = rest;
+    bytemuck::cast_slice_mut(head)
+}
+
+/// Rows of D values as rows of `wide` / PER cells, pairs along the row, zeros behind.
+#[inline(always)]
+fn gather<S: Simd, R: Real, D: Dot<S, R>>(
+    from: &[R],
+    at: impl Fn(usize) -> usize,
+    d: usize,
+    wide: usize,
+    to: &mut [D::Cell],
+) {
+    for (i, to) in to.chunks_exact_mut(wide / D::PER).enumerate() {
         let row = &from[at(i)..][..d];
         // The next task's head lies right behind: its lines arrive while this one is worked on
         // (rows are too far apart for the hardware to foresee).
         prefetch(row.as_ptr_range().end, d);
-        for (to, &x) in to.iter_mut().zip(row) {
-            *to = x * scale;
+        let (whole, behind) = to.split_at_mut(d / D::PER);
+        for (to, pair) in whole.iter_mut().zip(row.chunks_exact(D::PER)) {
+            *to = D::cell(pair[0], pair[D::PER - 1]);
         }
-        behind.fill(0.0);
+        behind.fill(bytemuck::Zeroable::zeroed());
+        if let ([last, ..], [value]) = (behind, row.chunks_exact(D::PER).remainder()) {
+            *last = D::cell(*value, R::default());
+        }
     }
+}
+
+/// `n` rows of D values as rows of `wide` cells, pairs of rows, zeros behind.
+#[inline(always)]
+fn gather_pairs<S: Simd, R: Real, D: Dot<S, R>>(
+    from: &[R],
+    at: impl Fn(usize) -> usize,
+    (n, d): (usize, usize),
+    wide: usize,
+    to: &mut [D::Cell],
+) {
+    for (i, to) in to.chunks_exact_mut(wide).take(n.div_ceil(D::PER)).enumerate() {
+        let (first, second) = (D::PER * i, D::PER * i + D::PER - 1);
+        let (to, behind) = to.split_at_mut(d);
+        let first = &from[at(first)..][..d];
+        prefetch(first.as_ptr_range().end, d);
+        if second < n {
+            let second = &from[at(second)..][..d];
+            for ((to, &x), &y) in to.iter_mut().zip(first).zip(second) {
+                *to = D::cell(x, y);
+            }
+        } else {
+            for (to, &x) in to.iter_mut().zip(first) {
+                *to = D::cell(x, R::default());
+            }
+        }
+        behind.fill(bytemuck::Zeroable::zeroed());
+    }
+}
+
+/// f32 rows as cells, pairs along the row: themselves where a cell is one value.
+#[inline(always)]
+fn along<'a, S: Simd, R: Real, D: Dot<S, R>>(rows: &'a [f32], room: &'a mut [D::Cell]) -> &'a [D::Cell] {
+    if D::PER == 1 {
+        return bytemuck::cast_slice(rows);
+    }
+    let room = &mut room[..rows.len() / D::PER];
+    round::<R>(rows, bytemuck::cast_slice_mut(room));
+    room
+}
+
+/// f32 rows [n, keys] as cells [n / PER, keys], pairs of rows: themselves where a cell is one value.
+#[inline(always)]
+fn across<'a, S: Simd, R: Real, D: Dot<S, R>>(
+    rows: &'a [f32],
+    keys: usize,
+    room: &'a mut [D::Cell],
+) -> &'a [D::Cell] {
+    if D::PER == 1 {
+        return bytemuck::cast_slice(rows);
+    }
+    let room = &mut room[..(rows.len() / keys).div_ceil(D::PER) * keys];
+    for (pair, to) in rows.chunks(D::PER * keys).zip(room.chunks_exact_mut(keys)) {
+        let (first, second) = pair.split_at(keys);
+        if second.is_empty() {
+            for (to, &x) in to.iter_mut().zip(first) {
+                *to = D::cell(R::from_f32(x), R::default());
+            }
+        } else {
+            for ((to, &x), &y) in to.iter_mut().zip(first).zip(second) {
+                *to = D::cell(R::from_f32(x), R::from_f32(y));
+            }
+        }
+    }
+    room
+}
+
+/// Keys times 1 / sqrt(D), where a cell is one f32. Returns the factor that is left for the scores.
+#[inline(always)]
+fn scale_keys<S: Simd, R: Real, D: Dot<S, R>>(keys: &mut [D::Cell], scale: f32) -> f32 {
+    if D::PER > 1 {
+        return scale;
+    }
+    for x in bytemuck::cast_slice_mut::<D::Cell, f32>(keys) {
+        *x *= scale;
+    }
+    1.0
 }
 
 /// Asks for `len` values from `start` on; any address is allowed.
 #[inline(always)]
-fn prefetch(start: *const f32, len: usize) {
-    for at in (0..len).step_by(16) {
+fn prefetch<T>(start: *const T, len: usize) {
+    for at in (0..len).step_by(64 / size_of::<T>()) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a prefetch reads nothing that the program could see and never faults.
         unsafe {
@@ -143,14 +244,16 @@ fn prefetch(start: *const f32, len: usize) {
     }
 }
 
-/// to [D, keys] = from [s, wide] transposed, zeros behind s. `wide` is a multiple of 4.
+/// to [_, keys] = from [s, wide] transposed, as many columns as `to` has room for, zeros behind s.
+/// `wide` is a multiple of 4.
 #[inline(always)]
-fn transpose(from: &[f32], s: usize, wide: usize, keys: usize, to: &mut [f32]) {
+fn transpose<T: bytemuck::Pod>(from: &[T], s: usize, wide: usize, keys: usize, to: &mut [T]) {
+    let zero: T = bytemuck::Zeroable::zeroed();
     for (four, to) in to.chunks_mut(4 * keys).enumerate() {
-        let mut column = [[0.0; 4]; 4];
+        let mut column = [[zero; 4]; 4];
         for j in (0..keys).step_by(4) {
             for (row, at) in column.iter_mut().zip(j..) {
-                *row = [0.0; 4];
+                *row = [zero; 4];
                 if at < s {
                     row.copy_from_slice(&from[at * wide + 4 * four..][..4]);
                 }
@@ -163,44 +266,59 @@ fn transpose(from: &[f32], s: usize, wide: usize, keys: usize, to: &mut [f32]) {
 }
 
 /// out [T, H] and lse [T, A] from qkv [T, 3H].
-pub fn forward(arch: Arch, pool: &Pool, layout: Layout<'_>, qkv: &[f32], lse: &mut [f32], out: &mut [f32]) {
+pub fn forward<R: Operand>(
+    machine: Machine,
+    pool: &Pool,
+    layout: Layout<'_>,
+    qkv: &[R],
+    lse: &mut [f32],
+    out: &mut [R],
+) {
     let (lse, out) = (Shared::new(lse), Shared::new(out));
     let sequences = layout.samples.len();
     each_index(sequences * layout.heads.heads, &|index| {
         let task = Task::new(layout, index);
         let mut scratch = pool.take(task.sizes.forward_scratch());
-        arch.dispatch(Forward { task, qkv, lse, out, scratch: &mut scratch });
+        R::run(machine, Forward { task, qkv, lse, out, scratch: &mut scratch });
     });
 }
 
-struct Forward<'a> {
+struct Forward<'a, R> {
     task: Task<'a>,
-    qkv: &'a [f32],
+    qkv: &'a [R],
     lse: Shared<'a>,
-    out: Shared<'a>,
+    out: Shared<'a, R>,
     scratch: &'a mut [f32],
 }
 
-impl WithSimd for Forward<'_> {
+impl<R: Operand> Work<R> for Forward<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { task, qkv, lse, out, scratch } = self;
+    fn run<S: Simd, D: Dot<S, R>>(self, simd: S, dot: D) {
+        let Self { task, qkv, lse, out, mut scratch } = self;
         let Sizes { s, keys, d, wide, block } = task.sizes;
-        let (kt, rest) = scratch.split_at_mut(keys * wide);
-        let (v, rest) = rest.split_at_mut(keys * wide);
-        let (scores, rest) = rest.split_at_mut(block * keys);
-        let (factors, result) = rest.split_at_mut(block * keys);
-        gather(qkv, |i| task.at(i, 1), d, task.scale(), wide, &mut v[..s * wide]);
-        transpose(v, s, wide, keys, &mut kt[..d * keys]);
-        gather(qkv, |i| task.at(i, 2), d, 1.0, wide, &mut v[..s * wide]);
+        let (row, deep) = (wide / D::PER, d.div_ceil(D::PER));
+        let scratch = &mut scratch;
+        let kt = cut::<D::Cell>(scratch, deep * keys);
+        let v = cut::<D::Cell>(scratch, keys * wide); // first the keys
+        let q = cut::<D::Cell>(scratch, block * row);
+        let (scores, factors) = (cut::<f32>(scratch, block * keys), cut::<f32>(scratch, block * keys));
+        let result = cut::<f32>(scratch, block * wide);
+        let p = cut::<D::Cell>(scratch, if D::PER == 1 { 0 } else { block * keys / D::PER });
+        gather::<S, R, D>(qkv, |i| task.at(i, 1), d, wide, &mut v[..s * row]);
+        let scale = scale_keys::<S, R, D>(&mut v[..s * row], task.scale());
+        transpose(v, s, row, keys, kt);
+        gather_pairs::<S, R, D>(qkv, |i| task.at(i, 2), (s, d), wide, v);
         for first in (0..s).step_by(block) {
             let n = block.min(s - first);
-            let q = View { data: &qkv[task.at(first, 0)..], rows: 3 * task.hidden(), columns: 1 };
-            product(simd, (n, keys, d), q, kt, keys, scores, keys, false);
+            gather::<S, R, D>(qkv, |i| task.at(first + i, 0), d, wide, &mut q[..n * row]);
+            product((simd, dot), (n, keys, deep), View::rows(q, row), kt, keys, scores, keys, false);
             let mut totals = [1.0; QUERIES];
             for (i, (row, total)) in scores.chunks_exact_mut(keys).take(n).zip(&mut totals).enumerate() {
+                if D::PER > 1 {
+                    row.iter_mut().for_each(|x| *x *= scale);
+                }
                 row[s..].fill(f32::NEG_INFINITY);
                 let top = max(row);
                 *total = exp_in_place(row, top);
@@ -216,13 +334,14 @@ impl WithSimd for Forward<'_> {
                     *p *= f;
                 }
             }
-            product(simd, (n, wide, s), View::rows(scores, keys), v, wide, result, wide, false);
+            let p = View::rows(along::<S, R, D>(&scores[..n * keys], p), keys / D::PER);
+            product((simd, dot), (n, wide, s.div_ceil(D::PER)), p, v, wide, result, wide, false);
             for (i, (row, &total)) in result.chunks_exact(wide).zip(&totals).take(n).enumerate() {
                 let factor = 1.0 / total;
                 // SAFETY: one row's part of one head belongs to one task.
                 let out = unsafe { out.part(task.at_hidden(first + i), d) };
                 for (out, &x) in out.iter_mut().zip(row) {
-                    *out = x * factor;
+                    *out = R::from_f32(x * factor);
                 }
             }
         }
@@ -231,83 +350,110 @@ impl WithSimd for Forward<'_> {
 
 /// What the backward pass reads.
 #[derive(Clone, Copy)]
-pub struct Kept<'a> {
+pub struct Kept<'a, R> {
     /// [T, 3H]
-    pub qkv: &'a [f32],
+    pub qkv: &'a [R],
     /// [T, A]
     pub lse: &'a [f32],
     /// [T, H]
-    pub out: &'a [f32],
+    pub out: &'a [R],
     /// [T, H]
-    pub dout: &'a [f32],
+    pub dout: &'a [R],
 }
 
 /// dqkv [T, 3H], overwritten.
-pub fn backward(arch: Arch, pool: &Pool, layout: Layout<'_>, kept: Kept<'_>, dqkv: &mut [f32]) {
+pub fn backward<R: Operand>(
+    machine: Machine,
+    pool: &Pool,
+    layout: Layout<'_>,
+    kept: Kept<'_, R>,
+    dqkv: &mut [R],
+) {
     let dqkv = Shared::new(dqkv);
     let sequences = layout.samples.len();
     each_index(sequences * layout.heads.heads, &|index| {
         let task = Task::new(layout, index);
         let mut scratch = pool.take(task.sizes.backward_scratch());
-        arch.dispatch(Backward { task, kept, dqkv, scratch: &mut scratch });
+        R::run(machine, Backward { task, kept, dqkv, scratch: &mut scratch });
     });
 }
 
-struct Backward<'a> {
+struct Backward<'a, R> {
     task: Task<'a>,
-    kept: Kept<'a>,
-    dqkv: Shared<'a>,
+    kept: Kept<'a, R>,
+    dqkv: Shared<'a, R>,
     scratch: &'a mut [f32],
 }
 
-impl WithSimd for Backward<'_> {
+impl<R: Operand> Work<R> for Backward<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { task, kept, dqkv, scratch } = self;
+    fn run<S: Simd, D: Dot<S, R>>(self, simd: S, dot: D) {
+        let Self { task, kept, dqkv, mut scratch } = self;
         let Sizes { s, keys, d, wide, block } = task.sizes;
-        let (k, rest) = scratch.split_at_mut(keys * wide);
-        let (kt, rest) = rest.split_at_mut(keys * wide);
-        let (vt, rest) = rest.split_at_mut(keys * wide);
-        let (dk, rest) = rest.split_at_mut(keys * wide);
-        let (dv, rest) = rest.split_at_mut(keys * wide);
-        let (p, rest) = rest.split_at_mut(block * keys);
-        let (ds, rest) = rest.split_at_mut(block * keys);
-        let (factors, rest) = rest.split_at_mut(block * keys);
-        let (q, rest) = rest.split_at_mut(block * wide);
-        let (dout, dq) = rest.split_at_mut(block * wide);
-        gather(kept.qkv, |i| task.at(i, 2), d, 1.0, wide, &mut k[..s * wide]);
-        transpose(k, s, wide, keys, &mut vt[..d * keys]);
-        gather(kept.qkv, |i| task.at(i, 1), d, task.scale(), wide, &mut k[..s * wide]);
-        transpose(k, s, wide, keys, &mut kt[..d * keys]);
+        let (row, deep) = (wide / D::PER, d.div_ceil(D::PER));
+        // Room for a second form of a matrix, which cells of one value do not need.
+        let second = |len: usize| if D::PER == 1 { 0 } else { len };
+        let scratch = &mut scratch;
+        let (kt, vt) = (cut::<D::Cell>(scratch, deep * keys), cut::<D::Cell>(scratch, deep * keys));
+        let rows = cut::<D::Cell>(scratch, keys * row);
+        let k = cut::<D::Cell>(scratch, second(keys / D::PER * wide));
+        let (dk, dv) = (cut::<f32>(scratch, keys * wide), cut::<f32>(scratch, keys * wide));
+        let (p, ds) = (cut::<f32>(scratch, block * keys), cut::<f32>(scratch, block * keys));
+        let factors = cut::<f32>(scratch, block * keys);
+        let [p_room, ds_room, ds_pairs] =
+            [(); 3].map(|()| cut::<D::Cell>(scratch, second(block * keys / D::PER)));
+        let (q, dout) = (cut::<D::Cell>(scratch, block * row), cut::<D::Cell>(scratch, block * row));
+        let [q_pairs, dout_pairs] = [(); 2].map(|()| cut::<D::Cell>(scratch, second(block / D::PER * wide)));
+        let dq = cut::<f32>(scratch, block * wide);
+        gather::<S, R, D>(kept.qkv, |i| task.at(i, 2), d, wide, &mut rows[..s * row]);
+        transpose(rows, s, row, keys, vt);
+        gather::<S, R, D>(kept.qkv, |i| task.at(i, 1), d, wide, &mut rows[..s * row]);
+        let scale = scale_keys::<S, R, D>(&mut rows[..s * row], task.scale());
+        transpose(rows, s, row, keys, kt);
+        let k: &[D::Cell] = if D::PER == 1 {
+            rows
+        } else {
+            gather_pairs::<S, R, D>(kept.qkv, |i| task.at(i, 1), (s, d), wide, k);
+            k
+        };
         for first in (0..s).step_by(block) {
             let n = block.min(s - first);
-            gather(kept.qkv, |i| task.at(first + i, 0), d, 1.0, wide, &mut q[..n * wide]);
-            gather(kept.dout, |i| task.at_hidden(first + i), d, 1.0, wide, &mut dout[..n * wide]);
-            product(simd, (n, keys, d), View::rows(q, wide), kt, keys, p, keys, false);
-            product(simd, (n, keys, d), View::rows(dout, wide), vt, keys, ds, keys, false);
+            let pairs = n.div_ceil(D::PER);
+            let (q_at, dout_at) = (|i| task.at(first + i, 0), |i| task.at_hidden(first + i));
+            gather::<S, R, D>(kept.qkv, q_at, d, wide, &mut q[..n * row]);
+            gather::<S, R, D>(kept.dout, dout_at, d, wide, &mut dout[..n * row]);
+            product((simd, dot), (n, keys, deep), View::rows(q, row), kt, keys, p, keys, false);
+            product((simd, dot), (n, keys, deep), View::rows(dout, row), vt, keys, ds, keys, false);
             if task.layout.drop.threshold > 0 {
                 task.draw(first, &mut factors[..n * keys]);
             } else {
                 factors[..n * keys].fill(1.0);
             }
-            let rows =
-                p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).zip(factors.chunks_exact(keys));
-            for (i, ((p, ds), factors)) in rows.take(n).enumerate() {
-                let lse = kept.lse[(task.row + first + i) * task.layout.heads.heads + task.head];
-                let out = &kept.out[task.at_hidden(first + i)..][..d];
-                let delta = sum2(out, &dout[i * wide..][..d], |a, b| a * b);
-                score_gradient(p, ds, factors, lse, delta);
-                p[s..].fill(0.0);
-                ds[s..].fill(0.0);
+            score_gradients(
+                &task,
+                kept,
+                first,
+                scale,
+                (&mut p[..n * keys], &mut ds[..n * keys], factors),
+                dq,
+            );
+            let (mut q, mut dout): (&[D::Cell], &[D::Cell]) = (q, dout);
+            if D::PER > 1 {
+                gather_pairs::<S, R, D>(kept.qkv, q_at, (n, d), wide, q_pairs);
+                gather_pairs::<S, R, D>(kept.dout, dout_at, (n, d), wide, dout_pairs);
+                (q, dout) = (&*q_pairs, &*dout_pairs);
             }
             let add = first > 0;
-            product(simd, (s, wide, n), View::transposed(p, keys), dout, wide, dv, wide, add);
-            product(simd, (s, wide, n), View::transposed(ds, keys), q, wide, dk, wide, add);
-            product(simd, (n, wide, s), View::rows(ds, keys), k, wide, dq, wide, false);
+            let pt = View::transposed(across::<S, R, D>(&p[..n * keys], keys, p_room), keys);
+            product((simd, dot), (s, wide, pairs), pt, dout, wide, dv, wide, add);
+            let dst = View::transposed(across::<S, R, D>(&ds[..n * keys], keys, ds_pairs), keys);
+            product((simd, dot), (s, wide, pairs), dst, q, wide, dk, wide, add);
+            let ds = View::rows(along::<S, R, D>(&ds[..n * keys], ds_room), keys / D::PER);
+            product((simd, dot), (n, wide, s.div_ceil(D::PER)), ds, k, wide, dq, wide, false);
             // SAFETY: rows and columns of dqkv that belong to this task alone, here and below.
-            unsafe { scatter(dq, wide, n, d, 1.0, |i| task.at(first + i, 0), dqkv) };
+            unsafe { scatter(dq, wide, n, d, scale, q_at, dqkv) };
         }
         // SAFETY: as above.
         unsafe {
@@ -317,12 +463,37 @@ impl WithSimd for Backward<'_> {
     }
 }
 
-/// One query's row. In: p = scores, ds = dout vᵀ. Out: ds = the gradient of the scores, p = the
-/// probabilities after dropout.
+/// The rows of one block of queries, [n, keys] each. In: p = scores / `scale`, ds = dout vᵀ. Out: ds =
+/// the gradient of the scores, p = the probabilities after dropout. `room` holds two rows of D.
 #[inline(always)]
-fn score_gradient(p: &mut [f32], ds: &mut [f32], factors: &[f32], lse: f32, delta: f32) {
+fn score_gradients<R: Real>(
+    task: &Task<'_>,
+    kept: Kept<'_, R>,
+    first: usize,
+    scale: f32,
+    (p, ds, factors): (&mut [f32], &mut [f32], &[f32]),
+    room: &mut [f32],
+) {
+    let Sizes { s, keys, d, .. } = task.sizes;
+    let [out_room, dout_room] = rooms::<R, 2>(room, d);
+    let rows = p.chunks_exact_mut(keys).zip(ds.chunks_exact_mut(keys)).zip(factors.chunks_exact(keys));
+    for (i, ((p, ds), factors)) in rows.enumerate() {
+        let lse = kept.lse[(task.row + first + i) * task.layout.heads.heads + task.head];
+        let at = task.at_hidden(first + i);
+        let out = widen(&kept.out[at..][..d], out_room);
+        let dout = widen(&kept.dout[at..][..d], dout_room);
+        let delta = sum2(out, dout, |a, b| a * b);
+        score_gradient(p, ds, factors, scale, lse, delta);
+        p[s..].fill(0.0);
+        ds[s..].fill(0.0);
+    }
+}
+
+/// One query's row of `score_gradients`.
+#[inline(always)]
+fn score_gradient(p: &mut [f32], ds: &mut [f32], factors: &[f32], scale: f32, lse: f32, delta: f32) {
     for ((p, ds), &factor) in p.iter_mut().zip(ds).zip(factors) {
-        let probability = exp(*p - lse);
+        let probability = exp(p.mul_add(scale, -lse)); // with scale 1 the bits of p - lse
         *ds = probability * ds.mul_add(factor, -delta);
         *p = probability * factor;
     }
@@ -333,20 +504,20 @@ fn score_gradient(p: &mut [f32], ds: &mut [f32], factors: &[f32], lse: f32, delt
 /// # Safety
 /// The written parts must belong to the caller alone.
 #[inline(always)]
-unsafe fn scatter(
+unsafe fn scatter<R: Real>(
     from: &[f32],
     wide: usize,
     n: usize,
     d: usize,
     scale: f32,
     at: impl Fn(usize) -> usize,
-    to: Shared<'_>,
+    to: Shared<'_, R>,
 ) {
     for (i, row) in from.chunks_exact(wide).take(n).enumerate() {
         // SAFETY: the caller's promise.
         let to = unsafe { to.part(at(i), d) };
         for (to, &x) in to.iter_mut().zip(row) {
-            *to = x * scale;
+            *to = R::from_f32(x * scale);
         }
     }
 }

@@ -2,9 +2,10 @@
 //! short, an id outside its table) is an error that names it, not a panic.
 
 use super::norm::{Affine, Keys};
-use super::{Buffer, Cpu, attention, heads};
-use crate::engine::{DeviceBatch, Dropout, Elem, HeadAt, Heads, NormAt};
+use super::{Buffer, Cpu, Operand, attention, heads, widen};
+use crate::engine::{DeviceBatch, Dropout, Elem, HeadAt, Heads, NormAt, Real};
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::ops::Range;
 
 fn too_short(what: &str, have: usize, range: &Range<usize>) -> Error {
@@ -31,19 +32,29 @@ pub fn part_mut<'a, T: Elem>(
     buffer.get_mut(range.clone()).ok_or_else(|| too_short(what, have, &range))
 }
 
-pub fn affine(weights: &Buffer<f32>, at: NormAt) -> Result<Affine<'_>> {
+/// `part` of the parameters as f32.
+pub fn parameters<'a, R: Real>(
+    what: &str,
+    weights: &'a Buffer<R>,
+    at: usize,
+    len: usize,
+) -> Result<Cow<'a, [f32]>> {
+    Ok(widen::parameters(part(what, weights, at, len)?))
+}
+
+pub fn affine<R: Real>(weights: &Buffer<R>, at: NormAt) -> Result<Affine<'_>> {
     Ok(Affine {
-        gamma: part("gamma", weights, at.gamma, at.hidden)?,
-        beta: part("beta", weights, at.beta, at.hidden)?,
+        gamma: parameters("gamma", weights, at.gamma, at.hidden)?,
+        beta: parameters("beta", weights, at.beta, at.hidden)?,
         eps: at.eps,
     })
 }
 
-pub fn head(weights: &Buffer<f32>, at: HeadAt, k: usize) -> Result<heads::Head<'_>> {
+pub fn head<R: Real>(weights: &Buffer<R>, at: HeadAt, k: usize) -> Result<heads::Head<'_>> {
     Ok(heads::Head {
-        pool_bias: part("pooler bias", weights, at.pool_bias, at.hidden)?,
-        w: part("head weight", weights, at.w, k * at.hidden)?,
-        b: part("head bias", weights, at.b, k)?,
+        pool_bias: parameters("pooler bias", weights, at.pool_bias, at.hidden)?,
+        w: parameters("head weight", weights, at.w, k * at.hidden)?,
+        b: parameters("head bias", weights, at.b, k)?,
     })
 }
 
@@ -56,7 +67,7 @@ pub fn add_head(grads: &mut Buffer<f32>, at: HeadAt, from: &heads::HeadGrads) ->
     Ok(())
 }
 
-pub fn keys(batch: &DeviceBatch<Cpu>) -> Result<Keys<'_>> {
+pub fn keys<R: Operand>(batch: &DeviceBatch<Cpu<R>>) -> Result<Keys<'_>> {
     Ok(Keys {
         samples: part("row_sample", &batch.row_sample, 0, batch.tokens)?,
         positions: part("positions", &batch.positions, 0, batch.tokens)?,
@@ -64,7 +75,11 @@ pub fn keys(batch: &DeviceBatch<Cpu>) -> Result<Keys<'_>> {
     })
 }
 
-pub fn layout(batch: &DeviceBatch<Cpu>, heads: Heads, drop: Dropout) -> Result<attention::Layout<'_>> {
+pub fn layout<R: Operand>(
+    batch: &DeviceBatch<Cpu<R>>,
+    heads: Heads,
+    drop: Dropout,
+) -> Result<attention::Layout<'_>> {
     let cu_seqlens = part("cu_seqlens", &batch.cu_seqlens, 0, batch.sequences + 1)?;
     let ascends = cu_seqlens.windows(2).all(|ends| ends[0] <= ends[1]);
     if !ascends || cu_seqlens[batch.sequences] as usize != batch.tokens {
@@ -86,7 +101,7 @@ pub fn check_ends(what: &str, ends: &[u32], n: usize) -> Result<()> {
 }
 
 /// First sequence of each document, and the end.
-pub fn cu_documents(batch: &DeviceBatch<Cpu>) -> Result<&[u32]> {
+pub fn cu_documents<R: Operand>(batch: &DeviceBatch<Cpu<R>>) -> Result<&[u32]> {
     let ends = part("cu_documents", &batch.cu_documents, 0, batch.documents + 1)?;
     check_ends("cu_documents", ends, batch.sequences)?;
     Ok(ends)

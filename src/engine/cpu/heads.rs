@@ -4,15 +4,16 @@
 use super::dropout::row_factors;
 use super::math::{sum2, sum3, tanh};
 use super::tasks::vectorised;
-use crate::engine::{Dropout, stats};
+use super::widen::{copy, fresh, open, settle, size, store};
+use crate::engine::{Dropout, Real, stats};
 use pulp::Arch;
+use std::borrow::Cow;
 
 /// Weights of a head: pooler bias [H], head weight [k, H], head bias [k].
-#[derive(Clone, Copy)]
 pub struct Head<'a> {
-    pub pool_bias: &'a [f32],
-    pub w: &'a [f32],
-    pub b: &'a [f32],
+    pub pool_bias: Cow<'a, [f32]>,
+    pub w: Cow<'a, [f32]>,
+    pub b: Cow<'a, [f32]>,
 }
 
 /// Their gradients.
@@ -23,7 +24,7 @@ pub struct HeadGrads {
 }
 
 impl HeadGrads {
-    fn zeros(head: Head<'_>) -> Self {
+    fn zeros(head: &Head<'_>) -> Self {
         Self {
             pool_bias: vec![0.0; head.pool_bias.len()],
             w: vec![0.0; head.w.len()],
@@ -48,27 +49,27 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 
 /// QDPP in one pass, against (class, factor of the loss) [S]; pre [S, H] becomes its gradient (with `scale` 0 it is left alone and no
 /// gradient is returned), logits [S, 2] are written, loss and counts go to `sums`.
-pub fn qdpp(
+pub fn qdpp<R: Real>(
     arch: Arch,
-    head: Head<'_>,
+    head: &Head<'_>,
     (labels, factors): (&[u32], &[f32]),
     scale: f32,
-    pre: &mut [f32],
+    pre: &mut [R],
     logits: &mut [f32],
     sums: &mut [f32],
 ) -> Option<HeadGrads> {
     let h = head.pool_bias.len();
     let mut grads = (scale != 0.0).then(|| HeadGrads::zeros(head));
     let (mut loss, mut right) = (0.0f64, 0u32);
-    let mut pooled = vec![0.0; h];
+    let (mut pooled, mut room) = (vec![0.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
         arch,
         #[inline(always)]
         || {
             let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels).zip(factors);
             for (((pre, logits), &label), &factor) in rows {
-                pooled.copy_from_slice(pre);
-                pool(&mut pooled, head.pool_bias);
+                copy(pre, &mut pooled);
+                pool(&mut pooled, &head.pool_bias);
                 for (k, logit) in logits.iter_mut().enumerate() {
                     *logit = sum2(&pooled, &head.w[k * h..][..h], |x, w| x * w) + head.b[k];
                 }
@@ -76,7 +77,8 @@ pub fn qdpp(
                 loss += f64::from(factor) * row_loss;
                 right += u32::from(is_right);
                 if let Some(grads) = &mut grads {
-                    backward_two(head, dlogits, &pooled, pre, grads);
+                    backward_two(head, dlogits, &pooled, fresh(pre, &mut room), grads);
+                    store(&room, pre);
                 }
             }
         },
@@ -100,7 +102,7 @@ fn cross_entropy(logits: [f32; 2], label: usize, scale: f32) -> (f64, [f32; 2], 
 }
 
 #[inline(always)]
-fn backward_two(head: Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [f32], grads: &mut HeadGrads) {
+fn backward_two(head: &Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [f32], grads: &mut HeadGrads) {
     let h = pooled.len();
     let (w0, w1) = head.w.split_at(h);
     for (((d, &p), &w0), &w1) in dpre.iter_mut().zip(pooled).zip(w0).zip(w1) {
@@ -113,58 +115,61 @@ fn backward_two(head: Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [f
     axpy(1.0, dpre, &mut grads.pool_bias);
 }
 
-/// pre [S, H] becomes pooled; scores [S].
-pub fn score(
+/// pre [S, H] becomes pooled; scores [S], of the pooled rows as they are kept.
+pub fn score<R: Real>(
     arch: Arch,
-    head: Head<'_>,
+    head: &Head<'_>,
     drop: Dropout,
     (samples, epoch): (&[u32], u32),
-    pre: &mut [f32],
+    pre: &mut [R],
     scores: &mut [f32],
 ) {
     let h = head.pool_bias.len();
-    let mut factors = vec![1.0; h];
+    let (mut factors, mut room) = (vec![1.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
         arch,
         #[inline(always)]
         || {
-            for ((pre, score), &sample) in pre.chunks_exact_mut(h).zip(scores.iter_mut()).zip(samples) {
-                pool(pre, head.pool_bias);
+            for ((kept, score), &sample) in pre.chunks_exact_mut(h).zip(scores.iter_mut()).zip(samples) {
+                pool(open(kept, &mut room), &head.pool_bias);
+                let pooled = settle(&mut room, kept);
                 if drop.threshold > 0 {
                     row_factors(&drop, sample, 0, epoch, &mut factors);
                 }
-                *score = sum3(pre, head.w, &factors, |x, w, f| x * f * w) + head.b[0];
+                *score = sum3(pooled, &head.w, &factors, |x, w, f| x * f * w) + head.b[0];
             }
         },
     );
 }
 
 /// pooled [S, H] becomes the gradient of `pre`.
-pub fn score_backward(
+pub fn score_backward<R: Real>(
     arch: Arch,
-    head: Head<'_>,
+    head: &Head<'_>,
     drop: Dropout,
     (samples, epoch): (&[u32], u32),
     dscores: &[f32],
-    pooled: &mut [f32],
+    pooled: &mut [R],
 ) -> HeadGrads {
     let h = head.pool_bias.len();
     let mut grads = HeadGrads::zeros(head);
-    let mut factors = vec![1.0; h];
+    let (mut factors, mut room) = (vec![1.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
         arch,
         #[inline(always)]
         || {
-            for ((pooled, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
+            for ((kept, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
                 if drop.threshold > 0 {
                     row_factors(&drop, sample, 0, epoch, &mut factors);
                 }
-                for (((p, &w), &f), dw) in pooled.iter_mut().zip(head.w).zip(&factors).zip(&mut grads.w) {
+                let pooled = open(kept, &mut room);
+                for (((p, &w), &f), dw) in pooled.iter_mut().zip(&*head.w).zip(&factors).zip(&mut grads.w) {
                     *dw = (d * f).mul_add(*p, *dw);
                     *p = d * f * w * (1.0 - *p * *p);
                 }
                 axpy(1.0, pooled, &mut grads.pool_bias);
                 grads.b[0] += d;
+                store(&room, kept);
             }
         },
     );

@@ -5,7 +5,8 @@
 use super::adamw::{self, CHUNK, Constants};
 use super::buffer::Pool;
 use super::tasks::{In, Out, each, vectorised};
-use crate::engine::{AdamW, ParamGroup};
+use super::widen::round;
+use crate::engine::{AdamW, ParamGroup, Real};
 use pulp::Arch;
 
 /// Updates the moments of one slice of a group and replaces its gradient by the direction
@@ -59,17 +60,34 @@ pub fn step_size(update: AdamW, group: &ParamGroup, [weights_sq, direction_sq]: 
     (lr * ratio) as f32
 }
 
-/// w -= step * r for one slice of a group.
-pub fn apply(arch: Arch, step: f32, weights: &mut [f32], direction: &[f32]) {
-    each((Out(weights, 1), In(direction, 1)), CHUNK, &|_, (w, r)| {
-        vectorised(
-            arch,
-            #[inline(always)]
-            || {
-                for (w, r) in w.0.iter_mut().zip(r.0) {
-                    *w = (-step).mul_add(*r, *w);
-                }
-            },
-        )
-    });
+/// w -= step * r for one slice of a group; `weights` and `master` as in `adamw::update_slice`.
+pub fn apply<R: Real>(arch: Arch, step: f32, (weights, master): (&mut [R], &mut [f32]), direction: &[f32]) {
+    if R::NARROW {
+        let all = (Out(weights, 1), Out(master, 1), In(direction, 1));
+        each(all, CHUNK, &|_, (weights, w, r)| {
+            vectorised(
+                arch,
+                #[inline(always)]
+                || {
+                    apply_chunk(step, w.0, r.0);
+                    round(w.0, weights.0);
+                },
+            )
+        });
+    } else {
+        each((Out(bytemuck::cast_slice_mut(weights), 1), In(direction, 1)), CHUNK, &|_, (w, r)| {
+            vectorised(
+                arch,
+                #[inline(always)]
+                || apply_chunk(step, w.0, r.0),
+            )
+        });
+    }
+}
+
+#[inline(always)]
+fn apply_chunk(step: f32, w: &mut [f32], direction: &[f32]) {
+    for (w, r) in w.iter_mut().zip(direction) {
+        *w = (-step).mul_add(*r, *w);
+    }
 }

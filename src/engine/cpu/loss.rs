@@ -4,6 +4,8 @@
 use super::buffer::Pool;
 use super::math::{exp, max, max2, sum2};
 use super::tasks::{In, Out, each, vectorised};
+use super::widen::{open, size, store};
+use crate::engine::Real;
 use pulp::Arch;
 
 /// Columns of one task of the bias gradient.
@@ -12,13 +14,13 @@ const COLUMNS: usize = 512;
 /// Softmax-cross-entropy of logits [rows, V] + bias against labels, in place; `scale` 0 only
 /// adds the bias. Returns the summed loss and the number of rows whose label is the arg max (the
 /// first one, where several are).
-pub fn mlm(
+pub fn mlm<R: Real>(
     arch: Arch,
     pool: &Pool,
     bias: &[f32],
     labels: &[u32],
     scale: f32,
-    logits: &mut [f32],
+    logits: &mut [R],
 ) -> (f64, f64) {
     let vocab = bias.len();
     let rows = labels.len();
@@ -26,15 +28,18 @@ pub fn mlm(
     let mut scratch = pool.take(2 * rows);
     each((In(labels, 1), Out(logits, vocab), Out(&mut scratch, 2)), 1, &|_, (labels, logits, results)| {
         let label = labels.0[0] as usize;
+        let mut room = pool.take(size::<R>(vocab));
         vectorised(
             arch,
             #[inline(always)]
             || {
+                let row = open(logits.0, &mut room);
                 let (loss, right) = if scale == 0.0 {
-                    mlm_measure(bias, label, logits.0)
+                    mlm_measure(bias, label, row)
                 } else {
-                    mlm_row(bias, label, scale, logits.0)
+                    mlm_row(bias, label, scale, row)
                 };
+                store(&room, logits.0);
                 results.0[0] = loss;
                 results.0[1] = f32::from(u8::from(right));
             },
@@ -98,7 +103,7 @@ pub fn exp_in_place(row: &mut [f32], top: f32) -> f32 {
 }
 
 /// total [n] += column sums of rows [_, n], rows in ascending order.
-pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
+pub fn add_columns<R: Real>(arch: Arch, rows: &[R], total: &mut [f32]) {
     let n = total.len();
     each(Out(total, 1), COLUMNS, &|first, total| {
         vectorised(
@@ -111,7 +116,7 @@ pub fn add_columns(arch: Arch, rows: &[f32], total: &mut [f32]) {
                 let sums = &mut sums[..total.len()];
                 for row in rows.chunks_exact(n) {
                     for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
-                        *sum += x;
+                        *sum += x.to_f32();
                     }
                 }
                 for (total, &sum) in total.iter_mut().zip(&*sums) {

@@ -5,8 +5,10 @@ use super::buffer::{Pool, Scratch};
 use super::dropout::row_factors;
 use super::math::{sum, sum2, sum3};
 use super::tasks::{In, Out, Partials, add_partials, each, vectorised};
-use crate::engine::Dropout;
+use super::widen::{copy, fresh, open, rooms, settle, size, store, widen};
+use crate::engine::{Dropout, Real};
 use pulp::Arch;
+use std::borrow::Cow;
 
 /// Rows of one task, and of one partial sum of a parameter's gradient.
 pub const CHUNK: usize = 32;
@@ -22,10 +24,9 @@ pub struct Keys<'a> {
 }
 
 /// Gamma [H], beta [H] and epsilon of a LayerNorm.
-#[derive(Clone, Copy)]
 pub struct Affine<'a> {
-    pub gamma: &'a [f32],
-    pub beta: &'a [f32],
+    pub gamma: Cow<'a, [f32]>,
+    pub beta: Cow<'a, [f32]>,
     pub eps: f32,
 }
 
@@ -40,8 +41,8 @@ pub fn moments(row: &[f32], eps: f32) -> [f32; 2] {
 
 /// out = (row - mean) rstd gamma + beta.
 #[inline(always)]
-pub fn normalise(row: &[f32], [mean, rstd]: [f32; 2], affine: Affine<'_>, out: &mut [f32]) {
-    for (((out, &x), &gamma), &beta) in out.iter_mut().zip(row).zip(affine.gamma).zip(affine.beta) {
+pub fn normalise(row: &[f32], [mean, rstd]: [f32; 2], affine: &Affine<'_>, out: &mut [f32]) {
+    for (((out, &x), &gamma), &beta) in out.iter_mut().zip(row).zip(&*affine.gamma).zip(&*affine.beta) {
         *out = ((x - mean) * rstd).mul_add(gamma, beta);
     }
 }
@@ -82,17 +83,28 @@ pub fn drop_row(drop: &Dropout, keys: Keys<'_>, at: usize, factors: &mut [f32], 
 }
 
 /// out = LayerNorm(x); all [rows, H], `stats` [rows, 2].
-pub fn forward(arch: Arch, x: &[f32], affine: Affine<'_>, stats: &mut [f32], out: &mut [f32]) {
+pub fn forward<R: Real>(
+    arch: Arch,
+    pool: &Pool,
+    x: &[R],
+    affine: &Affine<'_>,
+    stats: &mut [f32],
+    out: &mut [R],
+) {
     let h = affine.gamma.len();
     each((In(x, h), Out(stats, 2), Out(out, h)), CHUNK, &|_, (x, stats, out)| {
+        let mut scratch = pool.take(size::<R>(2 * h));
         vectorised(
             arch,
             #[inline(always)]
             || {
+                let [x_room, out_room] = rooms::<R, 2>(&mut scratch, h);
                 let stats = stats.0.as_chunks_mut::<2>().0;
                 for ((x, stats), out) in x.0.chunks_exact(h).zip(stats).zip(out.0.chunks_exact_mut(h)) {
+                    let x = widen(x, x_room);
                     *stats = moments(x, affine.eps);
-                    normalise(x, *stats, affine, out);
+                    normalise(x, *stats, affine, fresh(out, out_room));
+                    store(out_room, out);
                 }
             },
         );
@@ -101,13 +113,13 @@ pub fn forward(arch: Arch, x: &[f32], affine: Affine<'_>, stats: &mut [f32], out
 
 /// In place: d becomes the gradient of x. Returns partial sums [chunks, 3H], to be added by
 /// `add_block`: dgamma, dbeta, and H columns of scratch.
-pub fn backward<'a>(
+pub fn backward<'a, R: Real>(
     arch: Arch,
     pool: &'a Pool,
-    x: &[f32],
+    x: &[R],
     gamma: &[f32],
     stats: &[f32],
-    d: &mut [f32],
+    d: &mut [R],
 ) -> Scratch<'a> {
     let h = gamma.len();
     let rows = x.len() / h;
@@ -115,16 +127,20 @@ pub fn backward<'a>(
     let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
     let partials = Partials::new(&mut scratch, rows, CHUNK, width);
     each((In(x, h), In(stats, 2), Out(d, h), partials), CHUNK, &|_, (x, stats, d, mut partial)| {
+        let mut scratch = pool.take(size::<R>(2 * h));
         vectorised(
             arch,
             #[inline(always)]
             || {
                 let (dgamma, rest) = partial.row().split_at_mut(h);
                 let (dbeta, dout) = rest.split_at_mut(h);
+                let [x_room, d_room] = rooms::<R, 2>(&mut scratch, h);
                 let stats = stats.0.as_chunks::<2>().0;
                 for ((x, &stats), d) in x.0.chunks_exact(h).zip(stats).zip(d.0.chunks_exact_mut(h)) {
-                    dout.copy_from_slice(d);
-                    backward_row(x, stats, gamma, dout, d, dgamma, dbeta);
+                    let x = widen(x, x_room);
+                    copy(d, dout);
+                    backward_row(x, stats, gamma, dout, fresh(d, d_room), dgamma, dbeta);
+                    store(d_room, d);
                 }
             },
         );
@@ -132,40 +148,46 @@ pub fn backward<'a>(
     scratch
 }
 
-/// y = residual + dropout(y + bias), out = LayerNorm(y); all [T, H].
+/// y = residual + dropout(y + bias), out = LayerNorm(y); all [T, H]. The moments are those of y as
+/// it is kept, so that `forward` of it gives the same.
 #[allow(clippy::too_many_arguments)]
-pub fn residual_forward(
+pub fn residual_forward<R: Real>(
     arch: Arch,
     pool: &Pool,
     keys: Keys<'_>,
     drop: Dropout,
     bias: &[f32],
-    affine: Affine<'_>,
-    residual: &[f32],
-    y: &mut [f32],
+    affine: &Affine<'_>,
+    residual: &[R],
+    y: &mut [R],
     stats: &mut [f32],
-    out: &mut [f32],
+    out: &mut [R],
 ) {
     let h = bias.len();
     let rows = (In(residual, h), Out(y, h), Out(stats, 2), Out(out, h));
     each(rows, CHUNK, &|first, (residual, y, stats, out)| {
         let mut factors = pool.take(h);
+        let mut scratch = pool.take(size::<R>(2 * h));
         vectorised(
             arch,
             #[inline(always)]
             || {
+                let [y_room, out_room] = rooms::<R, 2>(&mut scratch, h);
                 let rows = residual.0.chunks_exact(h).zip(y.0.chunks_exact_mut(h));
                 let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
-                for (i, ((residual, y), (stats, out))) in rows.zip(outs).enumerate() {
+                for (i, ((residual, kept), (stats, out))) in rows.zip(outs).enumerate() {
+                    let y = open(kept, y_room);
                     for (y, &b) in y.iter_mut().zip(bias) {
                         *y += b;
                     }
                     drop_row(&drop, keys, first + i, &mut factors, y);
                     for (y, &r) in y.iter_mut().zip(residual) {
-                        *y += r;
+                        *y += r.to_f32();
                     }
+                    let y = settle(y_room, kept);
                     *stats = moments(y, affine.eps);
-                    normalise(y, *stats, affine, out);
+                    normalise(y, *stats, affine, fresh(out, out_room));
+                    store(out_room, out);
                 }
             },
         );
@@ -175,17 +197,17 @@ pub fn residual_forward(
 /// dresidual = the gradient of y, dy = the same through the dropout. Returns partial sums
 /// [chunks, 3H], to be added by `add_block`: dgamma, dbeta, dbias.
 #[allow(clippy::too_many_arguments)]
-pub fn residual_backward<'a>(
+pub fn residual_backward<'a, R: Real>(
     arch: Arch,
     pool: &'a Pool,
     keys: Keys<'_>,
     drop: Dropout,
     gamma: &[f32],
-    y: &[f32],
+    y: &[R],
     stats: &[f32],
-    dout: &[f32],
-    dresidual: &mut [f32],
-    dy: &mut [f32],
+    dout: &[R],
+    dresidual: &mut [R],
+    dy: &mut [R],
 ) -> Scratch<'a> {
     let h = gamma.len();
     let rows = y.len() / h;
@@ -195,21 +217,28 @@ pub fn residual_backward<'a>(
     let all = (In(y, h), In(stats, 2), In(dout, h), Out(dresidual, h), Out(dy, h), partials);
     each(all, CHUNK, &|first, (y, stats, dout, dresidual, dy, mut partial)| {
         let mut factors = pool.take(h);
+        let mut scratch = pool.take(size::<R>(4 * h));
         vectorised(
             arch,
             #[inline(always)]
             || {
+                let [y_room, dout_room, dresidual_room, dy_room] = rooms::<R, 4>(&mut scratch, h);
                 let (dgamma, rest) = partial.row().split_at_mut(h);
                 let (dbeta, dbias) = rest.split_at_mut(h);
                 let inputs = y.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0).zip(dout.0.chunks_exact(h));
                 let outputs = dresidual.0.chunks_exact_mut(h).zip(dy.0.chunks_exact_mut(h));
                 for (i, (((y, &stats), dout), (dresidual, dy))) in inputs.zip(outputs).enumerate() {
-                    backward_row(y, stats, gamma, dout, dresidual, dgamma, dbeta);
-                    dy.copy_from_slice(dresidual);
-                    drop_row(&drop, keys, first + i, &mut factors, dy);
-                    for (sum, &d) in dbias.iter_mut().zip(&*dy) {
+                    let (y, dout) = (widen(y, y_room), widen(dout, dout_room));
+                    let d = fresh(dresidual, dresidual_room);
+                    backward_row(y, stats, gamma, dout, d, dgamma, dbeta);
+                    let through = fresh(dy, dy_room);
+                    through.copy_from_slice(d);
+                    drop_row(&drop, keys, first + i, &mut factors, through);
+                    for (sum, &d) in dbias.iter_mut().zip(&*through) {
                         *sum += d;
                     }
+                    store(dresidual_room, dresidual);
+                    store(dy_room, dy);
                 }
             },
         );

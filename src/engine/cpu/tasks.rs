@@ -2,6 +2,7 @@
 //! chunks, and so every partial sum, are the same for any number of threads. With one thread there
 //! is no hand-over to a pool at all: for small models that would cost more than the arithmetic.
 
+use crate::engine::Real;
 use pulp::{Arch, Simd, WithSimd};
 
 /// Something that can be cut between two rows.
@@ -156,19 +157,19 @@ fn halve_indices(from: usize, to: usize, work: &(impl Fn(usize) + Sync)) {
 /// A mutable slice of which several tasks write distinct parts that are not contiguous (column
 /// blocks of a matrix, heads of a row), which safe slices cannot express.
 #[derive(Clone, Copy)]
-pub struct Shared<'a> {
-    start: *mut f32,
+pub struct Shared<'a, T = f32> {
+    start: *mut T,
     len: usize,
-    owner: std::marker::PhantomData<&'a mut [f32]>,
+    owner: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: it is the right to write into a slice; `part` demands that parts in use are distinct.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, T> Shared<'a, T> {
+    pub fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), owner: std::marker::PhantomData }
     }
 
@@ -177,15 +178,25 @@ impl<'a> Shared<'a> {
     /// # Safety
     /// No two parts that live at the same time may overlap.
     #[inline(always)]
-    pub unsafe fn part(self, at: usize, len: usize) -> &'a mut [f32] {
+    pub unsafe fn part(self, at: usize, len: usize) -> &'a mut [T] {
         assert!(at <= self.len && len <= self.len - at, "part {at}..{} of {}", at + len, self.len);
         // SAFETY: inside the slice by the check above; the caller keeps parts distinct.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
     }
 
+    /// The same elements, where they are f32.
+    pub fn as_f32(self) -> Option<Shared<'a>>
+    where
+        T: Real,
+    {
+        let Self { start, len, .. } = self;
+        let same = std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>();
+        same.then_some(Shared { start: start.cast(), len, owner: std::marker::PhantomData })
+    }
+
     /// The address of element `at`, which must be inside.
     #[inline(always)]
-    pub fn pointer(self, at: usize) -> *mut f32 {
+    pub fn pointer(self, at: usize) -> *mut T {
         assert!(at <= self.len, "element {at} of {}", self.len);
         // SAFETY: at most one past the end, by the check above.
         unsafe { self.start.add(at) }

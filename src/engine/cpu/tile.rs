@@ -1,28 +1,30 @@
 //! The innermost loop of every matrix product: a tile of C is kept in registers while a row of B
 //! (vectors) is multiplied by a column of A (broadcast). Each element of C is one chain of fused
 //! multiply-adds in ascending k, whatever the tile's size, so a result does not depend on the
-//! instruction set, the thread count, or where in a matrix it stands.
+//! instruction set, the thread count, or where in a matrix it stands. Operands are cells (`machine`):
+//! f32 values, or pairs of bf16 with half the k.
 
+use super::machine::Dot;
 use pulp::Simd;
 
 /// A matrix in memory: element (i, j) is `data[i * rows + j * columns]`; one of the steps is 1.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    pub data: &'a [f32],
+pub struct View<'a, T> {
+    pub data: &'a [T],
     /// Step between rows.
     pub rows: usize,
     /// Step between columns.
     pub columns: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, T> View<'a, T> {
     /// Row-major with rows of `width`.
-    pub fn rows(data: &'a [f32], width: usize) -> Self {
+    pub fn rows(data: &'a [T], width: usize) -> Self {
         Self { data, rows: width, columns: 1 }
     }
 
     /// The transpose of a row-major matrix with rows of `width`.
-    pub fn transposed(data: &'a [f32], width: usize) -> Self {
+    pub fn transposed(data: &'a [T], width: usize) -> Self {
         Self { data, rows: 1, columns: width }
     }
 
@@ -40,12 +42,12 @@ impl<'a> View<'a> {
 /// must be readable (c writable) for i < R, p < k.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub unsafe fn tile<S: Simd, const R: usize, const V: usize>(
-    simd: S,
+pub unsafe fn tile<S: Simd, T, D: Dot<S, T>, const R: usize, const V: usize>(
+    (simd, dot): (S, D),
     k: usize,
-    a: *const f32,
+    a: *const D::Cell,
     steps: (usize, usize),
-    b: *const f32,
+    b: *const D::Cell,
     b_step: usize,
     c: *mut f32,
     c_step: usize,
@@ -55,16 +57,15 @@ pub unsafe fn tile<S: Simd, const R: usize, const V: usize>(
     for p in 0..k {
         // SAFETY: the caller's promise, here and below.
         let b = unsafe { b.add(p * b_step) };
-        let mut row = [simd.splat_f32s(0.0); V];
-        for (v, x) in row.iter_mut().enumerate() {
+        let row: [D::Vector; V] = std::array::from_fn(|v| {
             // SAFETY: as above.
-            *x = unsafe { b.add(v * S::F32_LANES).cast::<S::f32s>().read_unaligned() };
-        }
+            unsafe { b.add(v * S::F32_LANES).cast::<D::Vector>().read_unaligned() }
+        });
         for (i, acc) in acc.iter_mut().enumerate() {
             // SAFETY: as above.
-            let x = simd.splat_f32s(unsafe { *a.add(i * steps.0 + p * steps.1) });
+            let x = dot.splat(simd, unsafe { *a.add(i * steps.0 + p * steps.1) });
             for (sum, &y) in acc.iter_mut().zip(&row) {
-                *sum = simd.mul_add_f32s(x, y, *sum);
+                *sum = dot.mul_add(simd, x, y, *sum);
             }
         }
     }
@@ -81,15 +82,15 @@ pub unsafe fn tile<S: Simd, const R: usize, const V: usize>(
     }
 }
 
-/// C [m, n] (+)= A [m, k] B [k, n] without packing, for operands that fit the caches: B and C have
+/// C [m, n] (+)= A [m, k] B [k, n] without packing, for operands of cells that fit the caches: B and C have
 /// contiguous rows (steps `b_step`, `c_step`), n is a multiple of 16.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-pub fn product<S: Simd>(
-    simd: S,
+pub fn product<S: Simd, T, D: Dot<S, T>>(
+    with: (S, D),
     (m, n, k): (usize, usize, usize),
-    a: View<'_>,
-    b: &[f32],
+    a: View<'_, D::Cell>,
+    b: &[D::Cell],
     b_step: usize,
     c: &mut [f32],
     c_step: usize,
@@ -105,12 +106,12 @@ pub fn product<S: Simd>(
     let mut j = 0;
     while j + wide <= n {
         // SAFETY: columns j.. of checked matrices.
-        unsafe { column::<S, 2>(simd, m, k, a, b.add(j), b_step, c.add(j), c_step, add) };
+        unsafe { column::<S, T, D, 2>(with, m, k, a, b.add(j), b_step, c.add(j), c_step, add) };
         j += wide;
     }
     while j < n {
         // SAFETY: as above.
-        unsafe { column::<S, 1>(simd, m, k, a, b.add(j), b_step, c.add(j), c_step, add) };
+        unsafe { column::<S, T, D, 1>(with, m, k, a, b.add(j), b_step, c.add(j), c_step, add) };
         j += S::F32_LANES;
     }
 }
@@ -121,12 +122,12 @@ pub fn product<S: Simd>(
 /// As `tile`, for i < m.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn column<S: Simd, const V: usize>(
-    simd: S,
+unsafe fn column<S: Simd, T, D: Dot<S, T>, const V: usize>(
+    with: (S, D),
     m: usize,
     k: usize,
-    a: View<'_>,
-    b: *const f32,
+    a: View<'_, D::Cell>,
+    b: *const D::Cell,
     b_step: usize,
     c: *mut f32,
     c_step: usize,
@@ -140,7 +141,7 @@ unsafe fn column<S: Simd, const V: usize>(
                 // SAFETY: rows i..i + r of the caller's matrices.
                 unsafe {
                     let (a, c) = (a.data.as_ptr().add(i * a.rows), c.add(i * c_step));
-                    tile::<S, $r, V>(simd, k, a, steps, b, b_step, c, c_step, add);
+                    tile::<S, T, D, $r, V>(with, k, a, steps, b, b_step, c, c_step, add);
                 }
                 i += $r;
             }

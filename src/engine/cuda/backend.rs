@@ -46,7 +46,7 @@ impl<R: Real> Backend for Cuda<R> {
 
     fn describe(&self) -> String {
         let card = &self.inner.shared.device.card;
-        format!("cuda:{} ({}, {})", self.inner.shared.device.ordinal, card.name, R::SUFFIX)
+        format!("cuda:{} ({}, {})", self.inner.shared.device.ordinal, card.name, R::NAME)
     }
 
     // ---- memory ------------------------------------------------------------------------------

@@ -54,14 +54,7 @@ impl<R: Real> Cuda<R> {
         args: &[Arg],
     ) -> Result<()> {
         self.flush()?;
-        self.launch_on(
-            &self.device().compute,
-            &format!("{op}_{}", R::SUFFIX),
-            grid,
-            block,
-            shared_bytes,
-            args,
-        )
+        self.launch_on(&self.device().compute, &format!("{op}_{}", R::NAME), grid, block, shared_bytes, args)
     }
 
     /// The same for the kernel of this very name and on a stream of choice.

@@ -41,36 +41,7 @@ use module::Module;
 use upload::{Fetches, Uploader};
 
 use crate::Result;
-use crate::engine::{Elem, PackCounts, Segment};
-
-/// What weights and activations are on a GPU.
-pub trait Real: Elem {
-    /// Ending of the names of kernels that work on it.
-    const SUFFIX: &'static str;
-    /// Rounds to nearest, ties to even.
-    fn from_f32(value: f32) -> Self;
-    fn to_f32(self) -> f32;
-}
-
-impl Real for f32 {
-    const SUFFIX: &'static str = "f32";
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-impl Real for half::bf16 {
-    const SUFFIX: &'static str = "bf16";
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
-}
+use crate::engine::{PackCounts, Real, Segment};
 
 /// One GPU as an engine. Clones share the device and its kernels; `session` gives a model what is
 /// its own (room for packs, recorded segments).
