@@ -47,7 +47,7 @@ fn every_number_is_there() {
     let peak = positive(&r["peaks"], "flops");
     positive(&r["peaks"], "bandwidth");
     let operations = r["operations"].as_array().unwrap();
-    assert_eq!(operations.len(), 27);
+    assert_eq!(operations.len(), 29);
     for op in operations {
         positive(op, "ms");
         positive(op, "bytes");

@@ -18,23 +18,17 @@ impl<R: Real> Cuda<R> {
         norm_sq: &CudaBuf<f32>,
         buffers: Vec<(&mut CudaBuf<R>, usize)>,
     ) -> Result<()> {
-        let mut places = Vec::new();
+        self.flush()?;
+        let norm_sq = norm_sq.span("norm_sq", 0..1)?.0;
+        let most = BLOCKS * self.device().card.multiprocessors.max(1) as u32;
         for (buffer, len) in buffers.into_iter().filter(|(_, len)| *len > 0) {
             // the last vector of a buffer may be padding in part, which is the buffer's own
-            places.push((buffer.span("forget", 0..len)?.0, CudaBuf::<R>::size(len) / VECTOR));
+            let vectors = CudaBuf::<R>::size(len) / VECTOR;
+            let blocks = (vectors.div_ceil(EACH * BLOCK as usize) as u32).clamp(1, most);
+            let to = buffer.span("forget", 0..len)?.0;
+            let args = [Arg::Ptr(norm_sq), Arg::Ptr(to), Arg::U32(vectors as u32)];
+            self.launch_on(&self.device().compute, "forget", (blocks, 1, 1), BLOCK, 0, &args)?;
         }
-        let Some(&(base, _)) = places.first() else { return Ok(()) };
-        let words = |&(at, vectors): &(u64, usize)| {
-            let from_base = at.wrapping_sub(base);
-            [from_base as u32, (from_base >> 32) as u32, vectors as u32, 0]
-        };
-        self.flush()?;
-        let table = self.inner.tables.on_device(self.device(), places.iter().flat_map(words).collect())?;
-        let vectors: usize = places.iter().map(|(_, vectors)| vectors).sum();
-        let most = BLOCKS * self.device().card.multiprocessors.max(1) as u32;
-        let blocks = (vectors.div_ceil(EACH * BLOCK as usize) as u32).clamp(1, most);
-        let norm_sq = Arg::Ptr(norm_sq.span("norm_sq", 0..1)?.0);
-        let args = [norm_sq, Arg::Ptr(base), Arg::Ptr(table), Arg::U32(places.len() as u32)];
-        self.launch_on(&self.device().compute, "forget", (blocks, 1, 1), BLOCK, 0, &args)
+        Ok(())
     }
 }
