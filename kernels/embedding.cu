@@ -8,7 +8,8 @@
 // Bytes a row (bf16): forward reads 2 H of the word table (the two others stay in the caches) and
 // writes 4 H; backward reads 4 H and writes 2 H.
 // Geometry as in `residual_layernorm.cu`: one warp a row up to H = 1024, a block above.
-// Tried: no bound on the registers of the wide forward: ptxas for sm_100 then aims at six blocks an SM and spills.
+// Tried: no bound on the registers of the wide forward: ptxas for sm_100 then aims at six blocks an SM and spills;
+// five blocks in f32, which spills on sm_90.
 #include "rows.cuh"
 
 template <class T, int VALUES, int WARPS>
@@ -69,8 +70,8 @@ __device__ inline void embed_backward(
     store_columns(row, dbeta, shared, to + hidden);
 }
 
-#define KERNELS(T, TYPE, WIDEST, VALUES, WARPS)                                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK, WARPS > 1 ? 5 : 1) embed_##WIDEST##_##TYPE(                                \
+#define KERNELS(T, TYPE, WIDEST, VALUES, WARPS, BLOCKS)                                                                \
+    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) embed_##WIDEST##_##TYPE(                               \
         const Counts* counts, const uint32_t* ids, const uint32_t* positions, const uint32_t* segments,                \
         const uint32_t* samples, const T* word, const T* position, const T* segment, const T* gamma, const T* beta,    \
         T* sum, float2* row_stats, T* out, uint32_t hidden, float eps, uint32_t threshold, float scale, uint32_t seed, \
@@ -86,12 +87,12 @@ __device__ inline void embed_backward(
                                          Dropout{threshold, scale, seed, site});                                       \
     }
 
-#define WIDTHS(T, TYPE)           \
-    KERNELS(T, TYPE, 256, 8, 1)   \
-    KERNELS(T, TYPE, 512, 16, 1)  \
-    KERNELS(T, TYPE, 768, 24, 1)  \
-    KERNELS(T, TYPE, 1024, 32, 1) \
-    KERNELS(T, TYPE, 4096, 32, 4)
+#define WIDTHS(T, TYPE, WIDE_BLOCKS) \
+    KERNELS(T, TYPE, 256, 8, 1, 1)   \
+    KERNELS(T, TYPE, 512, 16, 1, 1)  \
+    KERNELS(T, TYPE, 768, 24, 1, 1)  \
+    KERNELS(T, TYPE, 1024, 32, 1, 1) \
+    KERNELS(T, TYPE, 4096, 32, 4, WIDE_BLOCKS)
 
-WIDTHS(float, f32)
-WIDTHS(bf16, bf16)
+WIDTHS(float, f32, 4)
+WIDTHS(bf16, bf16, 5)
