@@ -50,6 +50,11 @@ fn losses_are_near_f32_and_the_same_on_any_number_of_ranks() {
     println!("bf16 beside f32: {off:.1e}");
     assert!(off < 2e-2, "bf16 beside f32: {off:.1e}");
     assert!(off > 1e-6, "the run was made in f32");
+    for level in ["gelu-norm", "layer"] {
+        let set = format!("train.recompute={level}");
+        run(&place, 1, level, &[&BF16[..], &["--set", &set]].concat());
+        assert!(model(&place, level) == model(&place, "bf16"), "{level}: other bits");
+    }
     for ranks in [2, 4] {
         let name = format!("ranks-{ranks}");
         let off = apart(&alone, &run(&place, ranks, &name, &BF16));

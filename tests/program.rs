@@ -172,7 +172,7 @@ fn mistakes_in_the_plan_are_one_line_and_exit_code_2() {
     assert_refused(&coarse(&["--set", "model.hidden=30"]), 2, &["hidden = 30"]);
     assert_refused(&coarse(&["--set", "objective.negatives=tricky"]), 2, &["random-document"]);
     assert_refused(&coarse(&["--set", "objective.mlm=0", "--set", "objective.qdpp=0"]), 2, &["both 0"]);
-    assert_refused(&coarse(&["--set", "train.precision=bf16"]), 2, &["train.precision", "f32"]);
+    assert_refused(&coarse(&["--set", "train.precision=f16"]), 2, &["f16", "`f32` or `bf16`"]);
     assert_refused(&coarse(&["--set", "train.freeze=[\"layer.2\"]"]), 2, &["layer.2", "2 layers"]);
     assert_refused(&coarse(&["--set", "train.min_lr=1"]), 2, &["train.min_lr = 1"]);
     assert_refused(&coarse(&["--set", "train.optimizer=sgd"]), 2, &["adamw", "lamb"]);

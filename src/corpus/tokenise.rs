@@ -40,9 +40,19 @@ impl Tokenizer {
         let file = find(path)?;
         let text = std::fs::read(&file).map_err(|cause| Error::io("read", &file, cause))?;
         if file.extension().is_some_and(|e| e == "json") {
-            let inner = tokenizers::Tokenizer::from_bytes(&text)
-                .map_err(|cause| Error::data(format!("{}: not a tokenizer.json: {cause}", file.display())))?;
-            return Self::of(inner, &file.display().to_string());
+            let name = file.display().to_string();
+            let refused = |cause: String| Error::data(format!("{name}: not a tokenizer.json: {cause}"));
+            // The crate panics where its decoder is no whole JSON, and where a SentencePiece table is damaged.
+            let whole: serde_json::Value =
+                serde_json::from_slice(&text).map_err(|cause| refused(cause.to_string()))?;
+            if holds_type(&whole["normalizer"], "Precompiled") {
+                return Err(refused(
+                    "its normaliser is SentencePiece's; BERT-type models have WordPiece".into(),
+                ));
+            }
+            let inner =
+                tokenizers::Tokenizer::from_bytes(&text).map_err(|cause| refused(cause.to_string()))?;
+            return Self::of(inner, &name);
         }
         let text = String::from_utf8(text)
             .map_err(|_| Error::data(format!("{}: not UTF-8, so no vocabulary", file.display())))?;
@@ -254,6 +264,18 @@ impl Drop for Encoder<'_> {
         if let (Some(fast), Some(cache)) = (&self.tokenizer.fast, self.cache.take()) {
             fast.give_back(cache);
         }
+    }
+}
+
+/// Whether a part of a `tokenizer.json`, or a part of it, is of this type.
+fn holds_type(part: &serde_json::Value, wanted: &str) -> bool {
+    match part {
+        serde_json::Value::Object(fields) => {
+            fields.get("type").is_some_and(|kind| kind == wanted)
+                || fields.values().any(|part| holds_type(part, wanted))
+        }
+        serde_json::Value::Array(parts) => parts.iter().any(|part| holds_type(part, wanted)),
+        _ => false,
     }
 }
 

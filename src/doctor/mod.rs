@@ -126,9 +126,9 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     }
     let found = speed::examine(&gpu)?;
     if world.leads() {
-        print!("{}", found.table);
+        print!("{}", found.table());
     }
-    faults.extend(found.wrong.into_iter().map(|what| format!("{what} ({})", R::NAME)));
+    faults.extend(found.wrong().map(|what| format!("{what} ({})", R::NAME)));
     step(&name, gpu, world, faults)
 }
 

@@ -49,10 +49,16 @@ fn same(op: &Operation, outcome: &str) -> bool {
 
 /// What was found on one GPU in one precision.
 pub struct Findings {
-    /// The table for people.
-    pub table: String,
-    /// Operations whose results are wrong, with which of their results.
-    pub wrong: Vec<String>,
+    card: Card,
+    /// Whether it was bf16, on tensor cores.
+    narrow: bool,
+    peaks: Peaks,
+    work: Workload,
+    operations: Vec<Operation>,
+    /// Every result with its difference from the CPU engine's.
+    errors: Vec<(String, f64)>,
+    /// What rounding may leave of it.
+    limit: f64,
 }
 
 /// Runs every operation on `gpu` for its results and for its speed.
@@ -65,75 +71,76 @@ pub fn examine<R: Real>(gpu: &Cuda<R>) -> Result<Findings> {
     }
     let peaks = operations::peaks(gpu, BUDGET)?;
     let work = workload(peaks);
-    let measured = operations::measure(gpu, &work, peaks, BUDGET)?;
-    let limit = allowed::<R>();
-    let wrong =
-        errors.iter().filter(|(_, error)| *error > limit).map(|(name, error)| format!("{name}: {error:.1e}"));
-    let wrong: Vec<String> = wrong.collect();
-    let card = &gpu.device().card;
-    let mut table = String::new();
-    let _ = write(&mut table, card, size_of::<R>() == 2, peaks, &work, &measured, &errors, limit); // a String takes all
-    Ok(Findings { table, wrong })
+    Ok(Findings {
+        card: gpu.device().card.clone(),
+        narrow: size_of::<R>() == 2,
+        operations: operations::measure(gpu, &work, peaks, BUDGET)?,
+        peaks,
+        work,
+        errors,
+        limit: allowed::<R>(),
+    })
 }
 
-#[allow(clippy::too_many_arguments, reason = "what a table is made of")]
-fn write(
-    out: &mut String,
-    card: &Card,
-    narrow: bool,
-    peaks: Peaks,
-    work: &Workload,
-    measured: &[Operation],
-    errors: &[(String, f64)],
-    limit: f64,
-) -> std::fmt::Result {
-    let (bandwidth, flops) =
-        (allows(card.bandwidth, peaks.bandwidth), allows(card.flops(narrow), peaks.flops));
-    writeln!(
-        out,
-        "  memory {:.0} GB/s in a copy, {:.0} by the card's data; products {:.2} TFLOP/s, {:.2} by its data; packs of {} \
-         tokens, hidden {}",
-        peaks.bandwidth / 1e9,
-        card.bandwidth / 1e9,
-        peaks.flops / 1e12,
-        card.flops(narrow) / 1e12,
-        work.pack_tokens,
-        work.shape.hidden
-    )?;
-    writeln!(
-        out,
-        "  {:<30} {:>8} {:>9} {:>8} {:>5} {:>8} {:>5}   worst result",
-        "operation", "error", "ms", "GB/s", "%", "TFLOP/s", "%"
-    )?;
-    let mut slowest = ("", f64::INFINITY);
-    for op in measured {
-        let own = errors.iter().filter(|(name, _)| same(op, name));
-        let (name, error) =
-            own.max_by(|a, b| a.1.total_cmp(&b.1)).map_or(("-", f64::NAN), |(n, e)| (n.as_str(), *e));
-        let rate = |work: f64| work / op.ms * 1e3;
-        let share = (rate(op.bytes) / bandwidth).max(rate(op.flops) / flops);
-        if op.bytes > 1e6 && share < slowest.1 {
-            slowest = (op.name, share);
+impl Findings {
+    /// Results that are further from the CPU's than rounding explains.
+    pub fn wrong(&self) -> impl Iterator<Item = String> {
+        let wrong = self.errors.iter().filter(|(_, error)| *error > self.limit);
+        wrong.map(|(name, error)| format!("{name}: {error:.1e}"))
+    }
+
+    /// The table for people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let _ = self.write(&mut out); // writing to a String cannot fail
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let (card, peaks, data) = (&self.card, self.peaks, self.card.flops(self.narrow));
+        let (bandwidth, flops) = (allows(card.bandwidth, peaks.bandwidth), allows(data, peaks.flops));
+        writeln!(
+            out,
+            "  memory {:.0} GB/s in a copy, {:.0} by the card's data; products {:.2} TFLOP/s, {:.2} by its data; \
+             packs of {} tokens, hidden {}",
+            peaks.bandwidth / 1e9,
+            card.bandwidth / 1e9,
+            peaks.flops / 1e12,
+            data / 1e12,
+            self.work.pack_tokens,
+            self.work.shape.hidden
+        )?;
+        writeln!(
+            out,
+            "  {:<30} {:>8} {:>9} {:>8} {:>5} {:>8} {:>5}   worst result",
+            "operation", "error", "ms", "GB/s", "%", "TFLOP/s", "%"
+        )?;
+        let mut slowest = ("", f64::INFINITY);
+        for op in &self.operations {
+            let own = self.errors.iter().filter(|(name, _)| same(op, name));
+            let worst = own.max_by(|a, b| a.1.total_cmp(&b.1));
+            let (name, error) = worst.map_or(("-", f64::NAN), |(name, error)| (name.as_str(), *error));
+            let rate = |work: f64| work / op.ms * 1e3;
+            let [memory, products] = [rate(op.bytes) / bandwidth, rate(op.flops) / flops];
+            if op.bytes > 1e6 && memory.max(products) < slowest.1 {
+                slowest = (op.name, memory.max(products));
+            }
+            writeln!(
+                out,
+                "  {:<30} {error:>8.1e} {:>9.4} {:>8.1} {:>5.1} {:>8.3} {:>5.1}   {name}{}",
+                op.name,
+                op.ms,
+                rate(op.bytes) / 1e9,
+                100.0 * memory,
+                rate(op.flops) / 1e12,
+                100.0 * products,
+                if error <= self.limit { "" } else { "  <- wrong" }
+            )?;
         }
-        writeln!(
-            out,
-            "  {:<30} {error:>8.1e} {:>9.4} {:>8.1} {:>5.1} {:>8.3} {:>5.1}   {name}{}",
-            op.name,
-            op.ms,
-            rate(op.bytes) / 1e9,
-            100.0 * rate(op.bytes) / bandwidth,
-            rate(op.flops) / 1e12,
-            100.0 * rate(op.flops) / flops,
-            if error <= limit { "" } else { "  <- wrong" }
-        )?;
+        if slowest.1.is_finite() {
+            let share = 100.0 * slowest.1;
+            writeln!(out, "  furthest from what the card allows: {}, at {share:.1} %", slowest.0)?;
+        }
+        Ok(())
     }
-    if slowest.1.is_finite() {
-        writeln!(
-            out,
-            "  furthest from what the card allows: {}, {:.1} % of memory's or products' speed",
-            slowest.0,
-            100.0 * slowest.1
-        )?;
-    }
-    Ok(())
 }

@@ -134,7 +134,8 @@ fn hostile_markup_takes_no_longer() {
 fn ids_that_come_twice_are_counted() {
     let clicks = "q1\tfox\tD1\tu\nq1\tdog\tD2\tu\nq2\tcat\tD1\tu\nq1\tfox\tD3\tu\n";
     let documents = "D1\tu\tt\tfox\nD2\tu\tt\tdog\nD1\tu\tt\tother\nD3\tu\tt\tcat\n";
-    let shards = case(clicks.as_bytes(), documents.as_bytes()).shards();
+    let log = case(clicks.as_bytes(), documents.as_bytes());
+    let shards = log.shards();
     let dropped = &shards.manifest().dropped;
     let reason = "clicks whose query had another text before (the click is kept, with the first text)";
     assert_eq!(

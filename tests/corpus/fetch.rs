@@ -95,7 +95,7 @@ fn fetch(folder: &Path, url: &str, arguments: &[&str], tools: Option<&[&str]>) -
         .collect();
     std::fs::write(&sums, lines.concat()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/fetch_orcas.sh");
-    let mut command = Command::new("bash");
+    let mut command = Command::new(place_of("bash").unwrap());
     command.arg(script).arg(folder.join("orcas")).args(arguments);
     command.env("CTUNE_ORCAS_URL", url).env("CTUNE_ORCAS_MD5", &sums).env("CTUNE_YES", "1");
     // A machine's own proxy would not find this server.

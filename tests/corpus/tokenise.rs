@@ -135,6 +135,15 @@ fn what_is_no_bert_tokenizer_is_refused_with_a_reason() {
     let text = load("twice.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\nfox\n");
     assert!(text.contains("lines 6 and 7"), "{text}");
     assert!(load("tokenizer.json", "{}").contains("not a tokenizer.json"));
+    // Cut within its decoder, and with a damaged table of SentencePiece: the crate itself panics at both.
+    let kept = tempfile::tempdir().unwrap();
+    small_tokenizer(60).save(kept.path()).unwrap();
+    let whole = std::fs::read_to_string(kept.path().join("tokenizer.json")).unwrap();
+    let decoder = whole.find("\"decoder\"").unwrap() + 12;
+    assert!(load("tokenizer.json", &whole[..decoder]).contains("not a tokenizer.json"));
+    let table =
+        "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Precompiled\"}]},\n  \"x\"";
+    assert!(load("tokenizer.json", &whole.replacen("\"normalizer\"", table, 1)).contains("SentencePiece"));
     assert!(message(Tokenizer::load(&folder.path().join("none"))).contains("none"));
     let empty = tempfile::tempdir().unwrap();
     assert!(message(Tokenizer::load(empty.path())).contains("neither tokenizer.json nor vocab.txt"));

@@ -334,7 +334,10 @@ fn transpose4<S: Simd, R: Real, D: Dot<S, R>, const UNIT: usize>(
 ) {
     let whole = rows[0].len() / D::PER / 4 * 4;
     for (block, out) in out[..whole].chunks_exact_mut(4).enumerate() {
-        let [a, b, c, d] = rows.map(|row| D::cells::<4>(&row[4 * D::PER * block..][..4 * D::PER]));
+        let values = 4 * D::PER * block..4 * D::PER * (block + 1);
+        // One by one: `array::map` was not inlined here, and then has no vectors.
+        let four = |i: usize| D::cells::<4>(&rows[i][values.clone()]);
+        let (a, b, c, d) = (four(0), four(1), four(2), four(3));
         for (p, out) in out.iter_mut().enumerate() {
             out[at..at + 4].copy_from_slice(&[a[p], b[p], c[p], d[p]]);
         }

@@ -1,6 +1,7 @@
 //! What this machine multiplies with. f32 products are fused multiply-adds of the instruction set at
-//! hand. bf16 products are dot products of pairs (AVX-512 BF16) where the processor has them, twice
-//! as fast; elsewhere their operands are widened and multiplied as f32. Either way sums are f32.
+//! hand. bf16 products are dot products of pairs (AVX-512 BF16) where the processor has them, two
+//! multiply-adds a lane; elsewhere their operands are widened and multiplied as f32. Either way sums
+//! are f32.
 
 use super::dots::Dots;
 use super::kernels::{self, Kernels};

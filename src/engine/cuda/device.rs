@@ -105,12 +105,12 @@ pub struct Card {
 
 impl Card {
     /// FLOP/s of dense products with sums in f32, in bf16 on tensor cores (`narrow`) or in f32 without them:
-    /// clock times what a multiprocessor does in a clock, by NVIDIA's architecture white papers; 0 for cards
-    /// that are not in them.
+    /// clock times what a multiprocessor does in a clock, by NVIDIA's data sheets; 0 where these do not say
+    /// (tensor cores of workstation cards and of others with the same capability differ by a factor of two).
     pub fn flops(&self, narrow: bool) -> f64 {
         let [single, tensor] = match self.arch {
             (8, 0) => [128, 2048],
-            (8, _) | (12, _) => [256, 1024],
+            (8, _) | (12, _) => [256, 0],
             (9, 0) => [256, 4096],
             (10, 0) => [256, 8192],
             _ => [0, 0],
