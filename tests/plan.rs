@@ -109,7 +109,13 @@ fn parameters_are_shared_by_ranks_where_the_optimiser_is() {
 }
 
 fn bert_base(gpus: usize, models: &[&str]) -> Report {
-    let set = ["model.path=bert-base-uncased", "train.pack_tokens=16384", "train.packs_per_step=8"];
+    sharded(gpus, models, "none")
+}
+
+fn sharded(gpus: usize, models: &[&str], sharding: &str) -> Report {
+    let sharding = format!("train.sharding={sharding}");
+    let set =
+        ["model.path=bert-base-uncased", "train.pack_tokens=16384", "train.packs_per_step=8", &sharding];
     let config = Config::load(None, "coarse", &set.map(str::to_owned)).unwrap();
     let options = PlanOptions {
         gpus,
@@ -157,7 +163,10 @@ fn bert_base_by_hand() {
 /// H100's. A prediction: it holds the program to its launches and bytes, not a card to them.
 #[test]
 fn bert_base_is_predicted_to_reach_its_targets() {
-    for p in bert_base(1, &["a100", "h100"]).predictions {
+    // on eight cards with a pack each, the update is a larger part of the step, and ranks share it
+    let alone = bert_base(1, &["a100", "h100"]).predictions;
+    let eight = sharded(8, &["a100", "h100"], "optimizer").predictions;
+    for p in alone.into_iter().chain(eight) {
         let target = if p.gpu.name == "a100" { 0.5 } else { 0.4 };
         assert!(p.mfu >= target, "{}: {:.3}", p.gpu.name, p.mfu);
     }

@@ -296,7 +296,7 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
     let mut kernels = time(roofline::pack_kernels(&report.pack), packs);
     let pack_ms: f64 = kernels.iter().map(|k| k.ms).sum();
     let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
-    let update = time(roofline::update_kernels(layout.len, layout.len.div_ceil(shards)), 1.0);
+    let update = time(roofline::update_kernels(&report.pack, layout.len, layout.len.div_ceil(shards)), 1.0);
     let update_ms: f64 = update.iter().map(|k| k.ms).sum();
     kernels.extend(update);
 

@@ -93,6 +93,8 @@ const GELU_CHUNK: usize = 128;
 const NORM_BLOCKS: usize = 396;
 /// Blocks of the sum of squares, at most.
 const SUM_BLOCKS: f64 = 1024.0;
+/// Buffers of a launch of `forget`.
+const FORGET_BUFFERS: usize = 8;
 
 /// The kernels of one pack, forward and backward.
 pub fn pack_kernels(p: &Pack) -> Vec<Kernel> {
@@ -130,7 +132,7 @@ fn recomputed(p: &Pack, list: &mut [Kernel]) {
 }
 
 /// The kernels of the update: `owned` of the `parameters` belong to this rank.
-pub fn update_kernels(parameters: usize, owned: usize) -> Vec<Kernel> {
+pub fn update_kernels(pack: &Pack, parameters: usize, owned: usize) -> Vec<Kernel> {
     let (all, owned) = (parameters as f64, owned as f64);
     // reads the gradient, master and two moments, writes master, moments, weight and a zero gradient
     let bytes = owned * (4.0 * F + 3.0 * F + R) + all * F;
@@ -140,7 +142,18 @@ pub fn update_kernels(parameters: usize, owned: usize) -> Vec<Kernel> {
         update("sum_squares", all * F, all * F, 2.0 * all),
         update("sum_squares: blocks' sums", 0.0, 2.0 * F * SUM_BLOCKS, SUM_BLOCKS),
         update("adamw", bytes, bytes, 20.0 * owned),
+        Kernel { calls: forgetting(pack), ..update("look at the norm (forget)", 0.0, F, 0.0) },
     ]
+}
+
+/// Launches that clear what a step without a finite gradient left (`Activations::read_behind`): every layer's input and
+/// context, kept LayerNorms and GELUs, and rows of the heads, eight buffers a launch.
+fn forgetting(p: &Pack) -> usize {
+    let l = p.shape.layers;
+    let contexts = if p.recompute == Recompute::Layer { 1 } else { l };
+    let ffns = if p.recompute == Recompute::None { l } else { 1 };
+    let heads = if p.mlm { 3 } else { 1 };
+    (l + 1 + contexts + 2 * ffns + heads).div_ceil(FORGET_BUFFERS)
 }
 
 fn product(name: &'static str, calls: usize, [m, n, k]: [usize; 3], out: f64) -> Kernel {
@@ -306,6 +319,21 @@ mod tests {
         }
     }
 
+    fn pack() -> Pack {
+        Pack {
+            shape: bert_base(),
+            tokens: 16384,
+            sequences: 32,
+            attended: 512.0,
+            masked: 2458,
+            masked_rows: 2458,
+            mlm: true,
+            qdpp: false,
+            dropout: true,
+            recompute: Recompute::None,
+        }
+    }
+
     #[test]
     fn flops_of_bert_base() {
         // by hand at 512: layers 12 (8 * 768² + 4 * 768 * 3072) = 169,869,312; attention 4 * 12 * 512 * 768 =
@@ -325,18 +353,7 @@ mod tests {
 
     #[test]
     fn kernels_do_the_work_that_the_formula_counts() {
-        let pack = Pack {
-            shape: bert_base(),
-            tokens: 16384,
-            sequences: 32,
-            attended: 512.0,
-            masked: 2458,
-            masked_rows: 2458,
-            mlm: true,
-            qdpp: false,
-            dropout: true,
-            recompute: Recompute::None,
-        };
+        let pack = pack();
         let flops: f64 = pack_kernels(&pack).iter().map(|k| k.calls as f64 * k.flops).sum();
         // the formula counts backward attention as four products; one more is recomputed
         let recomputed = 12.0 * 2.0 * (16384 * 768) as f64 * 512.0;
@@ -352,8 +369,10 @@ mod tests {
     #[test]
     fn the_update_moves_34_bytes_a_parameter() {
         // gradient read and cleared 8, master 8, moments 16, bf16 weight 2
-        let kernels = update_kernels(1000, 1000);
+        let kernels = update_kernels(&pack(), 1000, 1000);
         assert_eq!(kernels[2].moves, 34_000.0);
         assert_eq!(kernels[0].moves, 4_000.0);
+        // 13 inputs, 12 contexts, 24 of the FFNs and 3 of the heads: 52 buffers
+        assert_eq!(kernels[3].calls, 7);
     }
 }

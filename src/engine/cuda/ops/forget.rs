@@ -9,8 +9,10 @@ const BLOCK: u32 = 256;
 const VECTOR: usize = 16;
 /// Vectors of 16 bytes that a thread clears, at least, before another block helps.
 const EACH: usize = 16;
-/// Blocks a multiprocessor, at most.
+/// Blocks a multiprocessor for each buffer, at most.
 const BLOCKS: u32 = 4;
+/// Buffers of a launch.
+const BUFFERS: usize = 8;
 
 impl<R: Real> Cuda<R> {
     pub(in super::super) fn forget(
@@ -21,13 +23,20 @@ impl<R: Real> Cuda<R> {
         self.flush()?;
         let norm_sq = norm_sq.span("norm_sq", 0..1)?.0;
         let most = BLOCKS * self.device().card.multiprocessors.max(1) as u32;
-        for (buffer, len) in buffers.into_iter().filter(|(_, len)| *len > 0) {
-            // the last vector of a buffer may be padding in part, which is the buffer's own
-            let vectors = CudaBuf::<R>::size(len) / VECTOR;
-            let blocks = (vectors.div_ceil(EACH * BLOCK as usize) as u32).clamp(1, most);
-            let to = buffer.span("forget", 0..len)?.0;
-            let args = [Arg::Ptr(norm_sq), Arg::Ptr(to), Arg::U32(vectors as u32)];
-            self.launch_on(&self.device().compute, "forget", (blocks, 1, 1), BLOCK, 0, &args)?;
+        // the last vector of a buffer may be padding in part, which is the buffer's own
+        let parts = buffers
+            .into_iter()
+            .filter(|(_, len)| *len > 0)
+            .map(|(buffer, len)| Ok((buffer.span("forget", 0..len)?.0, CudaBuf::<R>::size(len) / VECTOR)))
+            .collect::<Result<Vec<_>>>()?;
+        for parts in parts.chunks(BUFFERS) {
+            let longest = parts.iter().map(|part| part.1).max().unwrap_or(0);
+            let blocks = (longest.div_ceil(EACH * BLOCK as usize) as u32).clamp(1, most);
+            let mut args = vec![Arg::Ptr(norm_sq)];
+            args.extend((0..BUFFERS).map(|i| Arg::Ptr(parts.get(i).map_or(0, |part| part.0))));
+            args.extend((0..BUFFERS).map(|i| Arg::U32(parts.get(i).map_or(0, |part| part.1 as u32))));
+            let grid = (blocks, parts.len() as u32, 1);
+            self.launch_on(&self.device().compute, "forget", grid, BLOCK, 0, &args)?;
         }
         Ok(())
     }
