@@ -4,10 +4,11 @@
 //! A `[stage.NAME]` table holds what differs for one command: `[stage.fine.train] lr = 1e-4` replaces
 //! `[train] lr` when `fine` (or `experiment`) runs, so that one file describes a whole study.
 
+mod experiment;
 mod fine;
+mod layers;
 mod objective;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -17,10 +18,11 @@ use crate::corpus::documents::Field;
 use crate::corpus::prepare::PrepareTable;
 use crate::corpus::{Role, Source};
 use crate::data::source::Truncate;
-use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
 use crate::model::{Recompute, Tuning};
+pub use experiment::{Arm, Experiment, Split};
 pub use fine::{Fine, FineLoss, NegativesFrom, TrainPassages};
+use layers::{merge, one_line, read_table, set};
 pub use objective::{MaskIn, Objective};
 
 use crate::{Error, Result};
@@ -310,56 +312,6 @@ pub enum Device {
     Cuda,
 }
 
-/// `[experiment]`: arms x folds x numbers of training topics.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Experiment {
-    pub title: String,
-    pub arms: Vec<Arm>,
-    /// Name of the arm that the others are compared with; the first when absent.
-    pub baseline: Option<String>,
-    /// Numbers of training topics of the learning curve (0: no fine-tuning); all topics are always run.
-    pub train_topics: Vec<usize>,
-    /// trec_eval names; the first is the curve's.
-    pub measures: Vec<String>,
-    /// Which topics of each fold are ranked: `validation` for a search of settings, `test` for results.
-    pub split: Split,
-}
-
-/// A part of every fold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Split {
-    #[default]
-    Test,
-    Validation,
-}
-
-impl Default for Experiment {
-    fn default() -> Self {
-        Self {
-            title: "Experiment".into(),
-            arms: Vec::new(),
-            baseline: None,
-            train_topics: Vec::new(),
-            measures: vec!["ndcg_cut_5".into(), "recip_rank".into()],
-            split: Split::Test,
-        }
-    }
-}
-
-/// One arm: a model to fine-tune.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Arm {
-    pub name: String,
-    /// Model folder.
-    pub model: PathBuf,
-    pub start: HeadStart,
-    /// metrics.jsonl of the training that made the model, for the report.
-    pub metrics: Option<PathBuf>,
-}
-
 impl Config {
     /// Reads `path` (defaults without one), applies `[stage.<stage>]` and then `--set` overrides.
     ///
@@ -516,54 +468,9 @@ impl Train {
 /// Commands that may have a `[stage.NAME]` table.
 const STAGES: [&str; 5] = ["prepare", "pretrain", "coarse", "fine", "experiment"];
 
-fn read_table(path: &Path) -> Result<Table> {
-    let text = fs::read_to_string(path)
-        .map_err(|e| Error::config(format!("{}: cannot be read: {e}", path.display())))?;
-    text.parse().map_err(|e: toml::de::Error| {
-        Error::config(format!("{}: {}", path.display(), one_line(&e.to_string())))
-    })
-}
-
-/// Lays `over` on `base`: tables are merged, everything else is replaced.
-fn merge(base: &mut Table, over: &Table) {
-    for (key, value) in over {
-        match (base.get_mut(key), value) {
-            (Some(Value::Table(inner)), Value::Table(over)) => merge(inner, over),
-            _ => {
-                base.insert(key.clone(), value.clone());
-            }
-        }
-    }
-}
-
-/// Applies one `a.b=c`. The value is TOML where it parses as such, else a string.
-fn set(table: &mut Table, text: &str) -> Result<()> {
-    let Some((key, value)) = text.split_once('=') else {
-        return Err(Error::config(format!("--set {text}: must be KEY=VALUE, as in --set train.lr=1e-4")));
-    };
-    let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-    let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
-    let mut parts: Vec<&str> = key.trim().split('.').collect();
-    let last = parts.pop().unwrap_or_default();
-    let mut at = table;
-    for part in parts {
-        let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
-        at = entry
-            .as_table_mut()
-            .ok_or_else(|| Error::config(format!("--set {text}: {part} is a value, not a table")))?;
-    }
-    at.insert(last.to_owned(), value);
-    Ok(())
-}
-
 fn positive(key: &str, value: f64) -> Result<()> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
     }
     Err(Error::config(format!("{key} = {value}: must be a positive number")))
-}
-
-/// TOML errors span lines (a picture of the place); the user gets one.
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }

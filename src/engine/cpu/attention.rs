@@ -7,6 +7,9 @@
 //! gradients are rounded to bf16 for the products that they enter, and the factor 1 / sqrt(D) is applied
 //! to f32 results and not to the keys.
 
+mod cells;
+
+use self::cells::{across, along, cut, gather, gather_pairs, scale_keys, transpose};
 use super::buffer::Pool;
 use super::dropout::attention_factors;
 use super::loss::exp_in_place;
@@ -14,7 +17,7 @@ use super::machine::{Dot, Machine, Operand, Work};
 use super::math::{exp, max, sum2};
 use super::tasks::{Shared, each_index};
 use super::tile::{View, product};
-use super::widen::{rooms, round, widen};
+use super::widen::{rooms, widen};
 use crate::engine::{Dropout, Heads, Real};
 use pulp::Simd;
 
@@ -118,150 +121,6 @@ impl<'a> Task<'a> {
             blocks,
             out,
         );
-    }
-}
-
-/// Cuts the next `len` words off `scratch`, as cells or f32.
-#[inline(always)]
-fn cut<'a, T: bytemuck::Pod>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [T] {
-    let (head, rest) = std::mem::take(scratch).split_at_mut(len);
-    *scratch = rest;
-    bytemuck::cast_slice_mut(head)
-}
-
-/// Rows of D values as rows of `wide` / PER cells, pairs along the row, zeros behind.
-#[inline(always)]
-fn gather<S: Simd, R: Real, D: Dot<S, R>>(
-    from: &[R],
-    at: impl Fn(usize) -> usize,
-    d: usize,
-    wide: usize,
-    to: &mut [D::Cell],
-) {
-    for (i, to) in to.chunks_exact_mut(wide / D::PER).enumerate() {
-        let row = &from[at(i)..][..d];
-        // The next task's head lies right behind: its lines arrive while this one is worked on
-        // (rows are too far apart for the hardware to foresee).
-        prefetch(row.as_ptr_range().end, d);
-        let (whole, behind) = to.split_at_mut(d / D::PER);
-        for (to, pair) in whole.iter_mut().zip(row.chunks_exact(D::PER)) {
-            *to = D::cell(pair[0], pair[D::PER - 1]);
-        }
-        behind.fill(bytemuck::Zeroable::zeroed());
-        if let ([last, ..], [value]) = (behind, row.chunks_exact(D::PER).remainder()) {
-            *last = D::cell(*value, R::default());
-        }
-    }
-}
-
-/// `n` rows of D values as rows of `wide` cells, pairs of rows, zeros behind.
-#[inline(always)]
-fn gather_pairs<S: Simd, R: Real, D: Dot<S, R>>(
-    from: &[R],
-    at: impl Fn(usize) -> usize,
-    (n, d): (usize, usize),
-    wide: usize,
-    to: &mut [D::Cell],
-) {
-    for (i, to) in to.chunks_exact_mut(wide).take(n.div_ceil(D::PER)).enumerate() {
-        let (first, second) = (D::PER * i, D::PER * i + D::PER - 1);
-        let (to, behind) = to.split_at_mut(d);
-        let first = &from[at(first)..][..d];
-        prefetch(first.as_ptr_range().end, d);
-        if second < n {
-            let second = &from[at(second)..][..d];
-            for ((to, &x), &y) in to.iter_mut().zip(first).zip(second) {
-                *to = D::cell(x, y);
-            }
-        } else {
-            for (to, &x) in to.iter_mut().zip(first) {
-                *to = D::cell(x, R::default());
-            }
-        }
-        behind.fill(bytemuck::Zeroable::zeroed());
-    }
-}
-
-/// f32 rows as cells, pairs along the row: themselves where a cell is one value.
-#[inline(always)]
-fn along<'a, S: Simd, R: Real, D: Dot<S, R>>(rows: &'a [f32], room: &'a mut [D::Cell]) -> &'a [D::Cell] {
-    if D::PER == 1 {
-        return bytemuck::cast_slice(rows);
-    }
-    let room = &mut room[..rows.len() / D::PER];
-    round::<R>(rows, bytemuck::cast_slice_mut(room));
-    room
-}
-
-/// f32 rows [n, keys] as cells [n / PER, keys], pairs of rows: themselves where a cell is one value.
-#[inline(always)]
-fn across<'a, S: Simd, R: Real, D: Dot<S, R>>(
-    rows: &'a [f32],
-    keys: usize,
-    room: &'a mut [D::Cell],
-) -> &'a [D::Cell] {
-    if D::PER == 1 {
-        return bytemuck::cast_slice(rows);
-    }
-    let room = &mut room[..(rows.len() / keys).div_ceil(D::PER) * keys];
-    for (pair, to) in rows.chunks(D::PER * keys).zip(room.chunks_exact_mut(keys)) {
-        let (first, second) = pair.split_at(keys);
-        if second.is_empty() {
-            for (to, &x) in to.iter_mut().zip(first) {
-                *to = D::cell(R::from_f32(x), R::default());
-            }
-        } else {
-            for ((to, &x), &y) in to.iter_mut().zip(first).zip(second) {
-                *to = D::cell(R::from_f32(x), R::from_f32(y));
-            }
-        }
-    }
-    room
-}
-
-/// Keys times 1 / sqrt(D), where a cell is one f32. Returns the factor that is left for the scores.
-#[inline(always)]
-fn scale_keys<S: Simd, R: Real, D: Dot<S, R>>(keys: &mut [D::Cell], scale: f32) -> f32 {
-    if D::PER > 1 {
-        return scale;
-    }
-    for x in bytemuck::cast_slice_mut::<D::Cell, f32>(keys) {
-        *x *= scale;
-    }
-    1.0
-}
-
-/// Asks for `len` values from `start` on; any address is allowed.
-#[inline(always)]
-fn prefetch<T>(start: *const T, len: usize) {
-    for at in (0..len).step_by(64 / size_of::<T>()) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch reads nothing that the program could see and never faults.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast());
-        }
-    }
-}
-
-/// to [_, keys] = from [s, wide] transposed, as many columns as `to` has room for, zeros behind s.
-/// `wide` is a multiple of 4.
-#[inline(always)]
-fn transpose<T: bytemuck::Pod>(from: &[T], s: usize, wide: usize, keys: usize, to: &mut [T]) {
-    let zero: T = bytemuck::Zeroable::zeroed();
-    for (four, to) in to.chunks_mut(4 * keys).enumerate() {
-        let mut column = [[zero; 4]; 4];
-        for j in (0..keys).step_by(4) {
-            for (row, at) in column.iter_mut().zip(j..) {
-                *row = [zero; 4];
-                if at < s {
-                    row.copy_from_slice(&from[at * wide + 4 * four..][..4]);
-                }
-            }
-            for (c, to) in to.chunks_exact_mut(keys).enumerate() {
-                to[j..j + 4].copy_from_slice(&column.map(|row| row[c]));
-            }
-        }
     }
 }
 
