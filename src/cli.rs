@@ -312,7 +312,7 @@ pub struct Evaluate {
     #[arg(short = 'c')]
     pub complete: bool,
     /// Lowest label that is relevant.
-    #[arg(short = 'l', default_value_t = 1)]
+    #[arg(short = 'l', default_value_t = 1, allow_hyphen_values = true)]
     pub level: i32,
     /// Drop documents without a judgement.
     #[arg(short = 'J')]

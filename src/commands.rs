@@ -42,7 +42,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate_command(args),
         Command::Report { dir } => {
-            println!("{}", write_experiment_report(&dir)?.display());
+            tell!("{}", write_experiment_report(&dir)?.display());
             Ok(())
         }
         Command::Plan(args) => plan_command(args),

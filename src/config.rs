@@ -18,6 +18,7 @@ use crate::corpus::documents::Field;
 use crate::corpus::prepare::PrepareTable;
 use crate::corpus::{Role, Source};
 use crate::data::source::Truncate;
+use crate::ir::measures::Measure;
 use crate::model::lora::Lora;
 use crate::model::{Recompute, Tuning};
 pub use experiment::{Arm, Experiment, Split};
@@ -373,6 +374,7 @@ impl Config {
         if let Some(epochs) = t.epochs {
             positive("train.epochs", epochs)?;
         }
+        self.check_measures()?;
         if t.steps.is_some() && t.epochs.is_some() {
             return Err(Error::config("train.steps and train.epochs are both set: keep one"));
         }
@@ -431,6 +433,24 @@ impl Config {
                 "data.max_tokens = {} does not fit train.pack_tokens = {}",
                 self.data.max_tokens, t.pack_tokens
             )));
+        }
+        Ok(())
+    }
+
+    /// Measures by name, before hours are spent on what they are to measure.
+    fn check_measures(&self) -> Result<()> {
+        let wrong = |key: &str, cause: Error| Error::config(format!("{key}: {cause}"));
+        self.fine.measure.parse::<Measure>().map_err(|cause| wrong("fine.measure", cause))?;
+        if self.experiment.measures.is_empty() {
+            return Err(Error::config("experiment.measures is empty: name one, as \"ndcg_cut_5\""));
+        }
+        for name in &self.experiment.measures {
+            name.parse::<Measure>().map_err(|cause| wrong("experiment.measures", cause))?;
+        }
+        if self.fine.patience > 0 && self.fine.validate_every == 0 {
+            return Err(Error::config(
+                "fine.patience without fine.validate_every: nothing is validated, so nothing can end early",
+            ));
         }
         Ok(())
     }

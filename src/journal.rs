@@ -58,7 +58,7 @@ pub fn note(text: &str) {
 
 /// A line for the user and the log.
 pub fn say(text: &str) {
-    println!("{text}");
+    tell!("{text}");
     note(text);
 }
 

@@ -7,6 +7,9 @@
 // Shapes are written as [T, H]; rustdoc would take them for links.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+#[macro_use]
+pub mod terminal;
+
 pub mod bench;
 pub mod cli;
 pub mod commands;

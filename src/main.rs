@@ -1,11 +1,11 @@
 //! Parse, run, exit code; nothing else.
 
 use clap::Parser;
-use ctune_dist::{cli, commands, dist, journal};
+use ctune_dist::{cli, commands, dist, journal, terminal};
 
 fn main() {
     journal::start();
-    if let Err(error) = commands::run(cli::Cli::parse().command) {
+    if let Err(error) = commands::run(cli::Cli::parse().command).and_then(|()| terminal::check()) {
         // Errors before the ranks have met: every rank has the same one, and the first says it.
         if dist::launched_rank().unwrap_or(0) == 0 {
             journal::complain(&error.to_string());

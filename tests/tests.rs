@@ -9,6 +9,7 @@ mod engine;
 mod gates;
 mod golden;
 mod hard_negatives;
+mod inputs;
 mod ir;
 mod model;
 mod narrow;

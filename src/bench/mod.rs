@@ -128,9 +128,9 @@ pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<(
     if json {
         let text = serde_json::to_string_pretty(&report)
             .map_err(|e| Error::data(format!("the report cannot be written as JSON: {e}")))?;
-        println!("{text}");
+        tell!("{text}");
     } else {
-        print!("{}", print::table(&report));
+        tell_raw!("{}", print::table(&report));
     }
     Ok(())
 }

@@ -26,10 +26,10 @@ pub fn is_shard_directory(path: &Path) -> bool {
 pub fn run(options: &InspectOptions) -> Result<()> {
     let shards = Shards::open(&options.path)?;
     shards.verify()?;
-    print!("{}", describe(&shards));
-    println!("checksums        all {} files verified", shards.manifest().files.len());
+    tell_raw!("{}", describe(&shards));
+    tell!("checksums        all {} files verified", shards.manifest().files.len());
     for histogram in histograms(&shards) {
-        print!("\n{}", bars(&histogram));
+        tell_raw!("\n{}", bars(&histogram));
     }
     match &options.report {
         Some(path) => crate::report::write_shards_report(&shards, path),

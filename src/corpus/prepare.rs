@@ -101,7 +101,7 @@ pub struct PrepareOptions {
 pub fn run(options: &PrepareOptions) -> Result<()> {
     let start = Instant::now();
     if let Some(manifest) = up_to_date(options)? {
-        println!(
+        tell!(
             "{}: up to date (same files, same options): {} clicks, {} queries, {} documents",
             options.out.display(),
             manifest.clicks,
@@ -190,25 +190,27 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
     let read: u64 = manifest.sources.iter().map(|source| source.bytes).sum();
     let cut = 100.0 * manifest.documents_cut as f64 / f64::from(manifest.documents.max(1));
-    println!("{}: fingerprint {}", options.out.display(), fingerprint(manifest));
+    tell!("{}: fingerprint {}", options.out.display(), fingerprint(manifest));
     for (kind, ReadCounts { rows, kept, .. }) in &done.read {
-        println!("  read {rows} {kind} rows, {kept} of them usable");
+        tell!("  read {rows} {kind} rows, {kept} of them usable");
     }
     let (clicks, found) = done.joined;
-    println!(
+    tell!(
         "  joined {found} of {clicks} clicks ({:.1} %) with a document of the collection",
         100.0 * found as f64 / clicks.max(1) as f64
     );
-    println!(
+    tell!(
         "  kept {} clicks, {} queries, {} documents",
-        manifest.clicks, manifest.queries, manifest.documents
+        manifest.clicks,
+        manifest.queries,
+        manifest.documents
     );
     for (reason, count) in &manifest.dropped {
-        println!("  dropped {count} {reason}");
+        tell!("  dropped {count} {reason}");
     }
-    println!("  vocabulary of {} pieces, {tokens} tokens", manifest.vocab);
-    println!("  {} documents ({cut:.1} %) cut to {} tokens", manifest.documents_cut, manifest.max_tokens);
-    println!(
+    tell!("  vocabulary of {} pieces, {tokens} tokens", manifest.vocab);
+    tell!("  {} documents ({cut:.1} %) cut to {} tokens", manifest.documents_cut, manifest.max_tokens);
+    tell!(
         "  {:.1} MB from {:.1} MB in {seconds:.1} s ({:.2} M tokens/s)",
         bytes as f64 / 1e6,
         read as f64 / 1e6,

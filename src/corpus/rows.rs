@@ -102,6 +102,18 @@ pub struct ReadCounts {
     pub shown: Vec<String>,
 }
 
+impl ReadCounts {
+    /// Says what was left out, and the first places.
+    pub fn warn(&self) {
+        if self.damaged > 0 {
+            tracing::warn!("{} of {} rows are damaged and left out; the first:", self.damaged, self.rows);
+        }
+        for fault in &self.shown {
+            tracing::warn!("{fault}");
+        }
+    }
+}
+
 /// What a parser saw in one block; lines count from the block's first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {

@@ -65,7 +65,7 @@ impl Source {
     }
 
     /// Every file, folders taken apart.
-    pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
         Ok(self.marked_files()?.into_iter().map(|(path, _)| path).collect())
     }
 

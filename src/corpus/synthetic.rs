@@ -53,7 +53,7 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
         ));
     }
     if out.join(DONE).exists() {
-        println!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
+        tell!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;
@@ -72,7 +72,7 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
         "clicks.tsv": "query id, query, document id, url; the form of ORCAS",
     });
     put(&out.join(DONE), format!("{about:#}\n").as_bytes())?;
-    println!(
+    tell!(
         "{}: {documents} documents ({:.1} MB), {queries} queries and {pairs} clicks ({:.1} MB), all synthetic",
         out.display(),
         bytes as f64 / 1e6,

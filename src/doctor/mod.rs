@@ -29,21 +29,21 @@ const ALLOWED_BF16: f64 = 3e-2;
 pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     let lead = world.leads();
     if lead {
-        println!("program: ctune-dist {} ({})", env!("CARGO_PKG_VERSION"), env!("CTUNE_CODE_VERSION"));
-        println!(
+        tell!("program: ctune-dist {} ({})", env!("CARGO_PKG_VERSION"), env!("CTUNE_CODE_VERSION"));
+        tell!(
             "ranks: {} here, {} in all, {} thread(s) each",
             world.local_size(),
             world.size(),
             world.threads()
         );
-        println!("MPI: {}", mpi_version(world));
+        tell!("MPI: {}", mpi_version(world));
     }
     let found = match (device, cuda::probe()) {
         (crate::config::Device::Cpu, _) => None,
         (crate::config::Device::Cuda, Err(e)) => return Err(e),
         (_, Err(e)) => {
             if lead {
-                println!("GPU: {e}");
+                tell!("GPU: {e}");
             }
             None
         }
@@ -61,7 +61,7 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     }
     if faults.is_empty() {
         if lead {
-            println!("verdict: everything that was looked at agrees");
+            tell!("verdict: everything that was looked at agrees");
         }
         return Ok(());
     }
@@ -83,7 +83,7 @@ fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
         return Ok(());
     }
     let (major, minor) = cuda::nvrtc_version()?;
-    println!(
+    tell!(
         "driver: CUDA {}; NVRTC {major}.{minor}; cuBLASLt {}; NCCL {}",
         dotted(found.driver),
         cuda::cublaslt_version(),
@@ -93,7 +93,7 @@ fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
         let device = Device::open(ordinal)?;
         let card = &device.card;
         let (free, total) = device.memory()?;
-        println!(
+        tell!(
             "GPU {ordinal}: {}, compute capability {}.{}, {} multiprocessors, {:.1} of {:.1} GB free, {:.0} GB/s by \
              its data",
             card.name,
@@ -118,7 +118,7 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     let gpu = Cuda::<R>::new(ordinal, Settings::default())?;
     let name = gpu.describe();
     if world.leads() {
-        println!(
+        tell!(
             "{name}: every operation against the CPU engine, |difference| / |value|, at most {:.0e}; its speed as a \
              share of the card's",
             allowed::<R>()
@@ -126,7 +126,7 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     }
     let found = speed::examine(&gpu)?;
     if world.leads() {
-        print!("{}", found.table());
+        tell_raw!("{}", found.table());
     }
     faults.extend(found.wrong().map(|what| format!("{what} ({})", R::NAME)));
     step(&name, gpu, world, faults)
@@ -153,7 +153,7 @@ fn step<B: Backend>(name: &str, backend: B, world: &World, faults: &mut Vec<Stri
         let found = step_of(backend.clone(), &shape)?;
         let Some((loss, expected, worst, error, good)) = found else { continue };
         if world.leads() {
-            println!(
+            tell!(
                 "{name}: a whole step, D = {}: loss {loss:.6}, reference {expected:.6}; largest error of a gradient \
                  {error:.1e} ({worst})",
                 shape.head_size()

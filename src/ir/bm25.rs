@@ -14,10 +14,10 @@ use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextO
 use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
 use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
 
-use super::read_text;
 use super::run::{Hit, Run, write_renamed_by};
 use super::topics::{Field as TopicField, Topic, read_topics_fields};
 use super::words::Words;
+use super::{read_text, refuse_input};
 use crate::corpus::{Role, Source, documents as document};
 use crate::{Error, Result};
 
@@ -279,6 +279,10 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if o.fields.is_empty() {
         return Err(Error::config("no document field to index: choose of url, title and body"));
     }
+    refuse_input(
+        &o.out,
+        o.documents.iter().flat_map(|source| &source.path).chain([&o.topics]).chain(&o.only),
+    )?;
     let topics =
         if o.clicks { queries_of(&o.topics)? } else { read_topics_fields(&o.topics, &o.topic_fields)? };
     let path = o.documents.first().and_then(|source| source.path.first()).cloned().unwrap_or_default();
@@ -289,13 +293,9 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     };
     let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
     let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
-    document::read_documents(
-        &o.documents,
-        &o.fields,
-        &document::ReadOptions::default(),
-        wanted,
-        |document| indexer.add(&document.id, &document.text),
-    )?;
+    let options = document::ReadOptions::default();
+    let add = |document: document::Document| indexer.add(&document.id, &document.text);
+    document::read_documents(&o.documents, &o.fields, &options, wanted, add)?.warn();
     let found = indexer.ids.len();
     if found == 0 && only.is_some() {
         let text = "none of the listed document ids is in it; are both of the same MS MARCO version?";

@@ -9,7 +9,7 @@ use super::compare::{Comparison, compare};
 use super::measures::{Evaluation, Measure, Options, evaluate};
 use super::qrels::Qrels;
 use super::run::Run;
-use crate::Result;
+use crate::{Error, Result};
 
 /// What to measure and how; the letters are trec_eval's options.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,6 +45,10 @@ pub struct Outcome {
 /// What the readers, `evaluate` and `compare` refuse.
 pub fn measure(o: &EvaluateOptions) -> Result<Outcome> {
     let measures = measures(&o.measures)?;
+    let stdin = Path::new("-");
+    if o.run == stdin && o.baseline.as_deref() == Some(stdin) {
+        return Err(Error::config("run and --baseline are both standard input: name a file for one of them"));
+    }
     let (qrels, run) = rayon::join(|| Qrels::read(&o.qrels), || Run::read(place(&o.run)));
     let (qrels, run) = (qrels?, run?);
     let found = evaluate(&qrels, &run, &measures, &o.how)?;

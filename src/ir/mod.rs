@@ -14,7 +14,7 @@ pub mod significance;
 pub mod topics;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -29,6 +29,24 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         let end = error.utf8_error().valid_up_to();
         at_line(path, line_of(error.as_bytes(), end), "not UTF-8 text; convert the file to UTF-8")
     })
+}
+
+/// Refuses to write where something is read from.
+///
+/// # Errors
+/// `Error::Config` when `out` is one of the `inputs`, by whatever name.
+pub(crate) fn refuse_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    let Ok(place) = out.canonicalize() else { return Ok(()) }; // what is not there is no input
+    match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
+        None if place.is_dir() => {
+            Err(Error::config(format!("{}: is a folder: name a file to write", out.display())))
+        }
+        None => Ok(()),
+        Some(_) => Err(Error::config(format!(
+            "{}: is read from, and would be overwritten: name another file",
+            out.display()
+        ))),
+    }
 }
 
 /// The error of one line: `path:line: text`.

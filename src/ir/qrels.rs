@@ -41,9 +41,14 @@ impl Qrels {
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
         let (form, start) = match first_line::<4>(bytes)? {
-            Some((offset, [_, _, label, _], 3)) if label.parse::<i32>().is_err() => {
+            Some((offset, [name, _, label, _], 3)) if label.parse::<i32>().is_err() => {
                 let header = bytes[offset..].iter().position(|&byte| byte == b'\n');
-                (Form::Beir, header.map_or(bytes.len(), |at| offset + at + 1))
+                let body = header.map_or(bytes.len(), |at| offset + at + 1);
+                // TREC's lines behind it: no header, but a line that lacks a column
+                match first_line::<4>(&bytes[body..]) {
+                    Ok(Some((_, _, 4))) if name != "query-id" => (Form::Trec, 0),
+                    _ => (Form::Beir, body),
+                }
             }
             _ => (Form::Trec, 0),
         };

@@ -101,6 +101,11 @@ impl Run {
                 "topic '{topic}': an id in a run is not empty and has no space"
             )));
         }
+        if topic.starts_with('#') {
+            return Err(Error::data(format!(
+                "topic '{topic}': readers take lines of a run that begin with # for comments; rename the topic"
+            )));
+        }
         if self.topics.contains_key(&topic) {
             return Err(Error::data(format!("topic '{topic}' is in the run twice")));
         }
@@ -145,6 +150,14 @@ impl Run {
     /// The run tag of the file's last line; `None` for a run made in memory or of three columns.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
+    }
+
+    /// The first `depth` hits of a topic, as they are.
+    pub fn head(&self, topic: &str, depth: usize) -> Option<Self> {
+        let mut list = self.topics.get(topic)?.clone();
+        list.hits.truncate(depth);
+        list.ranks.truncate(depth);
+        Some(Self { topics: [(topic.to_owned(), list)].into(), tag: None })
     }
 
     /// Joins the topics of another run, as the test runs of folds are joined. Error: a topic in both.

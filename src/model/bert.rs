@@ -51,6 +51,13 @@ pub struct Options {
     pub continues: Vec<u32>,
 }
 
+impl Options {
+    /// Whether training leaves the QDPP head, which the model has, as it is.
+    pub(super) fn leaves_pair(&self) -> bool {
+        matches!(self.objective, Objective::Pretraining { qdpp, .. } if qdpp <= 0.0)
+    }
+}
+
 /// What training adds, freezes and computes twice; by default nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Tuning {
@@ -83,6 +90,8 @@ pub struct Bert<B: Backend> {
     pub options: Options,
     /// Parameters, [layout.len]
     pub weights: B::Buf<B::Real>,
+    /// The QDPP head has its initial values and will keep them.
+    pub(super) untrained_pair: bool,
     /// Their gradients, [layout.len] (empty without training)
     pub grads: B::Buf<f32>,
     /// Losses and counts since the last `take_sums`, [stats::SLOTS]
@@ -112,6 +121,7 @@ impl<B: Backend> Bert<B> {
             backend.upload(&options.continues, &mut continues, 0)?;
         }
         Ok(Self {
+            untrained_pair: false,
             weights: backend.zeros(layout.len)?,
             grads: backend.zeros(if options.train { layout.len } else { 0 })?,
             sums: sums(&backend)?,

@@ -23,6 +23,11 @@ use crate::{Error, Result};
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"];
 
+/// The QDPP head's tensors begin with this name, as BERT's next-sentence head's do.
+const PAIR: &str = "cls.seq_relationship";
+/// Key of `config.json` that lists heads which are in the file and were never trained; others overlook it.
+const UNTRAINED: &str = "untrained_heads";
+
 /// Tensors by Hugging Face name: shape and f32 values in row-major order.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
@@ -31,6 +36,8 @@ pub struct Checkpoint {
     pub path: PathBuf,
     pub shape: Shape,
     pub tensors: Tensors,
+    /// The QDPP head has its initial values: the training that made the model had no QDPP.
+    pub untrained_pair: bool,
 }
 
 /// Where a ranking head starts.
@@ -56,10 +63,10 @@ impl LoadReport {
     /// Names on the terminal what was not simply copied.
     pub fn print(&self, path: &Path) {
         if !self.missing.is_empty() {
-            println!("{}: not in the file, drawn anew: {}", path.display(), self.missing.join(", "));
+            tell!("{}: not in the file, drawn anew: {}", path.display(), self.missing.join(", "));
         }
         if !self.unexpected.is_empty() {
-            println!("{}: in the file, not used: {}", path.display(), self.unexpected.join(", "));
+            tell!("{}: in the file, not used: {}", path.display(), self.unexpected.join(", "));
         }
     }
 }
@@ -71,7 +78,9 @@ impl Checkpoint {
     /// `Error::Data` naming the file and what is wrong with it; `Error::Config` when the model is
     /// no BERT of the kind the engine computes (erf GELU, absolute positions, post-LayerNorm).
     pub fn read(path: &Path) -> Result<Self> {
-        let shape = read_shape(&path.join("config.json"))?;
+        let config = read_config(&path.join("config.json"))?;
+        let shape = shape_of(&config, &path.join("config.json"))?;
+        let untrained_pair = config[UNTRAINED] == json!([PAIR]);
         let file = path.join("model.safetensors");
         let bad = |e: candle_core::Error| {
             Error::data(format!("{}: cannot be read as safetensors: {e}", file.display()))
@@ -90,7 +99,7 @@ impl Checkpoint {
             let values = tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1());
             tensors.insert(canonical(&name), (tensor.dims().to_vec(), values.map_err(bad)?));
         }
-        Ok(Self { path: path.to_owned(), shape, tensors })
+        Ok(Self { path: path.to_owned(), shape, tensors, untrained_pair })
     }
 
     /// Refuses a tokenizer with another vocabulary than the model's, and sequences longer than its
@@ -134,7 +143,14 @@ impl Checkpoint {
 
     /// Row 0 minus row 1 of the QDPP head's tensor of the same kind.
     fn rank_from_pair(&self, param: &Param) -> Result<Vec<f32>> {
-        let name = param.name.replace("classifier", "cls.seq_relationship");
+        let name = param.name.replace("classifier", PAIR);
+        if self.untrained_pair {
+            return Err(Error::config(format!(
+                "{}: its QDPP head was never trained (config.json: {UNTRAINED}), so it cannot rank: coarse-tune with \
+                 objective.qdpp above 0, or fine-tune with start = \"new-head\" first",
+                self.path.display()
+            )));
+        }
         let Some((_, values)) = self.tensors.get(&name) else {
             return Err(Error::config(format!(
                 "{}: has no {name}: start = \"qdpp-head\" needs a coarse-tuned model; use start = \"new-head\"",
@@ -179,6 +195,8 @@ impl Checkpoint {
                 report.missing.join(", ")
             )));
         }
+        let drawn = report.missing.iter().any(|name| name.starts_with(PAIR));
+        model.untrained_pair = model.options.leaves_pair() && (self.untrained_pair || drawn);
         let known = |name: &String| model.layout.find(name).is_some();
         report.unexpected = self.tensors.keys().filter(|name| !known(name)).cloned().collect();
         Ok(report)
@@ -187,7 +205,7 @@ impl Checkpoint {
     /// The ranking head that the file holds: one label, or two of which the second is "relevant".
     fn saved_head(&self, param: &Param) -> Result<Option<Vec<f32>>> {
         let Some((shape, values)) = self.tensors.get(&param.name) else {
-            return if self.tensors.contains_key("cls.seq_relationship.weight") {
+            return if self.tensors.contains_key(&format!("{PAIR}.weight")) {
                 self.rank_from_pair(param).map(Some)
             } else {
                 Ok(None)
@@ -231,6 +249,7 @@ pub fn fill_fresh<B: Backend>(model: &mut Bert<B>, seed: u32) -> Result<()> {
     for param in &model.layout.params {
         model.backend.upload_weights(&initial(param, seed), &mut model.weights, param.offset)?;
     }
+    model.untrained_pair = model.options.leaves_pair();
     Ok(())
 }
 
@@ -244,9 +263,15 @@ fn canonical(name: &str) -> String {
 
 /// Reads the sizes from a `config.json`.
 pub fn read_shape(path: &Path) -> Result<Shape> {
+    shape_of(&read_config(path)?, path)
+}
+
+fn read_config(path: &Path) -> Result<Value> {
     let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))?;
+    serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))
+}
+
+fn shape_of(config: &Value, path: &Path) -> Result<Shape> {
     let size = |key: &str| {
         config[key]
             .as_u64()
@@ -278,7 +303,7 @@ pub fn read_shape(path: &Path) -> Result<Shape> {
 }
 
 /// The `config.json` of a model.
-fn config_json(shape: &Shape, heads: HeadSet, dtype: Dtype) -> Value {
+fn config_json(shape: &Shape, heads: HeadSet, untrained_pair: bool, dtype: Dtype) -> Value {
     let mut config = json!({
         "architectures": [if heads.rank { "BertForSequenceClassification" } else { "BertForPreTraining" }],
         "model_type": "bert",
@@ -298,6 +323,9 @@ fn config_json(shape: &Shape, heads: HeadSet, dtype: Dtype) -> Value {
         "position_embedding_type": "absolute",
         "torch_dtype": if dtype == Dtype::BF16 { "bfloat16" } else { "float32" },
     });
+    if untrained_pair {
+        config[UNTRAINED] = json!([PAIR]);
+    }
     if heads.rank {
         config["id2label"] = json!({"0": "LABEL_0"});
         config["label2id"] = json!({"LABEL_0": 0});
@@ -335,6 +363,7 @@ fn by_name(layout: &Layout, arena: &[f32]) -> Tensors {
 pub struct Image<R: Elem> {
     layout: Layout,
     heads: HeadSet,
+    untrained_pair: bool,
     /// [layout.len]
     weights: Vec<R>,
 }
@@ -343,7 +372,8 @@ impl<R: Elem> Image<R> {
     /// Copies the weights of `model`; waits for the device.
     pub fn of<B: Backend<Real = R>>(model: &Bert<B>) -> Result<Self> {
         let weights = model.backend.download(&model.weights, 0..model.layout.len)?;
-        Ok(Self { layout: model.layout.clone(), heads: model.options.heads, weights })
+        let (heads, untrained_pair) = (model.options.heads, model.untrained_pair);
+        Ok(Self { layout: model.layout.clone(), heads, untrained_pair, weights })
     }
 
     /// The weights as a model without adapters needs them.
@@ -352,7 +382,7 @@ impl<R: Elem> Image<R> {
         model.layout.merge_adapters(&mut weights);
         let mut layout = model.layout.clone();
         layout.params.retain(|param| param.block.is_none());
-        Ok(Image { layout, heads: model.options.heads, weights })
+        Ok(Image { layout, heads: model.options.heads, untrained_pair: model.untrained_pair, weights })
     }
 
     /// Writes and syncs the files of a model folder into `dir`, which exists; returns their names with
@@ -370,7 +400,8 @@ impl<R: Elem> Image<R> {
         let mut files = BTreeMap::new();
         let name = "model.safetensors";
         files.insert(name.to_owned(), write_tensors(&dir.join(name), &entries, format)?);
-        let config = format!("{:#}\n", config_json(&self.layout.shape, self.heads, dtype));
+        let config =
+            format!("{:#}\n", config_json(&self.layout.shape, self.heads, self.untrained_pair, dtype));
         files.insert("config.json".into(), write_synced(&dir.join("config.json"), &[config.as_bytes()])?);
         if let Some(from) = tokenizer {
             for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {

@@ -47,6 +47,9 @@ pub fn run(config: &Config, options: &ProbeOptions, world: &World) -> Result<()>
 }
 
 fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
+    if options.pairs == 0 {
+        return Err(Error::config("--pairs 0: there is nothing to probe"));
+    }
     let Some((_, first)) = options.models.first() else {
         return Err(Error::config("probe: name at least one --model NAME=FOLDER"));
     };
@@ -56,7 +59,7 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     run_dir::announce(backend, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
-    world.agree(world.leads().then(|| resume::check_command(&config.run.out, "probe")))?;
+    world.agree(world.leads().then(|| check_free(&config.run.out)))?;
     let dir = run_dir::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
@@ -67,6 +70,15 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     }
     let probe = Probe { source: pairs.source.clone(), pairs: pairs.list.len(), words: pairs.words(), models };
     world.agree(world.leads().then(|| conclude(&probe, &dir)))?;
+    Ok(())
+}
+
+/// A probe is one sitting: there is nothing to go on with, and a finished one stays.
+fn check_free(out: &Path) -> Result<()> {
+    resume::check_command(out, "probe")?;
+    if out.join("probe.json").exists() {
+        return Err(Error::config(format!("{}: holds a probe already: choose another --out", out.display())));
+    }
     Ok(())
 }
 
@@ -123,8 +135,8 @@ fn conclude(probe: &Probe, dir: &Path) -> Result<()> {
     run_dir::write_whole(&dir.join("probe.json"), text.as_bytes())?;
     let page = dir.join("probe.html");
     run_dir::write_whole(&page, report::page(probe)?.as_bytes())?;
-    print!("{}", report::table_text(probe));
-    println!("report: {}", page.display());
+    tell_raw!("{}", report::table_text(probe));
+    tell!("report: {}", page.display());
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 //! differences to a baseline.
 
 use std::borrow::Cow;
-use std::io::Write as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -15,6 +14,7 @@ use super::text_table;
 use crate::ir::compare::{Compared, Comparison, DRAWS};
 use crate::ir::evaluate::{EvaluateOptions, Outcome, measure, number, trec_layout};
 use crate::ir::measures::{Measure, Options};
+use crate::ir::refuse_input;
 use crate::ir::run::write_renamed;
 use crate::{Error, Result};
 
@@ -43,12 +43,8 @@ pub fn run(options: &EvaluateOptions, form: Form, plot: Option<&Path>) -> Result
         draw.write(comparison, options)?;
     }
     let text = render(options, &outcome, form)?;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        // `evaluate | head` has what it wants.
-        Err(cause) if cause.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        Err(cause) => Err(Error::data(format!("standard output cannot be written: {cause}"))),
-        Ok(()) => Ok(()),
-    }
+    tell_raw!("{text}");
+    Ok(())
 }
 
 /// What `run` prints.
@@ -298,6 +294,7 @@ impl<'a> Drawing<'a> {
                 return Err(Error::config(text));
             }
         };
+        refuse_input(path, [&options.qrels, &options.run].into_iter().chain(&options.baseline))?;
         if options.baseline.is_none() {
             return Err(Error::config(
                 "--plot draws the differences to a baseline: name one with --baseline RUN",

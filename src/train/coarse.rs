@@ -222,7 +222,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         let Some(found) = against_reference(&mut self.model, batch)? else { return Ok(()) };
         if self.world.leads() {
             let (name, error) = found.worst();
-            println!(
+            tell!(
                 "check at step {}: loss {:.6}, reference {:.6}; largest error of a gradient {error:.1e} ({name})",
                 updates + 1,
                 found.loss,

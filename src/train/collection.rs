@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::passages::{Cut, passages};
 use crate::config::Config;
+use crate::corpus::Source;
 use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
@@ -37,6 +38,8 @@ pub struct Collection {
     pub topics: BTreeMap<String, Candidates>,
     /// Topics of the file that the run lacks.
     pub not_in_run: Vec<String>,
+    /// Topics of the run that the file lacks.
+    pub not_in_topics: Vec<String>,
     /// Tokens of each passage, at most `max_tokens`; at least one passage a document.
     documents: HashMap<String, Vec<Vec<u32>>>,
 }
@@ -73,8 +76,11 @@ impl Collection {
             max_tokens: config.data.max_tokens,
             topics: BTreeMap::new(),
             not_in_run: Vec::new(),
+            not_in_topics: Vec::new(),
             documents: HashMap::new(),
         };
+        let named: HashSet<&str> = topics.iter().map(|topic| topic.id.as_str()).collect();
+        collection.not_in_topics = run.topics().filter(|id| !named.contains(id)).map(str::to_owned).collect();
         let (topics, lacking): (Vec<Topic>, Vec<Topic>) =
             topics.into_iter().partition(|topic| run.get(&topic.id).is_some());
         collection.not_in_run = lacking.into_iter().map(|topic| topic.id).collect();
@@ -130,10 +136,19 @@ impl Collection {
         };
         let fields = &config.data.fields;
         let wants = |id: &str| wanted.contains(id);
-        read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
+        let mut seen = HashSet::with_capacity(wanted.len());
+        let counts = read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
+            if !seen.insert(document.id.clone()) {
+                return Err(Error::data(format!(
+                    "document '{}' is there twice in {}: keep one",
+                    document.id,
+                    place(&sources)
+                )));
+            }
             batch.push((document.id, document.text));
             if batch.len() < BATCH { Ok(()) } else { flush(&mut batch) }
         })?;
+        counts.warn();
         flush(&mut batch)?;
         match wanted.iter().filter(|id| !self.documents.contains_key(*id)).min() {
             None => Ok(()),
@@ -141,12 +156,38 @@ impl Collection {
                 "document {id} of the run (and {} others) is not in {}: use the documents that the run was \
                  retrieved from",
                 wanted.len() - self.documents.len() - 1,
-                sources
-                    .first()
-                    .and_then(|source| source.path.first())
-                    .map_or("".into(), |path| path.display().to_string())
+                place(&sources)
             ))),
         }
+    }
+
+    /// CRC-32 of all that ranking reads here: queries, candidates and the tokens of their passages.
+    pub fn fingerprint(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        let mut add = |bytes: &[u8]| {
+            sum.update(&(bytes.len() as u64).to_le_bytes());
+            sum.update(bytes);
+        };
+        for (id, topic) in &self.topics {
+            add(id.as_bytes());
+            add(bytemuck::cast_slice(&topic.query));
+            topic.documents.iter().for_each(|document| add(document.as_bytes()));
+        }
+        for (id, passages) in self.documents.iter().collect::<BTreeMap<_, _>>() {
+            add(id.as_bytes());
+            passages.iter().for_each(|tokens| add(bytemuck::cast_slice(tokens)));
+        }
+        sum.finalize()
+    }
+
+    /// A line for each reason why topics of the run or of the topics file are not ranked.
+    pub fn unmatched(&self) -> String {
+        let reasons = [("not in the run", &self.not_in_run), ("not in the topics file", &self.not_in_topics)];
+        reasons
+            .iter()
+            .filter(|(_, topics)| !topics.is_empty())
+            .map(|(why, topics)| left_out(why, topics))
+            .collect()
     }
 
     /// Passages of a candidate; at least one.
@@ -180,6 +221,16 @@ impl Collection {
     }
 }
 
+/// Where documents are, for messages.
+fn place(sources: &[Source]) -> String {
+    let first = sources.first().and_then(|source| source.path.first());
+    first.map_or_else(String::new, |path| path.display().to_string())
+}
+
+fn left_out(why: &str, topics: &[String]) -> String {
+    format!("{} topics left out, {why}: {}\n", topics.len(), topics.join(" "))
+}
+
 /// Tokenises the passages of some documents.
 fn encode(
     tokenizer: &Tokenizer,
@@ -205,11 +256,16 @@ pub struct TopicUse {
     /// Every candidate is relevant.
     pub without_others: Vec<String>,
     pub not_in_run: Vec<String>,
+    pub not_in_topics: Vec<String>,
 }
 
 impl TopicUse {
     pub fn of(collection: &Collection, qrels: &Qrels) -> Self {
-        let mut all = Self { not_in_run: collection.not_in_run.clone(), ..Self::default() };
+        let mut all = Self {
+            not_in_run: collection.not_in_run.clone(),
+            not_in_topics: collection.not_in_topics.clone(),
+            ..Self::default()
+        };
         for (topic, candidates) in &collection.topics {
             let relevant = candidates.documents.iter().filter(|d| relevant(qrels, topic, d)).count();
             let list = match relevant {
@@ -222,17 +278,24 @@ impl TopicUse {
         all
     }
 
+    /// Every topic of the topics file.
+    pub fn in_topics_file(&self) -> impl Iterator<Item = &String> {
+        [&self.usable, &self.without_relevant, &self.without_others, &self.not_in_run].into_iter().flatten()
+    }
+
     /// A line for each reason that leaves topics out, with their names.
     pub fn lines(&self, depth: usize) -> String {
         let reasons = [
             (format!("no relevant document among the first {depth}"), &self.without_relevant),
             (format!("nothing but relevant documents among the first {depth}"), &self.without_others),
             ("not in the run".to_owned(), &self.not_in_run),
+            ("not in the topics file".to_owned(), &self.not_in_topics),
         ];
-        let line = |(why, topics): &(String, &Vec<String>)| {
-            format!("{} topics left out, {why}: {}\n", topics.len(), topics.join(" "))
-        };
-        reasons.iter().filter(|(_, topics)| !topics.is_empty()).map(line).collect()
+        reasons
+            .iter()
+            .filter(|(_, topics)| !topics.is_empty())
+            .map(|(why, topics)| left_out(why, topics))
+            .collect()
     }
 }
 

@@ -79,7 +79,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
             done?;
         }
         if world.leads() && (i + 1) % 10 == 0 {
-            println!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
+            tell!("task {}/{} | {}", i + 1, tasks.len(), duration(start.elapsed().as_secs_f64()));
         }
     }
     world.barrier();
@@ -114,6 +114,10 @@ fn claim(dir: &Path, task: usize) -> Result<bool> {
     }
 }
 
+/// Rows of the table that are no arm's.
+const FIRST_STAGE: &str = "first stage";
+const ZERO_SHOT: &str = ", zero-shot";
+
 /// All arms must share one vocabulary, since documents are tokenised once.
 fn check_arms(config: &Config) -> Result<()> {
     let arms = &config.experiment.arms;
@@ -123,6 +127,18 @@ fn check_arms(config: &Config) -> Result<()> {
             return Err(Error::config(format!(
                 "experiment.arms: {:?} and {:?} have different tokenizers: compare models of one vocabulary",
                 arms[0].name, arm.name
+            )));
+        }
+        if slug(&arm.name).is_empty() || arm.name == FIRST_STAGE || arm.name.ends_with(ZERO_SHOT) {
+            return Err(Error::config(format!(
+                "experiment.arms: the name {:?} is taken by a row of the report or has no letter: choose another",
+                arm.name
+            )));
+        }
+        if let Some(metrics) = arm.metrics.as_ref().filter(|metrics| !metrics.exists()) {
+            return Err(Error::config(format!(
+                "experiment.arms: {:?} has metrics = {:?}, which is not there",
+                arm.name, metrics
             )));
         }
         if arms.iter().filter(|other| slug(&other.name) == slug(&arm.name)).count() > 1 {
@@ -192,6 +208,7 @@ fn describe(study: &Study, task: &Task) -> Result<Value> {
     Ok(json!({
         "arm": task.arm,
         "weights_crc32": checkpoint::fingerprint(&task.arm.model)?,
+        "inputs": study.inputs,
         "topics": task.topics,
         "fold": [fold.train, fold.validation, fold.test],
         "split": config.experiment.split,
@@ -220,7 +237,7 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
         let Arm { name, start, .. } = &config.experiment.arms[*arm];
         if *topics == Some(0) && *start == HeadStart::QdppHead {
             // QDPP ranks without fine-tuning: a row of the table, not only a point of the curve
-            let zero_shot = cell(study, &format!("{name}, zero-shot"), None, &repeats[..1], &list)?;
+            let zero_shot = cell(study, &format!("{name}{ZERO_SHOT}"), None, &repeats[..1], &list)?;
             cells.push(Cell { train_topics: None, ..zero_shot });
         }
         for (repeat, run) in repeats.iter().enumerate() {
@@ -241,8 +258,8 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(&results)
         .map_err(|e| Error::data(format!("results.json cannot be written: {e}")))?;
     run_dir::write_whole(&dir.join("results.json"), text.as_bytes())?;
-    println!("\n{}", table_text(&results)?);
-    println!("report: {}", write_experiment_report(dir)?.display());
+    tell!("\n{}", table_text(&results)?);
+    tell!("report: {}", write_experiment_report(dir)?.display());
     Ok(())
 }
 
@@ -256,11 +273,11 @@ fn first_stage(study: &Study, list: &[Measure]) -> Result<Cell> {
     let all = Run::read(path)?;
     let mut run = Run::default();
     for topic in study.folds.iter().flat_map(|fold| ranked(study.config, fold)) {
-        if let Some(hits) = all.get(&topic) {
-            run.insert(topic, hits.iter().take(study.config.fine.depth).cloned().collect())?;
+        if let Some(head) = all.head(&topic, study.config.fine.depth) {
+            run.merge(head)?;
         }
     }
-    Ok(Cell { train_topics: None, ..cell(study, "first stage", None, &[run], list)? })
+    Ok(Cell { train_topics: None, ..cell(study, FIRST_STAGE, None, &[run], list)? })
 }
 
 /// Measures of an arm: each topic's value is its mean over the repetitions, so that a test over
@@ -321,6 +338,6 @@ fn facts(study: &Study) -> Result<Vec<(String, String)>> {
 
 /// A name for files: letters and digits, the rest dashes.
 fn slug(name: &str) -> String {
-    let dash = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
-    name.chars().map(dash).collect::<String>().trim_matches('-').to_owned()
+    let dash = |c: char| if c.is_alphanumeric() { c } else { '-' };
+    name.to_lowercase().chars().map(dash).collect::<String>().trim_matches('-').to_owned()
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use serde_json::json;
 use statrs::statistics::Statistics;
 
-use super::checkpoints::Identity;
 use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
 use super::collection::{Collection, TopicUse};
 use super::folds::{drawn_folds, folds_from_file};
 use super::groups::{GroupOptions, GroupSource, Sources};
+use super::inputs::{fingerprint, hard_negatives, identity, read_teacher};
 use super::memory::Needs;
 use super::metrics::Meter;
 use super::rerank::rerank;
@@ -45,6 +45,8 @@ pub struct Study<'a> {
     hard: Option<HashMap<String, Vec<String>>>,
     teacher: Option<Run>,
     pub folds: Vec<Fold>,
+    /// CRC-32 of all that is read besides weights and folds.
+    pub inputs: u32,
 }
 
 /// A model and how its ranking head starts.
@@ -77,7 +79,7 @@ impl<'a> Study<'a> {
         let tokenizer = Tokenizer::load(model)?;
         let hard = config.fine.negatives_run.as_ref().map(|path| hard_negatives(path, config.fine.depth));
         let hard = hard.transpose()?;
-        let teacher = config.fine.teacher.as_ref().map(|path| Run::read(path)).transpose()?;
+        let teacher = config.fine.teacher.as_ref().map(|path| read_teacher(path)).transpose()?;
         let more = hard.clone().unwrap_or_default();
         let collection = Collection::read(config, &tokenizer, config.fine.depth, &more)?;
         let qrels_path = Config::need("data.qrels", &config.data.qrels)?;
@@ -95,20 +97,27 @@ impl<'a> Study<'a> {
         }
         if world.leads() {
             let truncated = collection.truncated();
-            println!(
+            tell!(
                 "{} usable topics; {} passages of their candidates, {} of them cut to fit",
                 usable.len(),
                 truncated.all,
                 truncated.cut
             );
-            print!("{}", topics.lines(config.fine.depth));
+            tell_raw!("{}", topics.lines(config.fine.depth));
         }
         world.agree(world.leads().then(|| run_dir::add_fact(dir, "topics", &json!(topics))))?;
         let folds = match &config.data.folds {
-            Some(path) => folds_from_file(path, usable)?,
+            Some(path) => {
+                let (folds, lines) = folds_from_file(path, &topics, config.fine.validate_every > 0)?;
+                if world.leads() {
+                    tell_raw!("{lines}");
+                }
+                folds
+            }
             None => drawn_folds(config, usable, dir, world)?,
         };
-        Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds })
+        let inputs = fingerprint(config, qrels_path, &collection)?;
+        Ok(Self { config, collection: Arc::new(collection), qrels, hard, teacher, folds, inputs })
     }
 
     /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
@@ -211,7 +220,7 @@ impl<'a> Study<'a> {
         let source = GroupSource::new(self.collection.clone(), sources, train, options)?;
         if world.leads() && !source.left_out.is_empty() {
             let names = source.left_out.join(" ");
-            println!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
+            tell!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
         }
         source.check_fits(&config.train)?;
         let source = Arc::new(source);
@@ -305,16 +314,6 @@ impl<B: Distributed> Watcher<B> for Validator<'_> {
     }
 }
 
-/// Topic -> the first `depth` documents of the run at `path`.
-fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<String>>> {
-    let run = Run::read(path)?;
-    let first = |topic: &str| {
-        let hits = run.get(topic).unwrap_or_default().iter().take(depth);
-        (topic.to_owned(), hits.map(|hit| hit.doc.to_string()).collect())
-    };
-    Ok(run.topics().map(first).collect())
-}
-
 fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
     Ok(evaluate(qrels, run, &[measure], &measures::Options::default())?.means[0])
 }
@@ -332,7 +331,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     let identity = identity(config, path)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
         if world.leads() {
-            println!("{text}");
+            tell!("{text}");
         }
         return Ok(());
     }
@@ -372,7 +371,7 @@ fn summarise(repeats: &[Vec<Mean>], dir: &Path) -> Result<()> {
         let (mean, deviation) = (values().mean(), values().std_dev());
         text.push_str(&format!("{name:<22}\tall\t{mean:6.4}\t{deviation:6.4}\n"));
     }
-    print!("mean and standard deviation over {} seeds:\n{text}", repeats.len());
+    tell_raw!("mean and standard deviation over {} seeds:\n{text}", repeats.len());
     run_dir::write_whole(&dir.join("seeds.txt"), text.as_bytes())
 }
 
@@ -400,7 +399,7 @@ impl Study<'_> {
         world.broadcast_text(&mut word);
         if !word.is_empty() {
             if world.leads() {
-                println!("fold {}: finished before, kept", i + 1);
+                tell!("fold {}: finished before, kept", i + 1);
             }
             return Run::read(&run_path);
         }
@@ -414,7 +413,7 @@ impl Study<'_> {
             run.write(&run_path, "ctune-dist")?;
             run_dir::write_whole(&done, topics.as_bytes())?;
             let measure: Measure = config.fine.measure.parse()?;
-            println!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
+            tell!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
             Ok(())
         };
         world.agree(world.leads().then(conclude))?;
@@ -430,42 +429,6 @@ fn preempted() -> Error {
     ))
 }
 
-/// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
-/// as there may be gigabytes of them.
-fn identity(config: &Config, model: &Path) -> Result<Identity> {
-    let mut sum = crc32fast::Hasher::new();
-    let (data, fine) = (&config.data, &config.fine);
-    let read = [&data.topics, &data.qrels, &data.run, &data.folds, &fine.negatives_run, &fine.teacher];
-    for path in read.into_iter().flatten() {
-        add_contents(path, &mut sum)?;
-    }
-    if let Some(path) = &data.documents {
-        let size = fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-        sum.update(&size.to_le_bytes());
-    }
-    add_contents(&model.join("model.safetensors"), &mut sum)?;
-    let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
-    Ok(Identity {
-        command: "fine".into(),
-        data: format!("{:08x}", sum.finalize()),
-        plan: resume::plan_of(config, &unused)?,
-    })
-}
-
-/// Adds a file, or (of folds as CEDR has them) the files of a folder by name.
-fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
-    let failed = |e| Error::io("read", path, e);
-    if !path.is_dir() {
-        sum.update(&fs::read(path).map_err(failed)?);
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
-    let mut files = entries.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
-    files.retain(|file| file.is_file());
-    files.sort();
-    files.iter().try_for_each(|file| add_contents(file, sum))
-}
-
 fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Vec<Mean>> {
     let path: PathBuf = dir.join("run.txt");
     joined.write(&path, "ctune-dist")?;
@@ -479,7 +442,7 @@ fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Ve
     for (measure, value) in list.iter().zip(&result.means) {
         text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
     }
-    print!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
+    tell_raw!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
     run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())?;
     Ok(names.into_iter().zip(result.means).collect())
 }

@@ -1,32 +1,60 @@
 //! Which topics train, validate and test: from a fold file, or drawn and kept.
 
+use std::collections::HashSet;
 use std::path::Path;
 
+use super::collection::TopicUse;
 use crate::config::Config;
 use crate::dist::World;
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::{Error, Result};
 
-/// The folds of a file, without the topics that cannot be used.
+/// The folds of a file, without the topics that cannot be used; and a line for each kind of topic that is
+/// in one of file and collection alone.
 ///
 /// # Errors
-/// `Error::Data` when a fold is left without a training or a test topic.
-pub fn folds_from_file(path: &Path, usable: &[String]) -> Result<Vec<Fold>> {
+/// `Error::Data` when a fold is left without a training or a test topic (or, where training is to
+/// `validate`, a validation topic), or two folds test one topic.
+pub fn folds_from_file(path: &Path, topics: &TopicUse, validate: bool) -> Result<(Vec<Fold>, String)> {
     let mut folds = read_folds(path)?;
-    let known = |topic: &String| usable.contains(topic);
+    let usable: HashSet<&String> = topics.usable.iter().collect();
+    let known: HashSet<&String> = topics.in_topics_file().collect();
+    let mut foreign: Vec<String> = Vec::new();
+    let mut tested = HashSet::new();
     for (i, fold) in folds.iter_mut().enumerate() {
         for list in [&mut fold.train, &mut fold.validation, &mut fold.test] {
-            list.retain(known);
+            foreign.extend(list.iter().filter(|topic| !known.contains(topic)).cloned());
+            list.retain(|topic| usable.contains(topic));
         }
+        let wrong = |text: String| Error::data(format!("{}: fold {} {text}", path.display(), i + 1));
         if fold.train.is_empty() || fold.test.is_empty() {
-            return Err(Error::data(format!(
-                "{}: fold {} has no usable training or test topic: the file belongs to other topics",
-                path.display(),
-                i + 1
-            )));
+            return Err(wrong(
+                "has no usable training or test topic: the file belongs to other topics".into(),
+            ));
+        }
+        if validate && fold.validation.is_empty() {
+            return Err(wrong("has no usable validation topic, which fine.validate_every needs".into()));
+        }
+        if let Some(topic) = fold.test.iter().find(|topic| !tested.insert((*topic).clone())) {
+            return Err(wrong(format!("tests topic {topic}, which another fold tests too")));
         }
     }
-    Ok(folds)
+    foreign.sort_unstable();
+    foreign.dedup();
+    let untested: Vec<&str> =
+        topics.usable.iter().filter(|topic| !tested.contains(*topic)).map(String::as_str).collect();
+    let mut lines = String::new();
+    if !foreign.is_empty() {
+        lines += &format!(
+            "{} topics of the folds are not in the topics file: {}\n",
+            foreign.len(),
+            foreign.join(" ")
+        );
+    }
+    if !untested.is_empty() {
+        lines += &format!("{} usable topics are tested by no fold: {}\n", untested.len(), untested.join(" "));
+    }
+    Ok((folds, lines))
 }
 
 /// `fine.folds` folds over the usable topics, kept in `dir/folds.json`.

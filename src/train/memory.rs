@@ -131,7 +131,7 @@ impl Forecast {
     pub fn report<B: Backend>(&self, backend: &B, world: &World) -> Result<Value> {
         let allocated = Self::allocated(backend)?;
         if world.leads() {
-            println!(
+            tell!(
                 "memory: {:.3} GB predicted, {:.3} GB allocated, {:.2} GB were free",
                 gb(self.predicted),
                 gb(allocated),

@@ -11,6 +11,7 @@ pub mod fine;
 mod folds;
 pub mod groups;
 pub mod health;
+mod inputs;
 pub mod memory;
 pub mod metrics;
 pub mod optimiser;

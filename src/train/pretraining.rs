@@ -89,12 +89,12 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     match &start {
         resume::Start::Finished(text) => {
             if world.leads() {
-                println!("{text}");
+                tell!("{text}");
             }
             return Ok(());
         }
         resume::Start::Again if world.leads() => {
-            println!("{}: has no checkpoint to go on from: starting at the beginning", dir.display());
+            tell!("{}: has no checkpoint to go on from: starting at the beginning", dir.display());
         }
         _ => {}
     }
@@ -103,7 +103,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     let product_speed = product_speed(&backend, world)?;
     let (model, forecast) = make_model(backend, config, &prepared, from, world)?;
     if world.leads() {
-        println!("{} parameters, {steps} steps", model.layout.parameters());
+        tell!("{} parameters, {steps} steps", model.layout.parameters());
     }
     if let Some(hard) = prepared.hard.as_ref().filter(|_| world.leads()) {
         hard.print(config);
@@ -221,7 +221,7 @@ impl Hard {
     fn print(&self, config: &Config) {
         let [first, last] = config.objective.negatives_depth;
         let counts = self.lists.counts();
-        println!(
+        tell!(
             "hard negatives, ranks {first} to {last} of {}: {} documents for {} queries; left out: {} that their \
              query clicked, {} that the shards do not hold, {} rows of other topics",
             config.objective.negatives_run.as_deref().unwrap_or(Path::new("")).display(),
@@ -231,7 +231,7 @@ impl Hard {
             counts.missing,
             counts.foreign
         );
-        println!(
+        tell!(
             "{} of {} clicks ({:.1} %) have none and get random documents",
             self.without,
             self.clicks,

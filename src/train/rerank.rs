@@ -14,6 +14,7 @@ use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
 use crate::dist::World;
 use crate::engine::{Aggregate, Backend, RankLoss};
+use crate::ir::refuse_input;
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -134,6 +135,9 @@ pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
 
 fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
+    let data = &config.data;
+    let read = [&data.topics, &data.run].into_iter().flatten().chain(&data.documents);
+    world.agree(world.leads().then(|| refuse_input(out, read)))?;
     let tokenizer = Tokenizer::load(path)?;
     let collection = Collection::read(config, &tokenizer, config.fine.depth, &HashMap::new())?;
     let checkpoint = Checkpoint::read(path)?;
@@ -148,23 +152,31 @@ fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) ->
         )));
     }
     let topics: Vec<String> = collection.topics.keys().cloned().collect();
-    let identity =
-        json!({ "model": checkpoint::fingerprint(path)?, "data": config.data, "fine": config.fine });
+    let identity = json!({
+        "model": checkpoint::fingerprint(path)?,
+        "collection": collection.fingerprint(),
+        "max_tokens": data.max_tokens,
+        "aggregate": config.fine.aggregate,
+        "pack_tokens": config.train.pack_tokens,
+        "precision": config.train.precision,
+    });
     let mut part = world.agree(world.leads().then(|| Part::open(out, &identity.to_string())))?;
     let mut done = part.as_ref().map(|part| part.done.join("\n")).unwrap_or_default();
     world.broadcast_text(&mut done);
     let done: HashSet<&str> = done.lines().collect();
     let left: Vec<String> = topics.iter().filter(|topic| !done.contains(topic.as_str())).cloned().collect();
     if world.leads() && !done.is_empty() {
-        println!("{} topics are scored already in {}", done.len(), Part::path(out).display());
+        tell!("{} topics are scored already in {}", done.len(), Part::path(out).display());
     }
     for block in left.chunks(TOPICS_AT_ONCE) {
         let run = rerank(&mut model, &collection, block, config.fine.aggregate, world)?;
         world.agree(part.as_mut().map(|part| part.add(&run)))?;
     }
+    world.agree(part.map(|part| part.finish(out)))?;
     if world.leads() {
+        tell_raw!("{}", collection.unmatched());
         let truncated = collection.truncated();
-        println!(
+        tell!(
             "{} topics, {} passages scored (logits), {} cut to fit beside their query",
             topics.len(),
             truncated.all,
@@ -172,6 +184,5 @@ fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) ->
         );
         report.print(path);
     }
-    world.agree(part.map(|part| part.finish(out)))?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! the same model and data, it goes on from there; with others, it starts over.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::ir::run::Run;
@@ -32,12 +32,15 @@ impl Part {
     /// Takes over what an earlier start with the same `identity` finished; else begins anew.
     ///
     /// # Errors
-    /// `Error::Data` when the file cannot be read or written.
+    /// `Error::Data` when the file cannot be read or written; `Error::Config` when it is something else.
     pub fn open(out: &Path, identity: &str) -> Result<Self> {
         let path = Self::path(out);
         let head = format!("# {identity}\n");
         let mut text = match fs::read_to_string(&path) {
             Ok(text) if text.starts_with(&head) => text,
+            // one that was cut off while its head was written is a part too
+            Ok(text) if !text.starts_with("# {") && !"# {".starts_with(&text) => return Err(foreign(&path)),
+            Err(cause) if cause.kind() == ErrorKind::InvalidData => return Err(foreign(&path)),
             _ => head.clone(),
         };
         // what follows the last mark was being written when the process ended
@@ -70,6 +73,13 @@ impl Part {
     }
 }
 
+fn foreign(path: &Path) -> Error {
+    let place = path.display();
+    Error::config(format!(
+        "{place}: is in the way, and rerank did not write it: move it or name another --run-out"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,18 +96,18 @@ mod tests {
     fn goes_on_behind_the_last_finished_topic() {
         let folder = tempfile::tempdir().unwrap();
         let (out, whole) = (folder.path().join("out.run"), folder.path().join("whole.run"));
-        let mut part = Part::open(&whole, "model 1").unwrap();
+        let mut part = Part::open(&whole, r#"{"model": 1}"#).unwrap();
         ["a", "b", "c"].iter().for_each(|topic| part.add(&run_of(topic)).unwrap());
         part.finish(&whole).unwrap();
 
-        let mut part = Part::open(&out, "model 1").unwrap();
+        let mut part = Part::open(&out, r#"{"model": 1}"#).unwrap();
         assert!(part.done.is_empty());
         ["a", "b"].iter().for_each(|topic| part.add(&run_of(topic)).unwrap());
         drop(part);
         let mut torn = OpenOptions::new().append(true).open(Part::path(&out)).unwrap();
         torn.write_all(b"c Q0 d2 1 0.66 ctune-dist\nc Q0 d1").unwrap();
 
-        let mut part = Part::open(&out, "model 1").unwrap();
+        let mut part = Part::open(&out, r#"{"model": 1}"#).unwrap();
         assert_eq!(part.done, ["a", "b"]);
         part.add(&run_of("c")).unwrap();
         part.finish(&out).unwrap();
@@ -109,10 +119,22 @@ mod tests {
     fn another_model_starts_over() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.run");
-        Part::open(&out, "model 1").unwrap().add(&run_of("a")).unwrap();
-        let part = Part::open(&out, "model 2").unwrap();
+        Part::open(&out, r#"{"model": 1}"#).unwrap().add(&run_of("a")).unwrap();
+        let part = Part::open(&out, r#"{"model": 2}"#).unwrap();
         assert!(part.done.is_empty());
         part.finish(&out).unwrap();
         assert_eq!(fs::read_to_string(&out).unwrap(), "", "nothing of the other model is left");
+    }
+
+    #[test]
+    fn a_file_of_somebody_else_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out.run");
+        for other in [&b"notes\n"[..], b"# notes\n", b"\xff\xfe"] {
+            fs::write(Part::path(&out), other).unwrap();
+            let refused = Part::open(&out, r#"{"model": 1}"#).err().unwrap();
+            assert!(refused.to_string().contains("out.run.part"), "{refused}");
+            assert_eq!(fs::read(Part::path(&out)).unwrap(), other);
+        }
     }
 }

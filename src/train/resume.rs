@@ -93,7 +93,7 @@ fn decide_alone(dir: &Path, resume: &Resume, identity: &Identity) -> Result<Star
         return Ok(Start::Finished(format!("{}: this run is finished; nothing to do", dir.display())));
     }
     let (found, skipped) = find::latest(&root, u64::MAX)?;
-    skipped.iter().for_each(|line| println!("{line}"));
+    skipped.iter().for_each(|line| tell!("{line}"));
     let Some(found) = found else { return Ok(Start::Again) };
     check_same(&found, &find::read_state(&found)?.identity, identity, resume.with_changes)?;
     Ok(Start::From(found))
@@ -131,7 +131,7 @@ enum Held {
 
 fn holds(dir: &Path) -> Result<Held> {
     if dir.join("run.json").exists() {
-        let begun = ["metrics.jsonl", "checkpoints", "model", FINISHED, "fold-1", "tasks"];
+        let begun = ["metrics.jsonl", "checkpoints", "model", FINISHED, "fold-1", "tasks", "probe.json"];
         let begun = begun.iter().any(|name| dir.join(name).exists());
         return Ok(if begun { Held::Run } else { Held::Nothing });
     }
@@ -154,7 +154,7 @@ fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identi
     let nested = path.join("checkpoints");
     let found = if nested.exists() {
         let (found, skipped) = find::latest(&nested, u64::MAX)?;
-        skipped.iter().for_each(|line| println!("{line}"));
+        skipped.iter().for_each(|line| tell!("{line}"));
         found.ok_or_else(|| Error::data(format!("{}: holds no whole checkpoint", nested.display())))?
     } else {
         find::verify(path)?;
@@ -172,7 +172,7 @@ fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identi
 fn set_aside(root: &Path, step: u64) -> Result<()> {
     for later in steps_in(root)?.into_iter().filter(|later| *later > step) {
         let (from, to) = (folder(root, later), root.join(format!("superseded-{later:07}")));
-        println!("{} is after step {step}: set aside as {}", from.display(), to.display());
+        tell!("{} is after step {step}: set aside as {}", from.display(), to.display());
         if to.exists() {
             fs::remove_dir_all(&to).map_err(|e| Error::io("replaced", &to, e))?;
         }
@@ -189,7 +189,12 @@ fn check_same(what: &Path, was: &Identity, is: &Identity, with_changes: bool) ->
         differences.push(format!("command: was {}, is {}", was.command, is.command));
     }
     if was.data != is.data {
-        differences.push(format!("fingerprint of data.shards: was {}, is {}", was.data, is.data));
+        let of = if is.command == "fine" {
+            "topics, judgements, runs, folds, documents and model"
+        } else {
+            "data.shards"
+        };
+        differences.push(format!("fingerprint of {of}: was {}, is {}", was.data, is.data));
     }
     let mut only_safe = differences.is_empty();
     let (old, new) = (flat(&was.plan)?, flat(&is.plan)?);

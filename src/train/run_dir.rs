@@ -36,7 +36,7 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
             Ok(found) => Some(found),
             Err(reason) => {
                 if world.leads() {
-                    println!("computing on the CPU: {reason}");
+                    tell!("computing on the CPU: {reason}");
                 }
                 None
             }
@@ -83,7 +83,7 @@ pub(crate) use on_engine;
 /// Says where the run computes.
 pub fn announce<B: Backend>(backend: &B, world: &World) {
     if world.leads() {
-        println!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
+        tell!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
     }
 }
 
@@ -114,7 +114,7 @@ fn describe(
     fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
     let plan = config.to_toml()?;
     let command = &identity.command;
-    println!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());
+    tell!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());
     write_whole(&dir.join("config.toml"), plan.as_bytes())?;
     let mut about = json!({
         "command": command,

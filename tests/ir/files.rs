@@ -130,6 +130,7 @@ fn damaged_qrels_are_refused() {
     let read = |text: &str| Qrels::read(&file(&folder, "q", text));
     refused(read("1 0 a 1\n1 0 a 0\n"), "q:2", "judged twice");
     refused(read("1 0 a 1\n1 0 b\n"), "q:2", "3 columns");
+    refused(read("1 0 a\n1 0 b 1\n"), "q:1", "3 columns");
     refused(read("1 0 a 1 x\n"), "q:1", "5 columns");
     refused(read("1 0 a yes\n"), "q:1", "not an integer");
     refused(read("query-id\tcorpus-id\tscore\n1\t0\ta\t1\n"), "q:2", "4 columns");

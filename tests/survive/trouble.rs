@@ -107,11 +107,25 @@ fn a_rank_that_errs_alone_ends_the_job_with_its_reason() {
 #[test]
 fn a_rank_that_panics_ends_the_job_with_its_reason() {
     let place = Place::with_shards();
-    // The standard library panics where its output cannot be written.
-    let done = two(&place, (0, "exec PROGRAM >/dev/full"), "run");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/survive/broken_clock.cpp");
+    let mut build = Command::new("g++");
+    build.args(["-shared", "-fPIC", "-o", "clock.so", source]).current_dir(place.path("."));
+    assert!(build.status().expect("g++ is needed").success());
+    let done = two(&place, (0, "LD_PRELOAD=$PWD/clock.so exec PROGRAM"), "run");
     let text = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(4), "{text}");
-    assert!(text.contains("rank 0") && text.contains("No space left on device"), "{text}");
+    assert!(text.contains("rank 0") && text.contains("Invalid argument"), "{text}");
+}
+
+/// What cannot be said on a full disk is said once, at the end of a training that is whole.
+#[test]
+fn a_rank_whose_terminal_is_full_finishes() {
+    let place = Place::with_shards();
+    let done = two(&place, (0, "exec PROGRAM >/dev/full"), "run");
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert_eq!(done.status.code(), Some(3), "{text}");
+    assert!(text.contains("standard output") && text.contains("No space left on device"), "{text}");
+    assert!(place.path("run/DONE").exists() && place.path("run/model/model.safetensors").exists());
 }
 
 #[test]

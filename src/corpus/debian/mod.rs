@@ -75,7 +75,7 @@ pub struct SampleSource {
 pub fn run(options: &SampleOptions) -> Result<()> {
     let out = &options.out;
     if out.join(DONE).exists() {
-        println!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
+        tell!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;
@@ -90,7 +90,7 @@ pub fn run(options: &SampleOptions) -> Result<()> {
         // The lists are apt's and can be had again; what was read of them is written.
         let _ = fs::remove_dir_all(&fetched);
     }
-    println!(
+    tell!(
         "{}: {} documents ({:.1} words each), {} queries, {} clicks, {} topics with {} judgements, {} candidates",
         out.display(),
         source.documents,

@@ -1,0 +1,48 @@
+//! Lines for people on standard output. `println!` panics where nobody reads on (`| head`) or the disk is
+//! full; a training whose results are in files must not end for that.
+
+use std::fmt::Arguments;
+use std::io::{self, ErrorKind, Write};
+use std::sync::OnceLock;
+
+use crate::{Error, Result};
+
+/// Why something was not written, the first time.
+static LOST: OnceLock<String> = OnceLock::new();
+
+/// `println!` that never panics.
+macro_rules! tell {
+    ($($text:tt)*) => { $crate::terminal::write(format_args!("{}\n", format_args!($($text)*))) };
+}
+
+/// `print!` that never panics.
+macro_rules! tell_raw {
+    ($($text:tt)*) => { $crate::terminal::write(format_args!($($text)*)) };
+}
+
+/// Writes to standard output; what goes wrong is kept for `check`.
+pub fn write(text: Arguments) {
+    if let Err(cause) = io::stdout().lock().write_fmt(text) {
+        note(&cause);
+    }
+}
+
+fn note(cause: &io::Error) {
+    if cause.kind() != ErrorKind::BrokenPipe {
+        let _ = LOST.set(cause.to_string()); // the first is the one that tells
+    }
+}
+
+/// To be called at the end.
+///
+/// # Errors
+/// `Error::Data` when a part of the output was lost; a reader that stopped reading has what it wants.
+pub fn check() -> Result<()> {
+    if let Err(cause) = io::stdout().flush() {
+        note(&cause);
+    }
+    match LOST.get() {
+        Some(cause) => Err(Error::data(format!("standard output cannot be written: {cause}"))),
+        None => Ok(()),
+    }
+}

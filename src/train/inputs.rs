@@ -1,0 +1,88 @@
+//! What fine-tuning reads besides a collection, and the fingerprint of everything that it reads.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+use super::checkpoints::Identity;
+use super::collection::Collection;
+use super::resume;
+use crate::config::Config;
+use crate::ir::run::Run;
+use crate::{Error, Result};
+
+/// The scores that are learnt from: every one a number.
+pub fn read_teacher(path: &Path) -> Result<Run> {
+    let run = Run::read(path)?;
+    for topic in run.topics() {
+        let odd = run.get(topic).unwrap_or_default().iter().find(|hit| !(hit.score as f32).is_finite());
+        if let Some(hit) = odd {
+            return Err(Error::data(format!(
+                "{}: topic '{topic}', document '{}': the score {} cannot be learnt from",
+                path.display(),
+                hit.doc,
+                hit.score
+            )));
+        }
+    }
+    Ok(run)
+}
+
+/// Topic -> the first `depth` documents of the run at `path`.
+pub fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<String>>> {
+    let run = Run::read(path)?;
+    let first = |topic: &str| {
+        let hits = run.get(topic).unwrap_or_default().iter().take(depth);
+        (topic.to_owned(), hits.map(|hit| hit.doc.to_string()).collect())
+    };
+    Ok(run.topics().map(first).collect())
+}
+
+/// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
+/// as there may be gigabytes of them.
+pub fn identity(config: &Config, model: &Path) -> Result<Identity> {
+    let mut sum = crc32fast::Hasher::new();
+    let (data, fine) = (&config.data, &config.fine);
+    let read = [&data.topics, &data.qrels, &data.run, &data.folds, &fine.negatives_run, &fine.teacher];
+    for path in read.into_iter().flatten() {
+        add_contents(path, &mut sum)?;
+    }
+    for source in config.documents()? {
+        for path in source.files()? {
+            let size = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?.len();
+            sum.update(&size.to_le_bytes());
+        }
+    }
+    add_contents(&model.join("model.safetensors"), &mut sum)?;
+    let unused = ["objective", "experiment.arms", "experiment.train_topics", "data.shards"];
+    Ok(Identity {
+        command: "fine".into(),
+        data: format!("{:08x}", sum.finalize()),
+        plan: resume::plan_of(config, &unused)?,
+    })
+}
+
+/// CRC-32 of all that a task of a study reads besides weights and folds: what documents became, not their files.
+pub fn fingerprint(config: &Config, qrels: &Path, collection: &Collection) -> Result<u32> {
+    let mut sum = crc32fast::Hasher::new();
+    sum.update(&collection.fingerprint().to_le_bytes());
+    let runs = [&config.fine.negatives_run, &config.fine.teacher];
+    for path in runs.into_iter().flatten().map(|path| path.as_path()).chain([qrels]) {
+        add_contents(path, &mut sum)?;
+    }
+    Ok(sum.finalize())
+}
+
+/// Adds a file, or (of folds as CEDR has them) the files of a folder by name.
+fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
+    let failed = |e| Error::io("read", path, e);
+    if !path.is_dir() {
+        sum.update(&fs::read(path).map_err(failed)?);
+        return Ok(());
+    }
+    let entries = fs::read_dir(path).map_err(failed)?.map(|entry| entry.map(|entry| entry.path()));
+    let mut files = entries.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    files.retain(|file| file.is_file());
+    files.sort();
+    files.iter().try_for_each(|file| add_contents(file, sum))
+}
