@@ -1,6 +1,8 @@
 //! Arms against the baseline arm: mean, difference and paired t-test over topics, in one place for
 //! the terminal and the HTML so that the two never disagree.
 
+use std::collections::BTreeMap;
+
 use super::results::{Cell, Results};
 use super::text_table;
 use crate::ir::significance::{holm, paired_t};
@@ -88,14 +90,36 @@ pub fn rows(results: &Results) -> Result<Vec<Row>> {
         rows.push(Row { arm: arm.into(), topics, entries: entries.collect::<Result<_>>()? });
     }
     for measure in 0..results.measures.len() {
-        let mut tested: Vec<_> =
-            rows.iter_mut().filter_map(|row| row.entries[measure].against.as_mut()).collect();
-        let corrected = holm(&tested.iter().map(|against| against.p).collect::<Vec<_>>());
-        for (against, p) in tested.iter_mut().zip(corrected) {
-            against.holm = p;
-        }
+        correct(rows.iter_mut().filter_map(|row| row.entries[measure].against.as_mut()));
     }
     Ok(rows)
+}
+
+/// Arms that were fine-tuned on `topics` topics against the baseline at the same number, corrected over
+/// these arms; empty where the baseline was not. All topics are the table of arms' matter.
+///
+/// # Errors
+/// As [`rows`].
+pub fn at_size<'a>(results: &'a Results, topics: usize, measure: &str) -> Result<BTreeMap<&'a str, Against>> {
+    let cells = || results.cells.iter().filter(|cell| !cell.all_topics && cell.train_topics == Some(topics));
+    let Some(baseline) = cells().find(|cell| cell.arm == results.baseline) else {
+        return Ok(BTreeMap::new());
+    };
+    let others = cells().filter(|cell| cell.arm != results.baseline);
+    let mut tested = others
+        .map(|cell| Ok((cell.arm.as_str(), against(cell, baseline, measure)?)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    correct(tested.values_mut());
+    Ok(tested)
+}
+
+/// Holm's correction over tests that are looked at together.
+fn correct<'a>(tested: impl Iterator<Item = &'a mut Against>) {
+    let tested: Vec<_> = tested.collect();
+    let corrected = holm(&tested.iter().map(|against| against.p).collect::<Vec<_>>());
+    for (against, p) in tested.into_iter().zip(corrected) {
+        against.holm = p;
+    }
 }
 
 fn against(cell: &Cell, baseline: &Cell, measure: &str) -> Result<Against> {

@@ -1,9 +1,10 @@
 //! The experiment's report as one HTML file that needs nothing else: no script, no font, no request.
 //! Everything that comes from a run is escaped.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use super::compare::{self, Row, p_text};
+use super::compare::{self, Against, Row, p_text};
 use super::metrics::{Curves, LOSSES, smooth, thin};
 use super::plot::{self, Axis, Line};
 use super::results::{Cell, Results};
@@ -122,6 +123,9 @@ fn arms(results: &Results, rows: &[Row]) -> String {
     html
 }
 
+/// What the sizes of the learning curve are.
+const SIZES: &str = "topics fine-tuned on";
+
 /// Numbers of fine-tuning topics as columns: each number that some arm has, then all topics.
 fn columns(results: &Results) -> (Vec<usize>, Vec<String>) {
     let partial = results.cells.iter().filter(|cell| !cell.all_topics);
@@ -147,7 +151,6 @@ fn sizes(results: &Results) -> Result<String> {
     if names.len() < 2 {
         return Ok(String::new());
     }
-    let label = "topics fine-tuned on";
     let mut html = "<h2>How much fine-tuning</h2>\n".to_string();
     let mut lines = Vec::new();
     for (colour, arm) in results.arms().into_iter().enumerate() {
@@ -162,7 +165,7 @@ fn sizes(results: &Results) -> Result<String> {
         line.points.sort_by(|a, b| a.0.total_cmp(&b.0));
         lines.push(line);
     }
-    let axis = Axis::Categories { label: label.into(), names: names.clone() };
+    let axis = Axis::Categories { label: SIZES.into(), names: names.clone() };
     let svg = plot::lines(&results.measures[0], &axis, &lines)?;
     html += &figure(
         &svg,
@@ -172,9 +175,22 @@ fn sizes(results: &Results) -> Result<String> {
             results.measures[0]
         ),
     );
-    for measure in &results.measures {
-        html += &size_table(results, measure, &numbers, &names, label)?;
+    let rows = compare::rows(results)?;
+    for (m, measure) in results.measures.iter().enumerate() {
+        let at_all = rows.iter().filter_map(|row| Some((row.arm.as_str(), row.entries[m].against?)));
+        let mut tests = numbers
+            .iter()
+            .map(|&topics| compare::at_size(results, topics, measure))
+            .collect::<Result<Vec<_>>>()?;
+        tests.push(at_all.collect());
+        html += &size_table(results, measure, &numbers, &names, &tests)?;
     }
+    let _ = writeln!(
+        html,
+        "<p class=\"note\">* and **: p below 0.05 and 0.01 against \"{}\" with as many topics, after Holm's correction \
+         over the arms of the column (of all topics: over the table of arms).</p>",
+        escape(&results.baseline)
+    );
     Ok(html)
 }
 
@@ -183,16 +199,19 @@ fn size_table(
     measure: &str,
     numbers: &[usize],
     names: &[String],
-    label: &str,
+    tests: &[BTreeMap<&str, Against>],
 ) -> Result<String> {
-    let head = std::iter::once(format!("{} by {label}", escape(measure))).chain(names.iter().cloned());
+    let head = std::iter::once(format!("{} by {SIZES}", escape(measure))).chain(names.iter().cloned());
     let mut rows = Vec::new();
     for arm in results.arms() {
         let mut cells = vec![String::new(); names.len()];
         for cell in results.cells.iter().filter(|cell| cell.arm == arm) {
             let mean = format!("{:.4}", cell.mean(measure)?);
             match column(cell, numbers) {
-                Some(column) => cells[column] = mean,
+                Some(column) => {
+                    let marker = tests[column].get(arm).map_or("", Against::marker);
+                    cells[column] = mean + marker;
+                }
                 None => cells.fill(mean),
             }
         }
