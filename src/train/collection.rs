@@ -11,6 +11,7 @@ use crate::corpus::Source;
 use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
+use crate::dist::launched_rank;
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, read_topics};
@@ -148,7 +149,9 @@ impl Collection {
             batch.push((document.id, document.text));
             if batch.len() < BATCH { Ok(()) } else { flush(&mut batch) }
         })?;
-        counts.warn();
+        if launched_rank().unwrap_or(0) == 0 {
+            counts.warn(); // every rank reads the same
+        }
         flush(&mut batch)?;
         match wanted.iter().filter(|id| !self.documents.contains_key(*id)).min() {
             None => Ok(()),

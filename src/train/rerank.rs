@@ -136,7 +136,8 @@ pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
 fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let data = &config.data;
-    let read = [&data.topics, &data.run].into_iter().flatten().chain(&data.documents);
+    let sources = config.sources.iter().flat_map(|source| &source.path);
+    let read = [&data.topics, &data.run, &data.documents].into_iter().flatten().chain(sources);
     world.agree(world.leads().then(|| refuse_input(out, read)))?;
     let tokenizer = Tokenizer::load(path)?;
     let collection = Collection::read(config, &tokenizer, config.fine.depth, &HashMap::new())?;
