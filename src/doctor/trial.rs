@@ -474,9 +474,9 @@ impl<B: Backend> Trial<B> {
         let (t, h) = (self.t, self.layout.shape.hidden);
         let len = t.count() * h;
         for (name, norm_sq) in [("forget nothing", 2.0), ("forget", f32::NAN)] {
-            // more than one launch takes, and every other one only in half
+            // more than one launch takes, each to a length of its own
             let mut kept = (0..11).map(|i| self.drawn(23 + i, t, h)).collect::<Result<Vec<_>>>()?;
-            let lengths = [len, len / 2 / 8 * 8].into_iter().cycle();
+            let lengths = (1..=11).map(|i| len * i / 11 / 8 * 8);
             let mut norm = self.b.zeros(1)?;
             self.b.upload(&[norm_sq], &mut norm, 0)?;
             self.b.forget(&norm, kept.iter_mut().zip(lengths).collect())?;

@@ -185,12 +185,7 @@ impl Collection {
 
     /// A line for each reason why topics of the run or of the topics file are not ranked.
     pub fn unmatched(&self) -> String {
-        let reasons = [("not in the run", &self.not_in_run), ("not in the topics file", &self.not_in_topics)];
-        reasons
-            .iter()
-            .filter(|(_, topics)| !topics.is_empty())
-            .map(|(why, topics)| left_out(why, topics))
-            .collect()
+        left_out(&[("not in the run", &self.not_in_run), ("not in the topics file", &self.not_in_topics)])
     }
 
     /// Passages of a candidate; at least one.
@@ -230,8 +225,12 @@ fn place(sources: &[Source]) -> String {
     first.map_or_else(String::new, |path| path.display().to_string())
 }
 
-fn left_out(why: &str, topics: &[String]) -> String {
-    format!("{} topics left out, {why}: {}\n", topics.len(), topics.join(" "))
+/// A line for each reason that leaves topics out, with their names.
+fn left_out(reasons: &[(&str, &Vec<String>)]) -> String {
+    let line = |(why, topics): &(&str, &Vec<String>)| {
+        format!("{} topics left out, {why}: {}\n", topics.len(), topics.join(" "))
+    };
+    reasons.iter().filter(|(_, topics)| !topics.is_empty()).map(line).collect()
 }
 
 /// Tokenises the passages of some documents.
@@ -288,17 +287,14 @@ impl TopicUse {
 
     /// A line for each reason that leaves topics out, with their names.
     pub fn lines(&self, depth: usize) -> String {
-        let reasons = [
-            (format!("no relevant document among the first {depth}"), &self.without_relevant),
-            (format!("nothing but relevant documents among the first {depth}"), &self.without_others),
-            ("not in the run".to_owned(), &self.not_in_run),
-            ("not in the topics file".to_owned(), &self.not_in_topics),
-        ];
-        reasons
-            .iter()
-            .filter(|(_, topics)| !topics.is_empty())
-            .map(|(why, topics)| left_out(why, topics))
-            .collect()
+        let relevant = format!("no relevant document among the first {depth}");
+        let others = format!("nothing but relevant documents among the first {depth}");
+        left_out(&[
+            (&relevant, &self.without_relevant),
+            (&others, &self.without_others),
+            ("not in the run", &self.not_in_run),
+            ("not in the topics file", &self.not_in_topics),
+        ])
     }
 }
 

@@ -20,7 +20,7 @@ const BLOCK: u32 = 256;
 const SUM_BLOCKS: u32 = 1024;
 /// Words of one slice of the table.
 const WORDS: usize = 8;
-/// Tables that are kept: a run needs one for the norm, one for the update and one for `forget`.
+/// Tables that are kept: a run needs one for the norm and one for the update.
 const KEPT: usize = 8;
 
 /// What launches are told to work on, on the host and on the device.
@@ -87,7 +87,7 @@ impl Tables {
     }
 
     /// The address of `words` on the device.
-    pub(super) fn on_device(&self, device: &Arc<Device>, words: Vec<u32>) -> Result<u64> {
+    fn on_device(&self, device: &Arc<Device>, words: Vec<u32>) -> Result<u64> {
         let mut tables = self.0.borrow_mut();
         let found = tables.iter().position(|table| table.words == words);
         let place = match found {
