@@ -47,7 +47,7 @@ pub fn open(dir: &Path, rank: usize) -> Result<()> {
     let path = folder.join(format!("rank-{rank:03}.log"));
     let file = File::options().create(true).append(true).open(&path);
     let _ = LOG.set(file.map_err(|e| Error::io("written", &path, e))?); // a second run of a process shares it
-    note(&format!("process {} on {}", std::process::id(), crate::dist::host()));
+    note(&format!("process {} on {}", std::process::id(), crate::ranks::host()));
     Ok(())
 }
 

@@ -1,8 +1,8 @@
 //! ctune-dist: coarse-tuning of re-ranking models on query logs.
 //!
 //! The library behind the one binary. Dependencies point one way:
-//! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, dist, ir}`,
-//! `model -> engine`. `engine` knows no model, `data` no model, `model` no `dist`.
+//! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, ranks, ir}`,
+//! `model -> engine`. `engine` knows no model, `data` no model, `model` no `ranks`.
 
 // Shapes are written as [T, H]; rustdoc would take them for links.
 #![allow(rustdoc::broken_intra_doc_links)]
@@ -16,7 +16,6 @@ pub mod commands;
 pub mod config;
 pub mod corpus;
 pub mod data;
-pub mod dist;
 pub mod doctor;
 pub mod engine;
 pub mod error;
@@ -25,6 +24,7 @@ pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod probe;
+pub mod ranks;
 pub mod reference;
 pub mod report;
 pub mod train;

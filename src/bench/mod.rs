@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::{Config, Device};
-use crate::dist::{Distributed, World};
 use crate::engine::{Backend, cuda};
 use crate::model::Shape;
 use crate::plan::roofline::flops_per_token;
+use crate::ranks::{Distributed, World};
 use crate::train::run_dir::on_engine;
 use crate::{Error, Result};
 

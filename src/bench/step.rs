@@ -9,13 +9,13 @@ use crate::config::Config;
 use crate::data::batch::{Batch, Special};
 use crate::data::loader::{Cursor, Loader, LoaderOptions};
 use crate::data::source::SampleSource;
-use crate::dist::{Distributed, World};
 use crate::engine::MaskRule;
 use crate::engine::random::philox;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::layout::Layout;
 use crate::model::{Bert, HeadSet, Objective, checkpoint};
+use crate::ranks::{Distributed, World};
 use crate::train::coarse::{Flow, Trainer, Update, Watcher};
 
 /// Ids of the made-up vocabulary's special tokens, as BERT has them.

@@ -6,13 +6,13 @@
 mod speed;
 pub mod trial;
 
-use crate::dist::World;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda, Device, Settings, dotted};
 use crate::engine::{Backend, Real};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
+use crate::ranks::World;
 use crate::train::check::against_reference;
 use crate::{Error, Result};
 use trial::Outcome;
@@ -69,7 +69,7 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
 }
 
 fn mpi_version(world: &World) -> String {
-    if world.size() > 1 || crate::dist::launched_rank().is_some() {
+    if world.size() > 1 || crate::ranks::launched_rank().is_some() {
         let (major, minor) = mpi::environment::version();
         let library = mpi::environment::library_version().unwrap_or_default();
         format!("{major}.{minor}, {}", library.split(',').next().unwrap_or_default())
@@ -87,7 +87,7 @@ fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
         "driver: CUDA {}; NVRTC {major}.{minor}; cuBLASLt {}; NCCL {}",
         dotted(found.driver),
         cuda::cublaslt_version(),
-        crate::dist::nccl_version().unwrap_or("not found (needed from two ranks on)".into())
+        crate::ranks::nccl_version().unwrap_or("not found (needed from two ranks on)".into())
     );
     for ordinal in 0..found.gpus {
         let device = Device::open(ordinal)?;

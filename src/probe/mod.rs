@@ -12,10 +12,10 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
-use crate::dist::World;
 use crate::engine::Backend;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
+use crate::ranks::World;
 use crate::report::probe as report;
 use crate::train::checkpoints::Identity;
 use crate::train::resume;

@@ -6,11 +6,11 @@ use super::pairs::{Pair, Pairs};
 use crate::Result;
 use crate::config::Config;
 use crate::data::batch::Batch;
-use crate::dist::World;
 use crate::engine::Backend;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Mode, Objective};
+use crate::ranks::World;
 
 /// What a model said about one masked piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -11,9 +11,9 @@ use super::signals;
 use super::speed::Work;
 use crate::Result;
 use crate::data::loader::Step;
-use crate::dist::Distributed;
 use crate::engine::{Fetch, stats};
 use crate::model::Objective;
+use crate::ranks::Distributed;
 
 /// A step whose losses and norm are on their way.
 pub struct Unread {

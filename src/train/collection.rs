@@ -11,10 +11,10 @@ use crate::corpus::Source;
 use crate::corpus::documents::{ReadOptions, read_documents};
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Special;
-use crate::dist::launched_rank;
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, read_topics};
+use crate::ranks::launched_rank;
 use crate::{Error, Result};
 
 /// Room that even the longest query must leave for the document, in tokens.

@@ -24,7 +24,6 @@ use super::signals;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
-use crate::dist::{Distributed, World};
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
@@ -34,6 +33,7 @@ use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Tuning};
+use crate::ranks::{Distributed, World};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::collection::TopicUse;
 use crate::config::Config;
-use crate::dist::World;
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
+use crate::ranks::World;
 use crate::{Error, Result};
 
 /// The folds of a file, without the topics that cannot be used; and a line for each kind of topic that is

@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use super::optimiser::owned;
 use crate::config::{Precision, Sharding, Train};
-use crate::dist::World;
 use crate::engine::{Backend, Memory};
 use crate::model::activations::{Capacity, Recompute};
 use crate::model::layout::Layout;
 use crate::model::memory::{self, Sizes};
+use crate::ranks::World;
 use crate::{Error, Result};
 
 /// What prediction and allocation may differ by: scratch that an operation asks for when it first runs.

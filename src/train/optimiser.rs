@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::config::{Optimizer, Sharding, Train};
-use crate::dist::{Collective, pieces};
 use crate::engine::{AdamW, Backend, Fetch, ParamGroup, slices};
 use crate::model::Bert;
 use crate::model::layout::Layout;
 use crate::model::trained::Rates;
+use crate::ranks::{Collective, pieces};
 
 /// What an optimiser remembers from update to update. A checkpoint of it and of the weights is enough
 /// to go on.

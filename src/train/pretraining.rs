@@ -27,12 +27,12 @@ use crate::data::negatives::Negatives;
 use crate::data::source::{
     ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource,
 };
-use crate::dist::{Distributed, World};
 use crate::engine::{Backend, MaskRule};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Shape};
+use crate::ranks::{Distributed, World};
 use crate::{Error, Result};
 
 /// Which of the two commands.

@@ -13,8 +13,8 @@ use super::coarse::{Progress, Trainer};
 use super::run_dir;
 use super::state::has_master;
 use crate::config::{Config, Resume, ResumeFrom};
-use crate::dist::{Distributed, World};
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
+use crate::ranks::{Distributed, World};
 use crate::{Error, Result};
 
 /// Written into the run directory when the run has ended well.

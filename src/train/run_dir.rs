@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use super::checkpoints::Identity;
 use crate::config::{Config, Device, Precision};
-use crate::dist::World;
 use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda};
+use crate::ranks::World;
 use crate::{Error, Result, journal};
 
-/// The engine of a run; `on_engine!` hands it to code that is generic over `dist::Distributed`.
+/// The engine of a run; `on_engine!` hands it to code that is generic over `ranks::Distributed`.
 pub enum Engine {
     CpuF32(Cpu),
     CpuBf16(Cpu<half::bf16>),

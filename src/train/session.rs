@@ -15,8 +15,8 @@ use super::{resume, run_dir, signals};
 use crate::config::Config;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
-use crate::dist::{Distributed, World};
 use crate::model::checkpoint;
+use crate::ranks::{Distributed, World};
 use crate::{Error, Result, journal};
 
 /// Watches a run of `pretrain` or `coarse`.

@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::dist::World;
 use crate::engine::{Backend, Epilogue, LinearAt, PackCounts, Rows};
 use crate::model::Shape;
 use crate::model::shape::flops_per_token;
+use crate::ranks::World;
 
 /// Sides of the square products that are tried, until one takes more than `ENOUGH`.
 const SIDES: [usize; 4] = [768, 1536, 3072, 6144];

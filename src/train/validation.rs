@@ -12,10 +12,10 @@ use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::mask::count_masked;
 use crate::data::source::SampleSource;
-use crate::dist::World;
 use crate::engine::{Backend, MaskRule, stats};
 use crate::model::activations::Capacity;
 use crate::model::{Bert, Mode, Objective};
+use crate::ranks::World;
 
 /// Numbers of one pack: loss, correct and count of query tokens, of document tokens, of pairs.
 const WIDTH: usize = 9;

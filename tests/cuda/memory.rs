@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use ctune_dist::config::{Precision, Sharding, Train};
-use ctune_dist::dist::{Distributed, World};
 use ctune_dist::engine::cuda::{Cuda, Settings};
 use ctune_dist::engine::{RankLoss, Real};
 use ctune_dist::model::activations::{Capacity, Recompute};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::lora::{Lora, Target};
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
+use ctune_dist::ranks::{Distributed, World};
 use ctune_dist::train::memory::Needs;
 use ctune_dist::train::optimiser::Optimiser;
 

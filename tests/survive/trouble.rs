@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use ctune_dist::dist::{Beat, Verdict, Watchdog};
+use ctune_dist::ranks::{Beat, Verdict, Watchdog};
 
 use super::support::{Job, model, train};
 use crate::program::{BINARY, Place, assert_done, assert_refused};

@@ -2,12 +2,12 @@
 //! merged export.
 
 use ctune_dist::config::Train;
-use ctune_dist::dist::{Distributed, World};
 use ctune_dist::engine::Backend;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill};
 use ctune_dist::model::lora::{Lora, Target};
 use ctune_dist::model::{Bert, HeadSet, Mode, Tuning};
+use ctune_dist::ranks::{Distributed, World};
 use ctune_dist::train::optimiser::Optimiser;
 
 use crate::golden::{self, Golden};

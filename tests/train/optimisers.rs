@@ -2,10 +2,10 @@
 //! transformers; what a rank keeps when the state is shared.
 
 use ctune_dist::config::{Optimizer, Schedule, Sharding, Train};
-use ctune_dist::dist::{Distributed, World, pieces};
 use ctune_dist::engine::stats;
 use ctune_dist::model::Mode;
 use ctune_dist::model::Tuning;
+use ctune_dist::ranks::{Distributed, World, pieces};
 use ctune_dist::train::optimiser::Optimiser;
 use ctune_dist::train::schedule::LrPlan;
 use serde::Deserialize;
