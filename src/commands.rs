@@ -14,8 +14,8 @@ use crate::plan;
 use crate::probe;
 use crate::ranks::World;
 use crate::report::{evaluate as evaluation, write_experiment_report};
-use crate::train::pretraining::{self, Stage};
-use crate::train::{experiment, fine, rerank};
+use crate::run::pretraining::{self, Stage};
+use crate::study::{experiment, fine, rerank};
 use crate::{Error, Result};
 
 /// Runs a command to its end. Errors of distributed commands end all ranks from within.

@@ -27,6 +27,8 @@ pub mod probe;
 pub mod ranks;
 pub mod reference;
 pub mod report;
+pub mod run;
+pub mod study;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use ctune_dist::config::{Config, NegativesFrom, TrainPassages};
 use ctune_dist::corpus::tokenise::Tokenizer;
 use ctune_dist::data::batch::Batch;
+use ctune_dist::data::collection::Collection;
+use ctune_dist::data::groups::{GroupOptions, GroupSource, Sources};
 use ctune_dist::data::source::SampleSource;
 use ctune_dist::engine::Aggregate;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;
 use ctune_dist::report::Results;
-use ctune_dist::train::collection::Collection;
-use ctune_dist::train::groups::{GroupOptions, GroupSource, Sources};
 
 use super::program::{Place, assert_done, assert_refused};
 

@@ -9,7 +9,7 @@ use std::io::Write;
 
 use ctune_dist::corpus::Tokenizer;
 use ctune_dist::report::{Cell, Results};
-use ctune_dist::train::checkpoints::{FORMAT, Identity, State};
+use ctune_dist::run::checkpoints::{FORMAT, Identity, State};
 use proptest::prelude::*;
 
 use self::readers::{READERS, joined, read};

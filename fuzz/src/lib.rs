@@ -17,7 +17,7 @@ use ctune_dist::ir::run::Run;
 use ctune_dist::ir::topics::{Field, read_topics, read_topics_fields};
 use ctune_dist::model::checkpoint::Checkpoint;
 use ctune_dist::report::Results;
-use ctune_dist::train::checkpoints::find;
+use ctune_dist::run::checkpoints::find;
 
 /// A reader and its name, which is its fuzz target's too.
 pub type Reader = (&'static str, fn(&[u8]) -> bool);

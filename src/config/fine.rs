@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::positive;
+use crate::data::passages::Cut;
 use crate::engine::{Aggregate, RankLoss};
 use crate::ir::measures::Measure;
 use crate::model::checkpoint::HeadStart;
 use crate::model::lora::Lora;
-use crate::train::passages::Cut;
 use crate::{Error, Result};
 
 /// `[fine]`: what fine-tuning learns from topics, qrels and a run.

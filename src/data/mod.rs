@@ -5,12 +5,15 @@
 //! (seed, epoch, sample id) and of lengths, so every rank computes the same without a message.
 
 pub mod batch;
+pub mod collection;
+pub mod groups;
 pub mod held_out;
 pub mod loader;
 pub mod mask;
 pub mod negatives;
 pub mod order;
 pub mod pack;
+pub mod passages;
 pub mod source;
 
 pub use batch::{Batch, Special};

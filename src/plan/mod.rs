@@ -21,7 +21,7 @@ use crate::model::activations::Capacity;
 use crate::model::checkpoint;
 use crate::model::layout::{HeadSet, Layout};
 use crate::model::memory::{self, Field, Sizes};
-use crate::train::pretraining::{click_options, fresh_shape};
+use crate::run::pretraining::{click_options, fresh_shape};
 use crate::{Error, Result};
 
 use hardware::{Gpu, KERNEL_GAP, LINK_SHARE};

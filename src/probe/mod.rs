@@ -17,9 +17,9 @@ use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
 use crate::ranks::World;
 use crate::report::probe as report;
-use crate::train::checkpoints::Identity;
-use crate::train::resume;
-use crate::train::run_dir::{self, on_engine};
+use crate::run::checkpoints::Identity;
+use crate::run::directory::{self, on_engine};
+use crate::run::resume;
 use crate::{Error, Result};
 use pairs::Pairs;
 use predict::{Prediction, predict};
@@ -56,11 +56,11 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
-    run_dir::announce(backend, world);
+    directory::announce(backend, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
     world.agree(world.leads().then(|| check_free(&config.run.out)))?;
-    let dir = run_dir::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
+    let dir = directory::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
         let (mut model, borrowed) = load(backend.clone(), config, path, options.heads_from.as_deref())?;
@@ -132,9 +132,9 @@ fn load<B: Backend>(
 fn conclude(probe: &Probe, dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(probe)
         .map_err(|e| Error::data(format!("probe.json cannot be written: {e}")))?;
-    run_dir::write_whole(&dir.join("probe.json"), text.as_bytes())?;
+    directory::write_whole(&dir.join("probe.json"), text.as_bytes())?;
     let page = dir.join("probe.html");
-    run_dir::write_whole(&page, report::page(probe)?.as_bytes())?;
+    directory::write_whole(&page, report::page(probe)?.as_bytes())?;
     tell_raw!("{}", report::table_text(probe));
     tell!("report: {}", page.display());
     Ok(())

@@ -6,14 +6,14 @@
 
 use std::time::Instant;
 
-use super::coarse::{Agreed, Flow, Trainer, Update, Watcher, Word};
-use super::signals;
 use super::speed::Work;
+use super::trainer::{Agreed, Flow, Trainer, Update, Watcher, Word};
 use crate::Result;
 use crate::data::loader::Step;
 use crate::engine::{Fetch, stats};
 use crate::model::Objective;
 use crate::ranks::Distributed;
+use crate::run::signals;
 
 /// A step whose losses and norm are on their way.
 pub struct Unread {

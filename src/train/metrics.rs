@@ -9,9 +9,9 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::coarse::{Flow, Trainer, Update, Watcher};
 use super::health::Running;
 use super::tensorboard::Events;
+use super::trainer::{Flow, Trainer, Update, Watcher};
 use super::validation::Scores;
 use crate::engine::{Backend, stats};
 use crate::{Error, Result};

@@ -9,12 +9,12 @@ use serde_json::Value;
 use toml::Table;
 
 use super::checkpoints::{Identity, State, find, folder, steps_in, sweep};
-use super::coarse::{Progress, Trainer};
-use super::run_dir;
-use super::state::has_master;
+use super::directory;
 use crate::config::{Config, Resume, ResumeFrom};
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::ranks::{Distributed, World};
+use crate::train::state::has_master;
+use crate::train::trainer::{Progress, Trainer};
 use crate::{Error, Result};
 
 /// Written into the run directory when the run has ended well.
@@ -83,7 +83,7 @@ fn decide_alone(dir: &Path, resume: &Resume, identity: &Identity) -> Result<Star
         }
         Held::Run => {}
     }
-    let was = run_dir::read_identity(dir)?;
+    let was = directory::read_identity(dir)?;
     check_same(dir, &was, identity, resume.with_changes)?;
     sweep(&root)?;
     if let Some(start) = named(Some(&root))? {
@@ -115,7 +115,7 @@ pub fn check_command(dir: &Path, command: &str) -> Result<()> {
         Held::Nothing => Ok(()),
         Held::Other => Err(refused(dir, "holds files and no run")),
         Held::Run => {
-            let was = run_dir::read_identity(dir)?.command;
+            let was = directory::read_identity(dir)?.command;
             if was == command { Ok(()) } else { Err(refused(dir, &format!("holds a run of {was}"))) }
         }
     }
@@ -142,7 +142,7 @@ fn holds(dir: &Path) -> Result<Held> {
     for entry in fs::read_dir(dir).map_err(bad)? {
         let name = entry.map_err(bad)?.file_name();
         // config.toml is written before run.json: a run that was killed between the two
-        if !["logs", "config.toml", run_dir::LOCK].iter().any(|own| name == *own) {
+        if !["logs", "config.toml", directory::LOCK].iter().any(|own| name == *own) {
             return Ok(Held::Other);
         }
     }
@@ -338,5 +338,5 @@ pub fn cut_metrics(path: &Path, progress: Progress) -> Result<()> {
     if !cut.is_empty() {
         cut.push(b'\n');
     }
-    run_dir::write_whole(path, &cut)
+    directory::write_whole(path, &cut)
 }

@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::coarse::Progress;
 use crate::model::tensor_file::Written;
+use crate::train::trainer::Progress;
 use crate::{Error, Result};
 
 /// Version of the folder's form; another one is refused.

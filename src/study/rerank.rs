@@ -6,12 +6,11 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::collection::{Candidates, Collection};
 use super::rerank_part::Part;
-use super::run_dir::on_engine;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
+use crate::data::collection::{Candidates, Collection};
 use crate::engine::{Aggregate, Backend, RankLoss};
 use crate::ir::refuse_input;
 use crate::ir::run::{Hit, Run};
@@ -20,6 +19,7 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill};
 use crate::model::{Bert, HeadSet, Objective};
 use crate::ranks::World;
+use crate::run::directory::on_engine;
 use crate::{Error, Result};
 
 /// Topics that are scored between two entries in the file that a stopped run goes on from.

@@ -7,16 +7,16 @@ use std::time::Instant;
 
 use super::checkpoints::find;
 use super::checkpoints::saver::Saver;
-use super::coarse::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
-use super::metrics::{Meter, duration};
 use super::pretraining::Stage;
-use super::validation::Validation;
-use super::{resume, run_dir, signals};
+use super::{directory, resume, signals};
 use crate::config::Config;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::model::checkpoint;
 use crate::ranks::{Distributed, World};
+use crate::train::metrics::{Meter, duration};
+use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
+use crate::train::validation::Validation;
 use crate::{Error, Result, journal};
 
 /// Watches a run of `pretrain` or `coarse`.
@@ -204,7 +204,7 @@ impl<'w> Session<'w> {
         let conclude = || {
             checkpoint::save(&trainer.model, &model, Some(self.saver.tokenizer()))?;
             let text = format!("{} steps\n", trainer.progress().updates);
-            run_dir::write_whole(&self.dir.join(resume::FINISHED), text.as_bytes())
+            directory::write_whole(&self.dir.join(resume::FINISHED), text.as_bytes())
         };
         self.world.agree(self.world.leads().then(conclude))?;
         if self.world.leads() {

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use super::checkpoints::Identity;
-use super::collection::Collection;
-use super::resume;
 use crate::config::Config;
+use crate::data::collection::Collection;
 use crate::ir::run::Run;
+use crate::run::checkpoints::Identity;
+use crate::run::resume;
 use crate::{Error, Result};
 
 /// The scores that are learnt from: every one a number.

@@ -11,8 +11,8 @@ use super::{FORMAT, Identity, State, find, folder, steps_in};
 use crate::config::Checkpoint;
 use crate::model::checkpoint::Image;
 use crate::ranks::{Distributed, World};
-use crate::train::coarse::{Trainer, Update, Word};
 use crate::train::state::SavedOptimiser;
+use crate::train::trainer::{Trainer, Update, Word};
 use crate::{Error, Result};
 
 /// Makes and keeps a run's checkpoints.

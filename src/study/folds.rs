@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::collection::TopicUse;
 use crate::config::Config;
+use crate::data::collection::TopicUse;
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::ranks::World;
 use crate::{Error, Result};

@@ -1,5 +1,5 @@
 //! The training loop: packs in, updates out. `pretrain`, `coarse` and `fine` all run it; what differs
-//! is the samples (`data::source`, `train::groups`), the objective (`model::Objective`) and who
+//! is the samples (`data::source`, `data::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
 use std::collections::VecDeque;

@@ -9,20 +9,13 @@ use std::sync::Arc;
 use serde_json::json;
 use statrs::statistics::Statistics;
 
-use super::coarse::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
-use super::collection::{Collection, TopicUse};
 use super::folds::{drawn_folds, folds_from_file};
-use super::groups::{GroupOptions, GroupSource, Sources};
 use super::inputs::{fingerprint, hard_negatives, identity, read_teacher};
-use super::memory::Needs;
-use super::metrics::Meter;
 use super::rerank::rerank;
-use super::resume;
-use super::run_dir::{self, on_engine};
-use super::schedule::steps;
-use super::signals;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
+use crate::data::collection::{Collection, TopicUse};
+use crate::data::groups::{GroupOptions, GroupSource, Sources};
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
 use crate::engine::random::{philox, purpose};
 use crate::ir::folds::Fold;
@@ -34,6 +27,13 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Tuning};
 use crate::ranks::{Distributed, World};
+use crate::run::directory::{self, on_engine};
+use crate::run::resume;
+use crate::run::signals;
+use crate::train::memory::Needs;
+use crate::train::metrics::Meter;
+use crate::train::schedule::steps;
+use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.
@@ -105,7 +105,7 @@ impl<'a> Study<'a> {
             );
             tell_raw!("{}", topics.lines(config.fine.depth));
         }
-        world.agree(world.leads().then(|| run_dir::add_fact(dir, "topics", &json!(topics))))?;
+        world.agree(world.leads().then(|| directory::add_fact(dir, "topics", &json!(topics))))?;
         let folds = match &config.data.folds {
             Some(path) => {
                 let (folds, lines) = folds_from_file(path, &topics, config.fine.validate_every > 0)?;
@@ -326,7 +326,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    run_dir::announce(backend, world);
+    directory::announce(backend, world);
     let dir = &config.run.out;
     let identity = identity(config, path)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
@@ -335,9 +335,9 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
         }
         return Ok(());
     }
-    let _lock = run_dir::lock(dir, world)?;
+    let _lock = directory::lock(dir, world)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
-    run_dir::create(config, &identity, &facts, world)?;
+    directory::create(config, &identity, &facts, world)?;
     let study = Study::read(config, path, dir, world)?;
     signals::listen()?;
     let mut repeats = Vec::new();
@@ -354,7 +354,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
         if repeats.len() > 1 {
             summarise(&repeats, dir)?;
         }
-        run_dir::write_whole(&dir.join(resume::FINISHED), b"all folds\n")
+        directory::write_whole(&dir.join(resume::FINISHED), b"all folds\n")
     };
     world.agree(world.leads().then(conclude))?;
     Ok(())
@@ -372,7 +372,7 @@ fn summarise(repeats: &[Vec<Mean>], dir: &Path) -> Result<()> {
         text.push_str(&format!("{name:<22}\tall\t{mean:6.4}\t{deviation:6.4}\n"));
     }
     tell_raw!("mean and standard deviation over {} seeds:\n{text}", repeats.len());
-    run_dir::write_whole(&dir.join("seeds.txt"), text.as_bytes())
+    directory::write_whole(&dir.join("seeds.txt"), text.as_bytes())
 }
 
 impl Study<'_> {
@@ -411,7 +411,7 @@ impl Study<'_> {
         let conclude = || {
             checkpoint::save(&model, &folder.join("model"), Some(path))?;
             run.write(&run_path, "ctune-dist")?;
-            run_dir::write_whole(&done, topics.as_bytes())?;
+            directory::write_whole(&done, topics.as_bytes())?;
             let measure: Measure = config.fine.measure.parse()?;
             tell!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
             Ok(())
@@ -443,7 +443,7 @@ fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Ve
         text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
     }
     tell_raw!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
-    run_dir::write_whole(&dir.join("results.txt"), text.as_bytes())?;
+    directory::write_whole(&dir.join("results.txt"), text.as_bytes())?;
     Ok(names.into_iter().zip(result.means).collect())
 }
 

@@ -70,11 +70,11 @@ pub fn engine(config: &Config, world: &World) -> Result<Engine> {
 /// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
 macro_rules! on_engine {
     ($config:expr, $world:expr, $backend:ident => $work:expr) => {
-        match $crate::train::run_dir::engine($config, $world)? {
-            $crate::train::run_dir::Engine::CpuF32($backend) => $work,
-            $crate::train::run_dir::Engine::CpuBf16($backend) => $work,
-            $crate::train::run_dir::Engine::CudaF32($backend) => $work,
-            $crate::train::run_dir::Engine::CudaBf16($backend) => $work,
+        match $crate::run::directory::engine($config, $world)? {
+            $crate::run::directory::Engine::CpuF32($backend) => $work,
+            $crate::run::directory::Engine::CpuBf16($backend) => $work,
+            $crate::run::directory::Engine::CudaF32($backend) => $work,
+            $crate::run::directory::Engine::CudaBf16($backend) => $work,
         }
     };
 }

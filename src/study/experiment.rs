@@ -8,12 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::checkpoints::Identity;
 use super::fine::{FoldTask, Start, Study, make_folder};
-use super::metrics::duration;
-use super::resume;
-use super::run_dir::{self, on_engine};
-use super::signals;
 use crate::config::{Arm, Config, Fine, Split};
 use crate::corpus::tokenise::Tokenizer;
 use crate::ir::folds::Fold;
@@ -23,6 +18,11 @@ use crate::model::checkpoint::{self, HeadStart};
 use crate::ranks::{Distributed, World};
 use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
+use crate::run::checkpoints::Identity;
+use crate::run::directory::{self, on_engine};
+use crate::run::resume;
+use crate::run::signals;
+use crate::train::metrics::duration;
 use crate::{Error, Result};
 
 /// One fine-tuning.
@@ -58,14 +58,14 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     check_arms(config)?;
     let dir = &config.run.out;
     world.agree(world.leads().then(|| resume::check_command(dir, "experiment")))?;
-    let _lock = run_dir::lock(dir, world)?;
+    let _lock = directory::lock(dir, world)?;
     // Every task says what its result depends on, so a study may change and keep what still holds.
     let plan = resume::plan_of(config, &[])?;
     let identity = Identity { command: "experiment".into(), data: String::new(), plan };
-    run_dir::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
+    directory::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    run_dir::announce(backend, world);
+    directory::announce(backend, world);
     signals::listen()?;
     let start = std::time::Instant::now();
     let claims = dir.join(CLAIMS);
@@ -194,7 +194,7 @@ fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path)
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir, seed };
     let (_, run) = study.run_fold(backend.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
-    run_dir::write_whole(&about_path, about.as_bytes())
+    directory::write_whole(&about_path, about.as_bytes())
 }
 
 fn seed(study: &Study, task: &Task) -> u32 {
@@ -257,7 +257,7 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
     };
     let text = serde_json::to_string_pretty(&results)
         .map_err(|e| Error::data(format!("results.json cannot be written: {e}")))?;
-    run_dir::write_whole(&dir.join("results.json"), text.as_bytes())?;
+    directory::write_whole(&dir.join("results.json"), text.as_bytes())?;
     tell!("\n{}", table_text(&results)?);
     tell!("report: {}", write_experiment_report(dir)?.display());
     Ok(())

@@ -8,15 +8,10 @@ use serde_json::json;
 
 use super::checkpoints::Identity;
 use super::checkpoints::saver::Saver;
-use super::coarse::Trainer;
-use super::memory::{Forecast, Needs};
+use super::directory::{self, on_engine};
 use super::resume;
-use super::run_dir::{self, on_engine};
-use super::schedule::steps;
 use super::session::Session;
 use super::signals;
-use super::speed::product_speed;
-use super::validation::Validation;
 use crate::config::{Config, Model};
 use crate::corpus::HardNegatives;
 use crate::corpus::shard::Shards;
@@ -33,6 +28,11 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Shape};
 use crate::ranks::{Distributed, World};
+use crate::train::memory::{Forecast, Needs};
+use crate::train::schedule::steps;
+use crate::train::speed::product_speed;
+use crate::train::trainer::Trainer;
+use crate::train::validation::Validation;
 use crate::{Error, Result};
 
 /// Which of the two commands.
@@ -79,7 +79,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 }
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    run_dir::announce(&backend, world);
+    directory::announce(&backend, world);
     let prepared = prepare(config, stage, world)?;
     let mut options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;
@@ -98,7 +98,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
         }
         _ => {}
     }
-    let _lock = run_dir::lock(dir, world)?;
+    let _lock = directory::lock(dir, world)?;
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
     let product_speed = product_speed(&backend, world)?;
     let (model, forecast) = make_model(backend, config, &prepared, from, world)?;
@@ -116,7 +116,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
         ("hard_negatives", prepared.hard.as_ref().map_or(json!(null), Hard::facts)),
         ("memory", json!(memory)),
     ];
-    run_dir::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
+    directory::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
     signals::listen()?; // until here a signal ends the process as any other
     let tokenizer = prepared.shards.dir().to_owned();
     let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);

@@ -1,0 +1,10 @@
+//! A run around its training: the engine that it computes on, its directory, what it goes on from,
+//! its checkpoints, the signals that end it; and the two stages that read shards, `pretrain` and
+//! `coarse`.
+
+pub mod checkpoints;
+pub mod directory;
+pub mod pretraining;
+pub mod resume;
+pub mod session;
+pub mod signals;
