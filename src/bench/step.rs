@@ -16,7 +16,8 @@ use crate::model::bert::Options;
 use crate::model::layout::Layout;
 use crate::model::{Bert, HeadSet, Objective, checkpoint};
 use crate::ranks::{Distributed, World};
-use crate::train::trainer::{Flow, Trainer, Update, Watcher};
+use crate::train::trainer::{Flow, Trainer, Watcher};
+use crate::train::update::Update;
 
 /// Ids of the made-up vocabulary's special tokens, as BERT has them.
 const SPECIAL: Special = Special { pad: 0, unk: 100, cls: 101, sep: 102, mask: 103 };

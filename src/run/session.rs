@@ -15,7 +15,8 @@ use crate::data::source::SampleSource;
 use crate::model::checkpoint;
 use crate::ranks::{Distributed, World};
 use crate::train::metrics::{Meter, duration};
-use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Update, Watcher, Word};
+use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Watcher};
+use crate::train::update::{Update, Word};
 use crate::train::validation::Validation;
 use crate::{Error, Result, journal};
 
@@ -222,7 +223,7 @@ impl<'w> Session<'w> {
 
 impl<B: Distributed> Watcher<B> for Session<'_> {
     fn word(&mut self) -> Result<Word> {
-        self.saver.word()
+        Ok(Word { stop: signals::asked().is_some(), ..self.saver.word()? })
     }
 
     fn holds(&self, step: u64) -> bool {

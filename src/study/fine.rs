@@ -33,7 +33,8 @@ use crate::run::signals;
 use crate::train::memory::Needs;
 use crate::train::metrics::Meter;
 use crate::train::schedule::steps;
-use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Update, Watcher};
+use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Watcher};
+use crate::train::update::{Update, Word};
 use crate::{Error, Result};
 
 /// What all folds and arms of one study share.
@@ -283,6 +284,10 @@ struct Validator<'a> {
 }
 
 impl<B: Distributed> Watcher<B> for Validator<'_> {
+    fn word(&mut self) -> Result<Word> {
+        Ok(Word { stop: signals::asked().is_some(), ..Word::default() })
+    }
+
     fn holds(&self, step: u64) -> bool {
         let every = self.study.config.fine.validate_every;
         every > 0 && step.is_multiple_of(every)

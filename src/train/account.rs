@@ -1,77 +1,107 @@
 //! What a training step did, told to the host. The loop asks for a step's numbers as soon as the step
-//! is given to the device and reads them when the next one is: a device that works behind the host
-//! has work all the while. Whatever needs the state that a step leaves (a checkpoint, a validation,
-//! the end, gradients that are not finite) has its step read before the next one begins, so it is
-//! the same as if every step were.
+//! is given to the device and reads them when the next one is: an asynchronous device has work all
+//! the while. Whatever needs the state that a step leaves (a checkpoint, a validation, the end,
+//! gradients that are not finite) has its step read before the next one begins, so it is the same as
+//! if every step were.
 
-use std::time::Instant;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
-use super::speed::Work;
-use super::trainer::{Agreed, Flow, Trainer, Update, Watcher, Word};
+use super::health::Health;
+use super::update::{Agreed, Update, Word};
 use crate::Result;
-use crate::data::loader::Step;
 use crate::engine::{Fetch, stats};
 use crate::model::Objective;
-use crate::ranks::Distributed;
-use crate::run::signals;
+use crate::ranks::World;
+
+/// The steps of a training whose numbers are still to be read, and what the ones before added up to.
+pub struct Account<'w> {
+    world: &'w World,
+    objective: Objective,
+    /// Steps whose numbers are on their way: one between two steps, two before the older is read.
+    unread: VecDeque<Unread>,
+    /// Updates that a non-finite gradient made void, and how many of them in a row came last.
+    skipped: u64,
+    skipped_in_row: u32,
+    /// The ranks have agreed on something that waits for the step under way.
+    asked: bool,
+    health: Health,
+    /// Since the last step was read, and the time in collectives until then.
+    clock: Instant,
+    waited: Duration,
+}
 
 /// A step whose losses and norm are on their way.
-pub struct Unread {
+struct Unread {
     /// What the host knows of the update by itself.
     known: Update,
     sums: Fetch,
     norm_sq: Fetch,
 }
 
-impl<B: Distributed> Trainer<'_, B> {
-    /// Has the numbers of the step that was just made brought to the host.
-    pub(super) fn note(&mut self, step: &Step, lr: f64, norm_sq: Fetch) -> Result<()> {
-        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
-        let known = Update {
-            step: self.optimiser.state.updates,
-            epoch: step.epoch,
-            lr,
-            tokens: step.tokens,
-            waited_ms: step.waited_ms,
-            exchange_ms: self.optimiser.take_exchange_ms(),
-            flops: work.flops(&self.model.layout.shape),
-            ..Update::default()
-        };
-        self.unread.push_back(Unread { known, sums: self.model.send_sums()?, norm_sq });
-        Ok(())
-    }
-
-    /// Reads the steps whose numbers have to be known by now, and shows them to `watcher`: all but the
-    /// last, and the last where training may not run ahead of it.
-    pub(super) fn read(&mut self, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
-        while let Some(unread) = self.unread.pop_front() {
-            let ahead = !self.unread.is_empty(); // the next step is made already
-            if !ahead && self.may_run_ahead(unread.known.step, watcher) {
-                self.unread.push_front(unread);
-                break;
-            }
-            let mut update = self.summarise(unread, watcher.word()?)?;
-            let Agreed { stop, save, .. } = update.agreed;
-            self.asked = ahead && (stop || save);
-            if ahead {
-                (update.agreed.stop, update.agreed.save) = (false, false); // will be asked again after the next
-            }
-            let flow = watcher.after(&update, self)?;
-            if flow != Flow::Continue {
-                return Ok(flow);
-            }
+impl<'w> Account<'w> {
+    pub fn new(world: &'w World, objective: Objective) -> Self {
+        Self {
+            world,
+            objective,
+            unread: VecDeque::new(),
+            skipped: 0,
+            skipped_in_row: 0,
+            asked: false,
+            health: Health::default(),
+            clock: Instant::now(),
+            waited: Duration::ZERO,
         }
-        Ok(Flow::Continue)
     }
 
-    /// Whether the next step may begin before step `step` is read. The same on all ranks.
-    fn may_run_ahead(&self, step: u64, watcher: &dyn Watcher<B>) -> bool {
-        let well = self.skipped_in_row == 0 && !self.asked;
-        B::WORKS_BEHIND && well && step < self.lr.steps && !watcher.holds(step)
+    /// Notes a step: what is known of it, and its losses and squared norm on their way.
+    pub fn note(&mut self, known: Update, sums: Fetch, norm_sq: Fetch) {
+        self.unread.push_back(Unread { known, sums, norm_sq });
     }
 
-    /// What the update did, over all ranks. A non-finite gradient (the same on all ranks, as it is the
-    /// sum's) has changed nothing but the counts.
+    /// The number of the oldest step that was not read, and whether the step after it is made already.
+    pub fn oldest(&self) -> Option<(u64, bool)> {
+        self.unread.front().map(|unread| (unread.known.step, self.unread.len() > 1))
+    }
+
+    /// Whether nothing that came to light or was agreed wants the last step read before the next begins.
+    /// The same on all ranks.
+    pub fn may_run_ahead(&self) -> bool {
+        self.skipped_in_row == 0 && !self.asked
+    }
+
+    /// Updates that a non-finite gradient made void.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    /// From here on time belongs to the step that is read next.
+    pub fn restart_clock(&mut self) {
+        (self.clock, self.waited) = (Instant::now(), self.world.beat().waited());
+    }
+
+    /// Training is taken up where `skipped` updates have been void: what is on its way counts no more.
+    pub fn restore(&mut self, skipped: u64) {
+        (self.skipped, self.skipped_in_row) = (skipped, 0);
+        self.unread.clear();
+    }
+
+    /// Reads the oldest step: what it did, over all ranks. Where the next step is made already, what the
+    /// ranks agreed on is put off until that one is read. `None` when every step is read.
+    pub fn read(&mut self, word: Word) -> Result<Option<Update>> {
+        let Some(unread) = self.unread.pop_front() else { return Ok(None) };
+        let ahead = !self.unread.is_empty();
+        let mut update = self.summarise(unread, word)?;
+        let Agreed { stop, save, .. } = update.agreed;
+        self.asked = ahead && (stop || save);
+        if ahead {
+            (update.agreed.stop, update.agreed.save) = (false, false); // will be asked again after the next
+        }
+        Ok(Some(update))
+    }
+
+    /// A non-finite gradient (the same on all ranks, as it is the sum's) has changed nothing but the
+    /// counts.
     fn summarise(&mut self, unread: Unread, word: Word) -> Result<Update> {
         let Unread { known, sums, norm_sq } = unread;
         let sums = stats::read(&sums.wait()?); // the norm was sent before: one wait for both
@@ -87,14 +117,9 @@ impl<B: Distributed> Trainer<'_, B> {
         Ok(update)
     }
 
-    /// From here on time belongs to the step that is read next.
-    pub(super) fn restart_clock(&mut self) {
-        (self.clock, self.waited) = (Instant::now(), self.world.beat().waited());
-    }
-
     fn loss(&self, update: &Update) -> f64 {
         let mean = |sum, count| update.mean(sum, count).unwrap_or(0.0);
-        match self.model.options.objective {
+        match self.objective {
             Objective::Pretraining { mlm, qdpp } => {
                 f64::from(mlm) * mean(stats::MLM_LOSS, stats::MLM_COUNT)
                     + f64::from(qdpp) * mean(stats::QDPP_LOSS, stats::QDPP_COUNT)
@@ -117,8 +142,8 @@ impl<B: Distributed> Trainer<'_, B> {
     }
 
     /// One exchange a step carries everything that ranks tell each other: the sums of the losses,
-    /// whether to save or to end, and how long each has been busy. By the host's clock: a device that
-    /// works behind shows the time that it kept the host waiting.
+    /// whether to save or to end, and how long each has been busy. Busy is by the host's clock: of an
+    /// asynchronous device it shows the time that it kept the host waiting.
     fn exchange(&self, sums: &[f64; stats::SLOTS], word: Word) -> ([f64; stats::SLOTS], Agreed, Vec<f64>) {
         const STOP: usize = stats::SLOTS;
         const SAVE: usize = STOP + 1;
@@ -126,7 +151,7 @@ impl<B: Distributed> Trainer<'_, B> {
         const BUSY: usize = STOP + 3;
         let mut told = [0.0; BUSY + 1];
         told[..stats::SLOTS].copy_from_slice(sums);
-        told[STOP] = f64::from(u8::from(signals::asked().is_some()));
+        told[STOP] = f64::from(u8::from(word.stop));
         told[SAVE] = f64::from(u8::from(word.save));
         told[WRITTEN] = word.written as f64;
         let waited = self.world.beat().waited() - self.waited;

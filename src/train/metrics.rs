@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::health::Running;
 use super::tensorboard::Events;
-use super::trainer::{Flow, Trainer, Update, Watcher};
+use super::update::Update;
 use super::validation::Scores;
-use crate::engine::{Backend, stats};
+use crate::engine::stats;
 use crate::{Error, Result};
 
 /// What some steps took together.
@@ -219,13 +219,6 @@ impl Meter {
             Some(bar) => bar.suspend(|| tell!("{line}")),
             None => tell!("{line}"),
         }
-    }
-}
-
-impl<B: Backend> Watcher<B> for Meter {
-    fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, B>) -> Result<Flow> {
-        self.record(update)?;
-        Ok(Flow::Continue)
     }
 }
 

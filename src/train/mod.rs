@@ -13,4 +13,5 @@ pub mod speed;
 pub mod state;
 pub mod tensorboard;
 pub mod trainer;
+pub mod update;
 pub mod validation;

@@ -14,13 +14,13 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::config::{Optimizer, Sharding, Train};
 use crate::engine::{AdamW, Backend, Fetch, ParamGroup, slices};
 use crate::model::Bert;
 use crate::model::layout::Layout;
 use crate::model::trained::Rates;
 use crate::ranks::{Collective, pieces};
+use crate::{Error, Result};
 
 /// What an optimiser remembers from update to update. A checkpoint of it and of the weights is enough
 /// to go on.
@@ -53,41 +53,51 @@ impl<B: Backend> OptimiserState<B> {
 struct Bucket {
     /// As `Bert::backward` names it.
     range: Range<usize>,
-    /// Of what learns in it.
+    /// Of what learns in it, a share a rank; empty where nothing learns.
     shares: Vec<Range<usize>>,
+    /// Its sum over ranks was started in this step.
+    reduced: bool,
 }
 
 impl Bucket {
     /// All that learns in it.
     fn whole(&self) -> Range<usize> {
-        self.shares[0].start..self.shares[self.shares.len() - 1].end
+        match (self.shares.first(), self.shares.last()) {
+            (Some(first), Some(last)) => first.start..last.end,
+            _ => self.range.start..self.range.start,
+        }
+    }
+
+    fn learns(&self) -> bool {
+        !self.shares.is_empty()
     }
 }
 
 /// The buckets of `layout`, in the order of backward, as `ranks` share them.
 fn buckets(layout: &Layout, ranks: usize) -> Vec<Bucket> {
     let bucket = |range: Range<usize>| {
-        let shares = pieces(&layout.span(&range)?, ranks);
-        Some(Bucket { range, shares })
+        let shares = layout.span(&range).map(|span| pieces(&span, ranks)).unwrap_or_default();
+        Bucket { range, shares, reduced: false }
     };
-    layout.buckets().into_iter().filter_map(bucket).collect()
+    layout.buckets().into_iter().map(bucket).collect()
 }
 
 /// The ranges of the arena that rank `rank` of `ranks` updates, ascending.
 pub fn owned(layout: &Layout, rank: usize, ranks: usize, sharding: Sharding) -> Vec<Range<usize>> {
-    let part = |b: Bucket| match sharding {
+    let share = |b: Bucket| match sharding {
         Sharding::Optimizer => b.shares[rank].clone(),
         Sharding::None => b.whole(),
     };
-    ascending(buckets(layout, ranks).into_iter().map(part))
+    ascending(buckets(layout, ranks).into_iter().filter(Bucket::learns).map(share))
 }
 
 /// The optimiser of one rank.
 pub struct Optimiser<B: Backend> {
     pub state: OptimiserState<B>,
     settings: Train,
+    ranks: usize,
     groups: Vec<ParamGroup>,
-    /// In the order of backward; buckets without anything that learns are left out.
+    /// In the order of backward.
     buckets: Vec<Bucket>,
     /// What this rank measures for the global norm.
     measured: Vec<Range<usize>>,
@@ -124,6 +134,7 @@ impl<B: Backend> Optimiser<B> {
         Ok(Self {
             state,
             settings: settings.clone(),
+            ranks,
             groups,
             buckets,
             measured,
@@ -139,6 +150,10 @@ impl<B: Backend> Optimiser<B> {
     }
 
     /// Starts the sum over ranks of a bucket that backward has completed.
+    ///
+    /// # Errors
+    /// `Error::Device` for a range that is no bucket, and for a bucket that was summed in this step
+    /// already: gradients would differ between ranks, which nothing later would notice.
     pub fn reduce(
         &mut self,
         reducer: &mut dyn Collective<B>,
@@ -146,15 +161,40 @@ impl<B: Backend> Optimiser<B> {
         grads: &mut B::Buf<f32>,
         range: &Range<usize>,
     ) -> Result<()> {
-        let Some(bucket) = self.buckets.iter().find(|b| b.range == *range) else { return Ok(()) };
+        let sharded = self.sharded();
+        let wrong =
+            |what: &str| Err(Error::device(format!("a fault of this program: gradients {range:?} {what}")));
+        let Some(bucket) = self.buckets.iter_mut().find(|b| b.range == *range) else {
+            return wrong("are no bucket of the optimiser");
+        };
+        if !bucket.learns() {
+            return Ok(());
+        }
+        if std::mem::replace(&mut bucket.reduced, true) {
+            return wrong("are summed over ranks twice in one step");
+        }
         let start = Instant::now();
-        if self.sharded() {
+        if sharded {
             reducer.reduce_scatter(backend, grads, &bucket.shares)?;
         } else {
             reducer.all_reduce(backend, grads, bucket.whole())?;
         }
         self.exchanged += start.elapsed();
         Ok(())
+    }
+
+    /// Whether every bucket that learns was summed; a single rank may leave all of them out. The next
+    /// step begins anew.
+    fn check_reduced(&mut self) -> Result<()> {
+        let none = self.buckets.iter().all(|b| !b.reduced);
+        let missing = self.buckets.iter().find(|b| b.learns() && !b.reduced).map(|b| b.range.clone());
+        self.buckets.iter_mut().for_each(|b| b.reduced = false);
+        match missing {
+            Some(range) if !(none && self.ranks == 1) => Err(Error::device(format!(
+                "a fault of this program: gradients {range:?} were not summed over ranks before the update"
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// Milliseconds that the host has spent in exchanges since the last call.
@@ -174,6 +214,7 @@ impl<B: Backend> Optimiser<B> {
     /// norm before clipping, [1], on its way; where it is not finite (on all ranks alike), nothing has
     /// changed. The device decides that: the host waits for nothing here.
     pub fn step(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<Fetch> {
+        self.check_reduced()?;
         let backend = &model.backend;
         reducer.finish(backend)?; // the device waits, not the host
         backend.sum_squares(&model.grads, &self.measured, &mut self.norm_sq, 0)?;
@@ -184,7 +225,7 @@ impl<B: Backend> Optimiser<B> {
         self.update(reducer, model, lr)?;
         if self.sharded() {
             let start = Instant::now();
-            for bucket in &self.buckets {
+            for bucket in self.buckets.iter().filter(|b| b.learns()) {
                 reducer.all_gather(&model.backend, &mut model.weights, &bucket.shares)?;
             }
             reducer.finish(&model.backend)?;

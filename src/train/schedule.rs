@@ -5,7 +5,7 @@ use crate::{Error, Result};
 
 /// The learning rate over a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LrPlan {
+pub struct LearningRate {
     pub peak: f64,
     /// Where linear and cosine end.
     pub min: f64,
@@ -14,7 +14,7 @@ pub struct LrPlan {
     pub schedule: Schedule,
 }
 
-impl LrPlan {
+impl LearningRate {
     pub fn new(train: &Train, steps: u64) -> Self {
         let warmup = train.warmup_steps.unwrap_or((train.warmup * steps as f64).round() as u64);
         Self { peak: train.lr, min: train.min_lr, warmup, steps, schedule: train.schedule }
@@ -63,11 +63,11 @@ mod tests {
 
     #[test]
     fn rises_and_falls_linearly() {
-        let plan = LrPlan { peak: 1.0, min: 0.0, warmup: 4, steps: 12, schedule: Schedule::Linear };
-        let rates: Vec<f64> = (0..12).map(|step| plan.at(step)).collect();
+        let rate = LearningRate { peak: 1.0, min: 0.0, warmup: 4, steps: 12, schedule: Schedule::Linear };
+        let rates: Vec<f64> = (0..12).map(|step| rate.at(step)).collect();
         assert_eq!(rates[..5], [0.25, 0.5, 0.75, 1.0, 1.0]);
         assert_eq!(rates[11], 0.125);
-        let flat = LrPlan { schedule: Schedule::Constant, ..plan };
+        let flat = LearningRate { schedule: Schedule::Constant, ..rate };
         assert_eq!(flat.at(11), 1.0);
     }
 

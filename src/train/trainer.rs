@@ -2,83 +2,23 @@
 //! is the samples (`data::source`, `data::groups`), the objective (`model::Objective`) and who
 //! watches (`Watcher`).
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
+use super::account::Account;
+use super::check::against_reference;
+use super::optimiser::Optimiser;
+use super::schedule::LearningRate;
+use super::speed::Work;
+use super::state::SavedOptimiser;
+use super::update::{Update, Word};
 use crate::Result;
 use crate::config::Train;
 use crate::data::loader::{Cursor, Loader, Step};
-use crate::engine::{Backend, stats};
+use crate::engine::{Backend, Fetch};
 use crate::model::{Bert, Mode};
 use crate::ranks::{Collective, Distributed, World};
-use crate::train::account::Unread;
-use crate::train::check::against_reference;
-use crate::train::health::{Health, Signs};
-use crate::train::optimiser::Optimiser;
-use crate::train::schedule::LrPlan;
-use crate::train::state::SavedOptimiser;
 
 /// Updates with a non-finite gradient that may follow each other before training goes back to the
 /// last checkpoint.
 pub const NON_FINITE_LIMIT: u32 = 3;
-
-/// What one update did, summed over ranks.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Update {
-    /// Updates made so far, this one included.
-    pub step: u64,
-    pub epoch: u32,
-    /// The weighted objective: means over the step's masked tokens, pairs or groups, in nats.
-    pub loss: f64,
-    /// Sums and counts as `engine::stats` orders them.
-    pub sums: [f64; stats::SLOTS],
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    pub lr: f64,
-    /// Tokens of all ranks.
-    pub tokens: usize,
-    /// Milliseconds of the whole step, waiting for the loader included.
-    pub step_ms: f64,
-    pub waited_ms: f64,
-    /// Milliseconds in which this rank's host was busy with, or waited for, exchanges between ranks.
-    pub exchange_ms: f64,
-    /// Floating-point operations of all ranks.
-    pub flops: f64,
-    /// Updates of the run that a non-finite gradient made void.
-    pub skipped: u64,
-    /// How many of them in a row end with this one.
-    pub skipped_in_row: u32,
-    /// What the ranks agreed on in this step's exchange.
-    pub agreed: Agreed,
-    /// How unusual the step was.
-    pub signs: Signs,
-}
-
-/// What one rank tells the others once a step, beside its sums.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Word {
-    /// A checkpoint is due by this rank's clock; rank 0's counts.
-    pub save: bool,
-    /// The last step whose checkpoint this rank has written its part of; 0 is none.
-    pub written: u64,
-}
-
-/// What follows from all ranks' words, the same on every rank.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Agreed {
-    /// A signal asked some rank to end.
-    pub stop: bool,
-    pub save: bool,
-    /// The last step whose checkpoint every rank has written its part of.
-    pub written: u64,
-}
-
-impl Update {
-    /// `sum / count` of two statistics; `None` where nothing was counted.
-    pub fn mean(&self, sum: usize, count: usize) -> Option<f64> {
-        (self.sums[count] > 0.0).then(|| self.sums[sum] / self.sums[count])
-    }
-}
 
 /// Whether training goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +46,8 @@ pub trait Watcher<B: Backend> {
         false
     }
 
-    /// Called once a step, in order. On a device that works behind the host `trainer` may be a step ahead
-    /// of `update`, but for steps that `holds` names, the last one, and those with something agreed.
+    /// Called once a step, in order. On an asynchronous device `trainer` may be a step ahead of `update`,
+    /// but for steps that `holds` names, the last one, and those with something agreed.
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow>;
 }
 
@@ -125,44 +65,30 @@ pub struct Progress {
 /// The model with what changes it.
 pub struct Trainer<'w, B: Backend> {
     pub model: Bert<B>,
-    pub(super) world: &'w World,
+    world: &'w World,
     /// Sums gradients over ranks.
     reducer: Box<dyn Collective<B> + 'w>,
     pub optimiser: Optimiser<B>,
-    pub(super) lr: LrPlan,
+    lr: LearningRate,
     /// Where the next step's packs start.
     cursor: Cursor,
-    /// Steps whose numbers are still to be read: one between two steps, two before the older is read.
-    pub(super) unread: VecDeque<Unread>,
-    /// Updates that a non-finite gradient made void, and how many of them in a row came last.
-    pub(super) skipped: u64,
-    pub(super) skipped_in_row: u32,
-    /// The ranks have agreed on something that waits for the step under way.
-    pub(super) asked: bool,
-    pub(super) health: Health,
-    /// Since the last step was read, and the time in collectives until then.
-    pub(super) clock: Instant,
-    pub(super) waited: Duration,
+    /// Steps whose numbers are still to be read, and what the ones before added up to.
+    account: Account<'w>,
     /// Steps between two checks; 0 is off.
     check: u64,
 }
 
 impl<'w, B: Distributed> Trainer<'w, B> {
     pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
+        let account = Account::new(world, model.options.objective);
         Ok(Self {
             optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,
             reducer: model.backend.collective(world)?,
             model,
             world,
-            lr: LrPlan::new(settings, steps),
+            lr: LearningRate::new(settings, steps),
             cursor: Cursor::default(),
-            unread: VecDeque::new(),
-            skipped: 0,
-            skipped_in_row: 0,
-            asked: false,
-            health: Health::default(),
-            clock: Instant::now(),
-            waited: Duration::ZERO,
+            account,
             check: 0,
         })
     }
@@ -209,9 +135,48 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     /// For the watchdog and the clocks.
     fn mark_step(&mut self) {
         self.world.beat().step(self.optimiser.state.updates + 1);
-        if self.unread.is_empty() {
-            self.restart_clock(); // else the device is still at the step before
+        if self.account.oldest().is_none() {
+            self.account.restart_clock(); // else the device is still at the step before
         }
+    }
+
+    /// Has the numbers of the step that was just made brought to the host.
+    fn note(&mut self, step: &Step, lr: f64, norm_sq: Fetch) -> Result<()> {
+        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
+        let known = Update {
+            step: self.optimiser.state.updates,
+            epoch: step.epoch,
+            lr,
+            tokens: step.tokens,
+            waited_ms: step.waited_ms,
+            exchange_ms: self.optimiser.take_exchange_ms(),
+            flops: work.flops(&self.model.layout.shape),
+            ..Update::default()
+        };
+        let sums = self.model.send_sums()?;
+        self.account.note(known, sums, norm_sq);
+        Ok(())
+    }
+
+    /// Reads the steps whose numbers have to be known by now, and shows them to `watcher`: all but the
+    /// last, and the last where training may not run ahead of it.
+    fn read(&mut self, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+        while let Some((step, ahead)) = self.account.oldest() {
+            if !ahead && self.may_run_ahead(step, watcher) {
+                break;
+            }
+            let Some(update) = self.account.read(watcher.word()?)? else { break };
+            let flow = watcher.after(&update, self)?;
+            if flow != Flow::Continue {
+                return Ok(flow);
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    /// Whether the next step may begin before step `step` is read. The same on all ranks.
+    fn may_run_ahead(&self, step: u64, watcher: &dyn Watcher<B>) -> bool {
+        B::WORKS_BEHIND && self.account.may_run_ahead() && step < self.lr.steps && !watcher.holds(step)
     }
 
     fn debug(&mut self, step: &Step) -> Result<()> {
@@ -236,7 +201,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
 
     /// Where training stands.
     pub fn progress(&self) -> Progress {
-        Progress { updates: self.optimiser.state.updates, cursor: self.cursor, skipped: self.skipped }
+        let (updates, skipped) = (self.optimiser.state.updates, self.account.skipped());
+        Progress { updates, cursor: self.cursor, skipped }
     }
 
     /// The ranks that train together.
@@ -250,8 +216,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
         saved.restore(&self.model.backend, &mut self.optimiser.state)?;
         self.optimiser.state.updates = progress.updates;
         self.model.backend.clear(&mut self.model.grads, 0..self.model.layout.len)?;
-        (self.cursor, self.skipped, self.skipped_in_row) = (progress.cursor, progress.skipped, 0);
-        self.unread.clear();
+        self.cursor = progress.cursor;
+        self.account.restore(progress.skipped);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use ctune_dist::model::Mode;
 use ctune_dist::model::Tuning;
 use ctune_dist::ranks::{Distributed, World, pieces};
 use ctune_dist::train::optimiser::Optimiser;
-use ctune_dist::train::schedule::LrPlan;
+use ctune_dist::train::schedule::LearningRate;
 use serde::Deserialize;
 
 use crate::golden::{self, Golden};
@@ -110,18 +110,18 @@ fn learning_rates_equal_transformers() {
         (Schedule::Cosine, 0.0, cosine),
         (Schedule::Cosine, 0.1, cosine_min_lr),
     ] {
-        let plan = LrPlan { peak: 1.0, min, warmup, steps, schedule };
+        let rate = LearningRate { peak: 1.0, min, warmup, steps, schedule };
         for step in 0..steps {
             // the warm-up is one step ahead: transformers spends its first update at 0
             let of = if step < warmup { step + 1 } else { step };
-            let (actual, expected) = (plan.at(step), expected[of as usize]);
+            let (actual, expected) = (rate.at(step), expected[of as usize]);
             assert!(
                 (actual - expected).abs() < 1e-12,
                 "{schedule:?}, step {step}: {actual} is not {expected}"
             );
         }
     }
-    let line = LrPlan { peak: 1.0, min: 0.25, warmup: 0, steps: 4, schedule: Schedule::Linear };
+    let line = LearningRate { peak: 1.0, min: 0.25, warmup: 0, steps: 4, schedule: Schedule::Linear };
     assert_eq!([0, 1, 2, 3, 4].map(|step| line.at(step)), [1.0, 0.8125, 0.625, 0.4375, 0.25]);
 }
 
@@ -153,6 +153,43 @@ fn frozen_parts_stay_and_have_no_moments() {
         assert_eq!(part.weights[param.range()], before[param.range()], "{}", param.name);
     }
     assert!(learning.iter().all(|p| part.weights[p.range()] != before[p.range()]));
+}
+
+/// Gradients that are not summed over ranks would let the ranks' weights drift apart in silence.
+#[test]
+fn every_bucket_is_summed_once_before_an_update() {
+    let golden = golden::load();
+    let mut model = pretraining_model(&golden, (0.0, 0));
+    step(&mut model, &golden);
+    let world = World::solo();
+    let mut reducer = model.backend.collective(&world).unwrap();
+    let mut optimiser = Optimiser::new(&model, 0, 2, &Train::default()).unwrap();
+    let buckets = model.layout.buckets();
+    let first = buckets[0].clone();
+    let refused = |result: ctune_dist::Result<()>, word: &str| {
+        let error = result.unwrap_err();
+        assert!(error.exit_code() == 4 && error.to_string().contains(word), "{error}");
+    };
+    for other in
+        [first.start..first.end - 8, first.start + 8..first.end, first.end..first.end, 0..model.layout.len]
+    {
+        let reduced = optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, &other);
+        refused(reduced, "no bucket");
+    }
+    for bucket in &buckets[1..] {
+        optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, bucket).unwrap();
+    }
+    let again = optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, &buckets[1]);
+    refused(again, "twice");
+    let before = model.weights.to_vec();
+    let updated = optimiser.step(&mut *reducer, &mut model, 1e-2).map(drop);
+    refused(updated, &format!("{first:?} were not summed"));
+    assert!(model.weights.to_vec() == before, "an update was made all the same");
+    for bucket in &buckets {
+        optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, bucket).unwrap();
+    }
+    optimiser.step(&mut *reducer, &mut model, 1e-2).unwrap();
+    assert_eq!(optimiser.state.updates, 1);
 }
 
 /// The state of `ranks` ranks together is one rank's, and each has an equal share of every bucket.

@@ -12,13 +12,14 @@ use crate::config::Checkpoint;
 use crate::model::checkpoint::Image;
 use crate::ranks::{Distributed, World};
 use crate::train::state::SavedOptimiser;
-use crate::train::trainer::{Trainer, Update, Word};
+use crate::train::trainer::Trainer;
+use crate::train::update::{Update, Word};
 use crate::{Error, Result};
 
 /// Makes and keeps a run's checkpoints.
 pub struct Saver {
     root: PathBuf,
-    plan: Checkpoint,
+    settings: Checkpoint,
     identity: Identity,
     /// Updates of the whole run.
     steps: u64,
@@ -50,7 +51,7 @@ impl Saver {
     /// A saver below `root`. `steps` is the length of the whole run.
     pub fn new(
         root: PathBuf,
-        plan: &Checkpoint,
+        settings: &Checkpoint,
         identity: Identity,
         steps: u64,
         tokenizer: PathBuf,
@@ -58,7 +59,7 @@ impl Saver {
     ) -> Self {
         Self {
             root,
-            plan: plan.clone(),
+            settings: settings.clone(),
             identity,
             steps,
             tokenizer,
@@ -75,7 +76,7 @@ impl Saver {
 
     /// Whether the plan asks for checkpoints at all.
     pub fn is_on(&self) -> bool {
-        self.plan.every_steps > 0 || self.plan.every_minutes > 0.0
+        self.settings.every_steps > 0 || self.settings.every_minutes > 0.0
     }
 
     /// Folder with the tokenizer's files.
@@ -88,7 +89,8 @@ impl Saver {
         self.validation = Some(loss);
     }
 
-    /// What this rank tells the others: whether its clock wants a save, and what its thread has done.
+    /// What this rank tells the others of saving: whether its clock wants a save, and what its thread has
+    /// done.
     ///
     /// # Errors
     /// What a thread could not write.
@@ -103,13 +105,14 @@ impl Saver {
             }
             written = if pending.thread.is_none() { pending.step } else { 0 };
         }
-        let every = Duration::from_secs_f64(60.0 * self.plan.every_minutes);
-        Ok(Word { save: self.plan.every_minutes > 0.0 && self.clock.elapsed() >= every, written })
+        let every = Duration::from_secs_f64(60.0 * self.settings.every_minutes);
+        let save = self.settings.every_minutes > 0.0 && self.clock.elapsed() >= every;
+        Ok(Word { save, written, ..Word::default() })
     }
 
     /// Whether the schedule by steps saves after step `step`.
     pub fn due(&self, step: u64) -> bool {
-        self.plan.every_steps > 0 && step.is_multiple_of(self.plan.every_steps)
+        self.settings.every_steps > 0 && step.is_multiple_of(self.settings.every_steps)
     }
 
     /// After an update: completes what all ranks have written, and saves when it is time.
@@ -232,7 +235,7 @@ impl Saver {
         if self.rank > 0 {
             return;
         }
-        let (root, ranks, keep) = (self.root.clone(), self.ranks, self.plan.keep);
+        let (root, ranks, keep) = (self.root.clone(), self.ranks, self.settings.keep);
         let before = self.publishing.take();
         self.publishing = Some(std::thread::spawn(move || {
             join(before)?;
