@@ -8,9 +8,9 @@
 #     CTUNE_DEMO_DIR=DIR launch/demo.sh  works in DIR/data and DIR/runs (default: this repository)
 #     RANKS=4 launch/demo.sh             ranks (default: 2, or 1 on one core)
 #
-# Needs a network, apt (Debian, Ubuntu or a relative) and root or sudo where something is missing.
-# A second start skips what is complete. A step counts as complete when its output is there and it was
-# made by the same command from the same config and data.
+# Needs a network and apt (Debian, Ubuntu or a relative), and root or sudo if something is missing.
+# Started again, it skips what is complete: a step is complete if its output is there and was made by
+# the same command from the same config and data.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/install.sh
@@ -40,12 +40,12 @@ step_number=0
 
 say() { printf '\n== %d/10 %s\n' $((++step_number)) "$1"; }
 
-# What all that follows depends on, as one number; grows with every command.
+# A checksum of everything so far that the next steps depend on; each command is added to it.
 history=0
 remember() { history=$(printf '%s\n' "$history" "$@" | cksum | tr ' ' '-'); }
 
-# step TITLE OUTPUT ARGUMENTS...: runs `ctune-dist ARGUMENTS`, with $launcher before it, unless a
-# complete OUTPUT of the same history is there.
+# step TITLE OUTPUT ARGUMENTS...: runs `$launcher ctune-dist ARGUMENTS`, unless a complete OUTPUT with
+# the same history is there.
 launcher=()
 step() {
     local title=$1 output=$2 begun=$SECONDS
@@ -60,14 +60,14 @@ step() {
     rm -f "$stamp"
     echo "\$ ${launcher[*]} ctune-dist $*"
     "${launcher[@]}" "$program" "$@"
-    [[ -e $output ]] || fail "the step \"$title\" ended well, but there is no $output"
+    [[ -e $output ]] || fail "the step \"$title\" succeeded, but there is no $output"
     mkdir -p "${stamp%/*}"
     echo "$history" >"$stamp"
     echo "-- $title: $(duration $((SECONDS - begun)))"
 }
 
-# Debian 12's index into the data folder; the machine's own apt is left as it is. Older releases of Ubuntu
-# do not have Debian's current keys, so the index is trusted as what https delivers: text, never packages.
+# Fetches Debian 12's index into the data folder and leaves the machine's own apt alone. Older releases of
+# Ubuntu lack Debian's current keys, so https is trusted for the index. It is text; no package is installed.
 fetch_debian_index() {
     local at=$PWD/$data
     echo "this is not Debian: fetching the index of Debian 12 into $data/lists"
@@ -77,7 +77,7 @@ fetch_debian_index() {
     apt-get -q update -o Dir::Etc::SourceList="$at/debian.list" -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::State::Lists="$at/lists" -o Dir::Cache="$at/cache" -o Acquire::Languages=en \
         -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
-    # apt-get ends well even where it fetched nothing.
+    # apt-get succeeds even if it fetched nothing.
     any_file "$at/lists/*_Packages*" || fail "the index of Debian could not be fetched: see apt's message above."
 }
 
@@ -101,7 +101,7 @@ config=$runs/debian-tiny.toml
 sed "s#runs/debian/#$runs/#" "$root/configs/debian-tiny.toml" >"$config"
 
 sample=(sample debian --out "$data")
-# Topics are made from debtags, and other distributions' indices have none.
+# Topics are made from debtags, which other distributions' indices do not have.
 if [[ $(sed -n 's/^ID=//p' /etc/os-release) != debian ]]; then
     sample+=(--lists "$data/lists")
     if [[ ! -e $data/source.json ]]; then fetch_debian_index; fi
@@ -133,7 +133,7 @@ step "coarse-tuning with MLM only" "$runs/coarse-mlm/model" \
 step "coarse-tuning with QDPP only" "$runs/coarse-qdpp/model" \
     coarse --config "$config" --set objective.mlm=0 --out "$runs/coarse-qdpp" "${train[@]}"
 
-# Always started: it keeps finished tasks itself, and its table is what the demo ends with.
+# Always started: it keeps finished tasks itself, and the demo ends with its table.
 say "the study: arms x folds x numbers of training topics"
 begun=$SECONDS
 echo "\$ ${launcher[*]} ctune-dist experiment --config $config ${study[*]}"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Downloads what coarse-tuning on ORCAS needs from its publisher's addresses: the click log and the MS MARCO
-# documents (version 1) that its ids name. Broken downloads go on where they stopped; a file is only
-# called complete when its md5 is the published one.
+# Downloads what coarse-tuning on ORCAS needs from its publisher: the click log, and the MS MARCO documents
+# (version 1) that it names. Broken downloads resume where they stopped. A file counts as complete only if
+# its md5 is the published one.
 #
-#     launch/fetch_orcas.sh DIR            the log and the documents, packed:    8.8 GB
-#     launch/fetch_orcas.sh DIR --log      the log alone:                        0.33 GB
-#     launch/fetch_orcas.sh DIR --unpack   also unpacks the documents:           31 GB in all
+#     launch/fetch_orcas.sh DIR            the log and the documents, compressed: 8.8 GB
+#     launch/fetch_orcas.sh DIR --log      the log alone:                         0.33 GB
+#     launch/fetch_orcas.sh DIR --unpack   also unpacks the documents:            31 GB in all
 #
-# CTUNE_YES=1 asks nothing. A mirror: CTUNE_ORCAS_URL is the folder's address, and CTUNE_ORCAS_MD5 a file of
-# md5sum's lines where the mirror's files are packed anew and so have other sums.
+# CTUNE_YES=1 asks no question. CTUNE_ORCAS_URL is the address of a mirror's folder. If a mirror compressed the
+# files again, their sums differ; CTUNE_ORCAS_MD5 then names a file with md5sum's lines for them.
 #
-# `ctune-dist prepare` reads the packed files; unpacked documents are mapped and parsed on all cores, and with
-# their lookup file only the clicked ones are read.
+# `ctune-dist prepare` reads the compressed files. Unpacked documents are mapped and parsed on all cores, and
+# with their lookup file only the clicked ones are read.
 set -euo pipefail
 
 base=${CTUNE_ORCAS_URL:-https://msmarco.z22.web.core.windows.net/msmarcoranking}
@@ -21,7 +21,7 @@ documents=(
     "msmarco-docs.tsv.gz 103b19e21ad324d8a5f1ab562425c0b4 8.4GB"
     "msmarco-docs-lookup.tsv.gz abe791080058a3d3161b213cfea36a45 40MB"
 )
-# Downloads that break off are taken up again so often before the script gives up.
+# Attempts at one file before the script gives up.
 attempts=10
 
 fail() {
@@ -61,14 +61,14 @@ case $what in
     *) fail "$what: must be --log or --unpack" ;;
 esac
 command -v md5sum >/dev/null || fail "md5sum is missing (package coreutils)"
-# Progress bars where a person looks on.
+# Progress bars on a terminal only.
 quiet=()
 if command -v curl >/dev/null; then
     [[ -t 2 ]] || quiet=(--silent --show-error)
 elif command -v wget >/dev/null; then
     [[ -t 2 ]] || quiet=(--no-verbose)
 else
-    fail "neither curl nor wget is there; install one of them"
+    fail "neither curl nor wget is installed; install one of them"
 fi
 
 cat <<'NOTICE'
@@ -100,13 +100,13 @@ for file in "${files[@]}"; do
     echo "$name: fetching"
     for ((attempt = 1; ; attempt++)); do
         if fetch "$base/$name" "$part"; then break; else status=$?; fi
-        # A server refuses to go on behind the end of a file that a killed script had fetched whole.
+        # If a killed script had fetched the whole file, the server refuses to continue after its end.
         if [[ -s $part ]] && has_sum "$part" "$md5"; then break; fi
-        # curl 22 and wget 8: the server's answer is an error; curl 33: it cannot go on within a file.
+        # curl 22 and wget 8: the server answered with an error; curl 33: it cannot resume.
         [[ $status != 22 && $status != 8 && $status != 33 ]] ||
-            fail "$name: the server refuses it (see above); if $part is there, remove it and start again"
+            fail "$name: the server refuses it (see above); if $part exists, remove it and start again"
         ((attempt < attempts)) ||
-            fail "$name: the download broke off $attempts times; start this script again, it goes on where it stopped"
+            fail "$name: the download broke off $attempts times; start this script again, it resumes where it stopped"
         sleep $((attempt - 1))
     done
     has_sum "$part" "$md5" || fail "$name: its md5 is not $md5; remove $part and start again"

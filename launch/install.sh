@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the other scripts share: installing what is missing, Open MPI's variables, times. Sourced, not run.
+# Shared by the other scripts: installing what is missing, Open MPI's variables, durations. Sourced, not run.
 #
-# What a build needs besides Rust: Open MPI with its headers (the `mpi` crate), libclang with clang's
-# own headers (bindgen reads mpi.h through them), a C compiler and libc's headers (the `mpi` crate's
-# shim, linking). No C++ compiler, no CMake, no Python. The tests also need g++: it compiles the kernels and
-# the software CUDA device that runs them without a GPU.
+# Besides Rust a build needs Open MPI with its headers (the `mpi` crate), libclang with clang's own
+# headers (bindgen reads mpi.h with them), a C compiler and libc's headers (the `mpi` crate's shim,
+# linking). It needs no C++ compiler, no CMake and no Python. The tests also need g++, which compiles the
+# kernels and the software CUDA device that runs them without a GPU.
 
-# The oldest Rust that builds, as Cargo.toml says it.
+# The oldest Rust that can build this, from Cargo.toml.
 rust_needed() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "${root:?}/Cargo.toml"; }
 
 fail() {
@@ -19,7 +19,7 @@ duration() {
     if (($1 < 60)); then echo "$1 s"; else printf '%d min %02d s\n' $(($1 / 60)) $(($1 % 60)); fi
 }
 
-# Whether a file matches one of the patterns.
+# Does any file match one of the patterns?
 any_file() { compgen -G "$1" >/dev/null || { shift && (($#)) && any_file "$@"; }; }
 
 # Another MPI's mpirun has other options.
@@ -27,7 +27,7 @@ has_open_mpi() { [[ $(mpirun --version 2>/dev/null) == *"Open MPI"* ]]; }
 
 has_libc_headers() { echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1; }
 
-# The library, and the headers that come with it: without them bindgen finds no stddef.h.
+# The library and its headers: without the headers bindgen finds no stddef.h.
 has_libclang() {
     if [[ -n ${LIBCLANG_PATH:-} ]]; then return 0; fi
     any_file '/usr/lib/llvm-*/lib/libclang*.so*' '/usr/lib/*/libclang*.so*' '/usr/lib*/libclang*.so*' &&
@@ -58,7 +58,7 @@ apt_install() {
         as_root=(sudo)
     fi
     echo "installing $*"
-    # Package lists of a fresh machine are empty or old; nobody is there to answer questions.
+    # A fresh machine's package lists are empty or old. Nobody is there to answer questions.
     "${as_root[@]}" apt-get update -q ||
         fail "apt-get update failed: see its message above."
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" ||
@@ -112,18 +112,18 @@ install_rust_tools() {
     fi
 }
 
-# Where cargo puts what it builds, whatever its configuration says.
+# cargo's target directory, wherever its configuration puts it.
 target_directory() {
     cargo metadata --manifest-path "${root:?}/Cargo.toml" --format-version 1 --no-deps |
         sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }
 
 open_mpi_variables() {
-    # mpirun refuses root unless told twice; containers have no other user.
+    # mpirun refuses to run as root unless told twice; containers often have no other user.
     if ((EUID == 0)); then
         export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     fi
-    # Ranks of one machine would copy from each other's memory with a right to trace, which containers
-    # withhold: Open MPI 4 then prints an error a message. Through shared memory it always works.
+    # Open MPI 4 copies between ranks of one machine with a right to trace that containers withhold, and
+    # then prints an error for every message. Shared memory always works.
     export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy_mechanism:-none}
 }

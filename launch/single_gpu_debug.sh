@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # One GPU, one process, no mpirun, all checks on: looks at the machine, compares every kernel with the CPU
-# engine, then trains 50 steps in f32 and in bf16 that are held to the reference model on the way.
+# engine, then trains 50 steps in f32 and 50 in bf16, comparing them with the reference model on the way.
+# Needs the shards that launch/demo.sh makes.
 #
 #     launch/single_gpu_debug.sh                        configs/single-gpu-debug.toml
 #     launch/single_gpu_debug.sh CONFIG [--set K=V ...]  another config
-#     CTUNE_DEVICE=cpu launch/single_gpu_debug.sh        the same on the CPU, where there is no GPU
+#     CTUNE_DEVICE=cpu launch/single_gpu_debug.sh        the same on the CPU
 #
 # The arithmetic of the default: 2 x 512 tokens a step, weights 1.5 M. In f32 with gradient and two
 # moments that is 24 MB, in bf16 with a master copy 27 MB; activations under 20 MB. A step takes

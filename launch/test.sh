@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing and runs every check: format, lints, tests, documentation.
 #
-# Everything is built in the release profile: tests train small models, which unoptimised code would
-# draw out, and the program of the demo is built on the way.
+# Everything is built in the release profile: tests train small models, which take too long without
+# optimisation, and the demo's program is built on the way.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/install.sh
