@@ -1,6 +1,6 @@
 //! From raw arguments to the call that does the work: one arm a command.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::bench;
@@ -13,7 +13,7 @@ use crate::ir::{bm25, evaluate};
 use crate::plan;
 use crate::probe;
 use crate::ranks::World;
-use crate::report::{evaluate as evaluation, write_experiment_report};
+use crate::report::{Lengths, evaluate as evaluation, write_experiment_report, write_lengths_page};
 use crate::run::pretraining::{self, Stage};
 use crate::study::{experiment, fine, rerank};
 use crate::{Error, Result};
@@ -51,7 +51,7 @@ pub fn run(command: Command) -> Result<()> {
             distributed("coarse", args.plan, |config, world| bench::run(config, seconds, json, world))
         }
         Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
-        Command::Inspect { dir, report } => inspect::run(&inspect::InspectOptions { path: dir, report }),
+        Command::Inspect { dir, report } => inspect_command(&dir, report.as_deref()),
     }
 }
 
@@ -170,11 +170,23 @@ fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
     }
 }
 
+fn inspect_command(dir: &Path, page: Option<&Path>) -> Result<()> {
+    let shards = inspect::run(dir)?;
+    let Some(page) = page else { return Ok(()) };
+    let lengths = inspect::histograms(&shards).into_iter().map(|histogram| {
+        let share = |count: u64| 100.0 * count as f64 / histogram.total.max(1) as f64;
+        let points = histogram.bins.iter().map(|bin| (bin.from as f64, share(bin.count))).collect();
+        Lengths { name: histogram.name.into(), unit: histogram.unit.into(), points }
+    });
+    let title = format!("Shards: {}", dir.display());
+    write_lengths_page(page, &title, lengths.collect(), &inspect::describe(&shards))
+}
+
 fn evaluate_command(args: Evaluate) -> Result<()> {
-    let form = match (args.json, args.table) {
-        (true, _) => evaluation::Form::Json,
-        (_, true) => evaluation::Form::Table,
-        _ => evaluation::Form::Trec,
+    let format = match (args.json, args.table) {
+        (true, _) => evaluation::OutputFormat::Json,
+        (_, true) => evaluation::OutputFormat::Table,
+        _ => evaluation::OutputFormat::Trec,
     };
     let options = evaluate::EvaluateOptions {
         qrels: args.qrels,
@@ -192,5 +204,5 @@ fn evaluate_command(args: Evaluate) -> Result<()> {
         baseline: args.baseline,
         seed: args.seed,
     };
-    evaluation::run(&options, form, args.plot.as_deref())
+    evaluation::run(&options, format, args.plot.as_deref())
 }

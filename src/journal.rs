@@ -47,8 +47,14 @@ pub fn open(dir: &Path, rank: usize) -> Result<()> {
     let path = folder.join(format!("rank-{rank:03}.log"));
     let file = File::options().create(true).append(true).open(&path);
     let _ = LOG.set(file.map_err(|e| Error::io("written", &path, e))?); // a second run of a process shares it
-    note(&format!("process {} on {}", std::process::id(), crate::ranks::host()));
+    note(&format!("process {} on {}", std::process::id(), host()));
     Ok(())
+}
+
+/// This machine's name.
+pub fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "unknown host".into() } else { name.trim().to_owned() }
 }
 
 /// A line for the log alone.

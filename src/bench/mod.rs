@@ -18,7 +18,7 @@ use crate::engine::{Backend, cuda};
 use crate::model::Shape;
 use crate::plan::roofline::flops_per_token;
 use crate::ranks::{Distributed, World};
-use crate::run::directory::on_engine;
+use crate::run::engine::on_engine;
 use crate::{Error, Result};
 
 /// Vocabulary of the made-up samples: BERT's.

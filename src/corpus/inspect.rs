@@ -1,18 +1,10 @@
 //! What is in a shard directory, for a person: counts, lengths, sources, and whether it is whole.
 
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::shard::{MANIFEST, Shards};
 use crate::Result;
-
-/// What `inspect` is told.
-#[derive(Clone, Debug)]
-pub struct InspectOptions {
-    pub path: PathBuf,
-    /// HTML page to write, with the length histograms as plots.
-    pub report: Option<PathBuf>,
-}
 
 /// Whether `path` is a shard directory.
 pub fn is_shard_directory(path: &Path) -> bool {
@@ -23,18 +15,15 @@ pub fn is_shard_directory(path: &Path) -> bool {
 ///
 /// # Errors
 /// `Error::Data` where it is none or is damaged.
-pub fn run(options: &InspectOptions) -> Result<()> {
-    let shards = Shards::open(&options.path)?;
+pub fn run(path: &Path) -> Result<Shards> {
+    let shards = Shards::open(path)?;
     shards.verify()?;
     tell_raw!("{}", describe(&shards));
     tell!("checksums        all {} files verified", shards.manifest().files.len());
     for histogram in histograms(&shards) {
         tell_raw!("\n{}", bars(&histogram));
     }
-    match &options.report {
-        Some(path) => crate::report::write_shards_report(&shards, path),
-        None => Ok(()),
-    }
+    Ok(shards)
 }
 
 /// The description as text, one fact a line.

@@ -2,6 +2,7 @@
 //! every query word is masked in turn, all its pieces at once, and predicted from the rest of the
 //! query alone and with the document beside it. Several models stand side by side.
 
+mod page;
 mod pairs;
 mod predict;
 pub mod tally;
@@ -13,12 +14,12 @@ use serde_json::json;
 use crate::config::Config;
 use crate::corpus::tokenise::Tokenizer;
 use crate::engine::Backend;
-use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
+use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
 use crate::ranks::World;
-use crate::report::probe as report;
 use crate::run::checkpoints::Identity;
-use crate::run::directory::{self, on_engine};
+use crate::run::directory;
+use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
 use crate::{Error, Result};
 use pairs::Pairs;
@@ -56,7 +57,7 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
-    directory::announce(backend, world);
+    announce(backend, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
     world.agree(world.leads().then(|| check_free(&config.run.out)))?;
@@ -133,14 +134,9 @@ fn conclude(probe: &Probe, dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(probe)
         .map_err(|e| Error::data(format!("probe.json cannot be written: {e}")))?;
     directory::write_whole(&dir.join("probe.json"), text.as_bytes())?;
-    let page = dir.join("probe.html");
-    directory::write_whole(&page, report::page(probe)?.as_bytes())?;
-    tell_raw!("{}", report::table_text(probe));
-    tell!("report: {}", page.display());
+    let path = dir.join("probe.html");
+    directory::write_whole(&path, page::html(probe)?.as_bytes())?;
+    tell_raw!("{}", page::table_text(probe));
+    tell!("report: {}", path.display());
     Ok(())
-}
-
-/// CRC-32 of each model's weights, for the file: a table is only as good as the names of its models.
-fn fingerprint(path: &Path) -> Option<u32> {
-    checkpoint::fingerprint(path).ok()
 }

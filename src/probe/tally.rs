@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::pairs::Pairs;
 use super::predict::Prediction;
+use crate::model::checkpoint;
 
 /// The outcome of `probe`: probe.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -111,7 +112,8 @@ impl ModelTally {
             with_document: Scores::of(with),
         });
         let groups = groups.filter(|group| group.query_alone.pieces > 0).collect();
-        let weights_crc32 = super::fingerprint(path);
+        // a table is only as good as the names of its models
+        let weights_crc32 = checkpoint::fingerprint(path).ok();
         Self { name: name.into(), path: path.to_owned(), weights_crc32, head_from, groups }
     }
 }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use cudarc::nccl::result as nccl;
 use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 
-use super::{Collective, Distributed, World};
+use super::reduce::{Collective, Distributed};
+use super::world::World;
 use crate::engine::cuda::{Cuda, CudaBuf, Device, Event};
 use crate::engine::{Backend, Elem, Real};
 use crate::{Error, Result};

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use mpi::traits::*;
 
-use super::World;
+use super::world::World;
 use crate::Result;
 use crate::engine::Backend;
 use crate::engine::cpu::{Cpu, Operand};

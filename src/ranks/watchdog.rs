@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::beat::{Beat, Look, late};
+use crate::journal::host;
 use crate::{Error, Result};
 
 const THREAD: &str = "watchdog";
@@ -154,12 +155,6 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
         .name(THREAD.into())
         .spawn(work)
         .map_err(|e| Error::device(format!("the watchdog's thread cannot be started: {e}")))
-}
-
-/// This machine's name.
-pub fn host() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "unknown host".into() } else { name.trim().to_owned() }
 }
 
 /// The address that the default route would be taken from; nothing is sent.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::results::{Cell, Results};
-use super::text_table;
+use super::text::text_table;
 use crate::ir::significance::{holm, paired_t};
 use crate::{Error, Result};
 

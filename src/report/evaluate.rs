@@ -10,7 +10,7 @@ use serde::ser::{SerializeMap, Serializer};
 use super::compare::p_text;
 use super::html::{escape, figure, shell, table};
 use super::plot::{self, Differences};
-use super::text_table;
+use super::text::text_table;
 use crate::ir::compare::{Compared, Comparison, DRAWS};
 use crate::ir::evaluate::{EvaluateOptions, Outcome, measure, number, trec_layout};
 use crate::ir::measures::{Measure, Options};
@@ -23,7 +23,7 @@ const PANELS: usize = 12;
 
 /// How to say it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Form {
+pub enum OutputFormat {
     /// trec_eval's lines, then, with a baseline, one line a measure.
     #[default]
     Trec,
@@ -36,13 +36,13 @@ pub enum Form {
 /// # Errors
 /// What `measure` refuses; `Error::Config` for a plot without a baseline or of another kind than SVG or
 /// HTML.
-pub fn run(options: &EvaluateOptions, form: Form, plot: Option<&Path>) -> Result<()> {
+pub fn run(options: &EvaluateOptions, format: OutputFormat, plot: Option<&Path>) -> Result<()> {
     let draw = plot.map(|path| Drawing::of(path, options)).transpose()?;
     let outcome = measure(options)?;
     if let (Some(draw), Some(comparison)) = (draw, &outcome.comparison) {
         draw.write(comparison, options)?;
     }
-    let text = render(options, &outcome, form)?;
+    let text = render(options, &outcome, format)?;
     tell_raw!("{text}");
     Ok(())
 }
@@ -51,11 +51,11 @@ pub fn run(options: &EvaluateOptions, form: Form, plot: Option<&Path>) -> Result
 ///
 /// # Errors
 /// `Error::Data` where JSON cannot be written.
-pub fn render(options: &EvaluateOptions, outcome: &Outcome, form: Form) -> Result<String> {
-    Ok(match form {
-        Form::Json => json(options, outcome)?,
-        Form::Table => tables(options, outcome),
-        Form::Trec => {
+pub fn render(options: &EvaluateOptions, outcome: &Outcome, format: OutputFormat) -> Result<String> {
+    Ok(match format {
+        OutputFormat::Json => json(options, outcome)?,
+        OutputFormat::Table => tables(options, outcome),
+        OutputFormat::Trec => {
             let mut text = trec_layout(outcome, options.per_topic, !options.no_summary);
             if let Some(comparison) = &outcome.comparison {
                 text += &format!("\n# {}\n", legend(comparison).replace('\n', "\n# "));

@@ -8,84 +8,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::checkpoints::Identity;
-use crate::config::{Config, Device, Precision};
-use crate::engine::Backend;
-use crate::engine::cpu::Cpu;
-use crate::engine::cuda::{self, Cuda};
+use crate::config::Config;
 use crate::ranks::World;
 use crate::{Error, Result, journal};
-
-/// The engine of a run; `on_engine!` hands it to code that is generic over `ranks::Distributed`.
-pub enum Engine {
-    CpuF32(Cpu),
-    CpuBf16(Cpu<half::bf16>),
-    CudaF32(Cuda<f32>),
-    CudaBf16(Cuda<half::bf16>),
-}
-
-/// The engine for the device that was asked for: each rank of a machine takes a GPU of its own.
-///
-/// # Errors
-/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs. `auto` without a
-/// usable GPU is the CPU, and says why.
-pub fn engine(config: &Config, world: &World) -> Result<Engine> {
-    let found = match config.run.device {
-        Device::Cpu => None,
-        Device::Cuda => Some(cuda::probe()?),
-        Device::Auto => match cuda::probe() {
-            Ok(found) => Some(found),
-            Err(reason) => {
-                if world.leads() {
-                    tell!("computing on the CPU: {reason}");
-                }
-                None
-            }
-        },
-    };
-    let precision = config.train.precision;
-    let Some(found) = found else {
-        return Ok(match precision.unwrap_or(Precision::F32) {
-            Precision::F32 => Engine::CpuF32(Cpu::new()),
-            Precision::Bf16 => Engine::CpuBf16(Cpu::default()),
-        });
-    };
-    if world.local_size() > found.gpus {
-        return Err(Error::device(format!(
-            "{} ranks on a machine whose GPUs are {}: start one rank a GPU, or use run.device = \"cpu\"",
-            world.local_size(),
-            found.gpus
-        )));
-    }
-    let settings = cuda::Settings {
-        graph: config.run.graph && config.run.check == 0,
-        narrow_sums: config.train.reduce == Precision::Bf16,
-        ..cuda::Settings::default()
-    };
-    Ok(match precision.unwrap_or(Precision::Bf16) {
-        Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
-        Precision::Bf16 => Engine::CudaBf16(Cuda::new(world.local_rank(), settings)?),
-    })
-}
-
-/// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
-macro_rules! on_engine {
-    ($config:expr, $world:expr, $backend:ident => $work:expr) => {
-        match $crate::run::directory::engine($config, $world)? {
-            $crate::run::directory::Engine::CpuF32($backend) => $work,
-            $crate::run::directory::Engine::CpuBf16($backend) => $work,
-            $crate::run::directory::Engine::CudaF32($backend) => $work,
-            $crate::run::directory::Engine::CudaBf16($backend) => $work,
-        }
-    };
-}
-pub(crate) use on_engine;
-
-/// Says where the run computes.
-pub fn announce<B: Backend>(backend: &B, world: &World) {
-    if world.leads() {
-        tell!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
-    }
-}
 
 /// Held while a run writes in its directory.
 pub const LOCK: &str = ".lock";

@@ -4,6 +4,7 @@
 
 pub mod checkpoints;
 pub mod directory;
+pub mod engine;
 pub mod pretraining;
 pub mod resume;
 pub mod session;

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::checkpoints::Identity;
 use super::checkpoints::saver::Saver;
-use super::directory::{self, on_engine};
+use super::directory;
+use super::engine::{announce, on_engine};
 use super::resume;
 use super::session::Session;
 use super::signals;
@@ -79,7 +80,7 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 }
 
 fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    directory::announce(&backend, world);
+    announce(&backend, world);
     let prepared = prepare(config, stage, world)?;
     let mut options = loader_options(config, &prepared, world);
     let steps = steps(&config.train, || packs_per_epoch(prepared.source.as_ref(), &options))?;

@@ -19,7 +19,8 @@ use crate::ranks::{Distributed, World};
 use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
 use crate::run::checkpoints::Identity;
-use crate::run::directory::{self, on_engine};
+use crate::run::directory;
+use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
 use crate::run::signals;
 use crate::train::metrics::duration;
@@ -65,7 +66,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     directory::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    directory::announce(backend, world);
+    announce(backend, world);
     signals::listen()?;
     let start = std::time::Instant::now();
     let claims = dir.join(CLAIMS);

@@ -27,7 +27,8 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Tuning};
 use crate::ranks::{Distributed, World};
-use crate::run::directory::{self, on_engine};
+use crate::run::directory;
+use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
 use crate::run::signals;
 use crate::train::memory::Needs;
@@ -331,7 +332,7 @@ pub fn run(config: &Config, world: &World) -> Result<()> {
 
 fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    directory::announce(backend, world);
+    announce(backend, world);
     let dir = &config.run.out;
     let identity = identity(config, path)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {

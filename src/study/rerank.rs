@@ -19,7 +19,7 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill};
 use crate::model::{Bert, HeadSet, Objective};
 use crate::ranks::World;
-use crate::run::directory::on_engine;
+use crate::run::engine::on_engine;
 use crate::{Error, Result};
 
 /// Topics that are scored between two entries in the file that a stopped run goes on from.

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
+use ctune_dist::cli::Command;
+use ctune_dist::commands;
 use ctune_dist::corpus::documents::Field;
-use ctune_dist::corpus::inspect::{self, InspectOptions};
+use ctune_dist::corpus::inspect;
 use ctune_dist::corpus::prepare::{PrepareOptions, run};
 use ctune_dist::corpus::{Filter, Role, Shards, Source, Tokenizer};
 
@@ -130,11 +132,8 @@ fn text_becomes_tokens_and_rows_become_pairs() {
     let text = inspect::describe(&shards);
     assert!(text.contains("clicks           3\n"), "{text}");
     assert!(inspect::is_shard_directory(&case.options.out));
-    inspect::run(&InspectOptions {
-        path: case.options.out.clone(),
-        report: Some(case.folder.path().join("shards.html")),
-    })
-    .unwrap();
+    let report = Some(case.folder.path().join("shards.html"));
+    commands::run(Command::Inspect { dir: case.options.out.clone(), report }).unwrap();
     let page = std::fs::read_to_string(case.folder.path().join("shards.html")).unwrap();
     assert_eq!(page.matches("<svg").count(), 3, "a plot of documents, queries and clicks a query");
     for name in ["document length", "query length", "clicks a query", "clicks that came before"] {

@@ -2,7 +2,7 @@
 
 use ctune_dist::ir::compare::DRAWS;
 use ctune_dist::ir::evaluate::{EvaluateOptions, measure};
-use ctune_dist::report::evaluate::{Form, render, run};
+use ctune_dist::report::evaluate::{OutputFormat, render, run};
 use serde_json::Value;
 
 use super::*;
@@ -25,14 +25,14 @@ fn against(folder: &tempfile::TempDir, measures: &[&str]) -> EvaluateOptions {
     EvaluateOptions { baseline: Some(file(folder, "baseline", BASELINE)), ..options(folder, measures) }
 }
 
-fn rendered(o: &EvaluateOptions, form: Form) -> String {
+fn rendered(o: &EvaluateOptions, form: OutputFormat) -> String {
     render(o, &measure(o).unwrap(), form).unwrap()
 }
 
 #[test]
 fn the_layout_is_trec_evals() {
     let folder = folder();
-    let text = rendered(&options(&folder, &["map", "num_ret"]), Form::Trec);
+    let text = rendered(&options(&folder, &["map", "num_ret"]), OutputFormat::Trec);
     assert_eq!(text, "num_ret               \tall\t4\nmap                   \tall\t0.7500\n");
     let mut o = options(&folder, &["map", "gm_map", "num_q", "relstring", "P.2,1", "P"]);
     (o.per_topic, o.how.complete) = (true, true);
@@ -53,10 +53,10 @@ relstring             \t3\t''
     let summary = "num_q                 \tall\t3\nmap                   \tall\t0.5000\n\
                    gm_map                \tall\t0.0171\nP_1                   \tall\t0.3333\n\
                    P_2                   \tall\t0.3333\n";
-    assert_eq!(rendered(&o, Form::Trec), format!("{wanted}{summary}"));
+    assert_eq!(rendered(&o, OutputFormat::Trec), format!("{wanted}{summary}"));
     o.no_summary = true;
-    assert_eq!(rendered(&o, Form::Trec), wanted);
-    let official = rendered(&options(&folder, &[]), Form::Trec);
+    assert_eq!(rendered(&o, OutputFormat::Trec), wanted);
+    let official = rendered(&options(&folder, &[]), OutputFormat::Trec);
     assert_eq!(official.lines().next(), Some("runid                 \tall\tmine"));
 }
 
@@ -64,7 +64,7 @@ relstring             \t3\t''
 fn a_baseline_is_compared_topic_by_topic() {
     let folder = folder();
     let o = against(&folder, &["map", "num_q", "recip_rank"]);
-    let text = rendered(&o, Form::Trec);
+    let text = rendered(&o, OutputFormat::Trec);
     let rows = text.lines().filter(|line| line.ends_with("1/1/0")).collect::<Vec<_>>();
     assert_eq!(rows.len(), 2, "{text}");
     // Differences .5 and 0: t = 1, p = .5 with one degree of freedom; Holm doubles it.
@@ -78,13 +78,13 @@ fn a_baseline_is_compared_topic_by_topic() {
 fn the_table_is_aligned() {
     let folder = folder();
     let mut o = against(&folder, &["map", "num_ret"]);
-    let text = rendered(&o, Form::Table);
+    let text = rendered(&o, OutputFormat::Table);
     assert!(
         text.starts_with("measure  mine\nnum_ret  4\nmap      0.7500\n\nmeasure  run     baseline  diff"),
         "{text}"
     );
     o.per_topic = true;
-    let text = rendered(&o, Form::Table);
+    let text = rendered(&o, OutputFormat::Table);
     let wanted =
         "topic  num_ret  map\n1      2        1.0000\n2      2        0.5000\nall    4        0.7500\n\n";
     assert!(text.starts_with(wanted), "{text}");
@@ -94,11 +94,11 @@ fn the_table_is_aligned() {
 #[test]
 fn json_has_means_topics_and_the_comparison() {
     let folder = folder();
-    let plain: Value = serde_json::from_str(&rendered(&options(&folder, &[]), Form::Json)).unwrap();
+    let plain: Value = serde_json::from_str(&rendered(&options(&folder, &[]), OutputFormat::Json)).unwrap();
     assert!(plain.get("comparison").is_none() && plain["measures"].as_array().unwrap().len() == 29);
     let mut o = against(&folder, &["map", "num_ret", "gm_map", "relstring"]);
     o.seed = 3;
-    let found: Value = serde_json::from_str(&rendered(&o, Form::Json)).unwrap();
+    let found: Value = serde_json::from_str(&rendered(&o, OutputFormat::Json)).unwrap();
     let expected = serde_json::json!({
         "version": 1,
         "qrels": o.qrels,
@@ -148,7 +148,7 @@ fn differences_are_drawn() {
         ..EvaluateOptions::default()
     };
     let svg = folder.path().join("plot.svg");
-    run(&o, Form::Trec, Some(&svg)).unwrap();
+    run(&o, OutputFormat::Trec, Some(&svg)).unwrap();
     let text = std::fs::read_to_string(&svg).unwrap();
     assert!(text.starts_with("<svg") && text.contains("http://www.w3.org/2000/svg"));
     assert!(text.contains("recip_rank: +0.0208, p ") && text.contains("10 won, 10 tied, 20 lost"), "{text}");
@@ -160,7 +160,7 @@ fn differences_are_drawn() {
         .collect();
     assert!(heights.len() >= 20, "{heights:?}");
     let page = folder.path().join("plot.html");
-    run(&o, Form::Trec, Some(&page)).unwrap();
+    run(&o, OutputFormat::Trec, Some(&page)).unwrap();
     let text = std::fs::read_to_string(&page).unwrap();
     assert_eq!(text.matches("<svg").count(), 2);
     assert!(text.contains("10/10/20") && text.contains("recip_rank") && !text.contains("http"));
@@ -182,7 +182,7 @@ fn many_topics_fit_into_a_plot() {
         ..EvaluateOptions::default()
     };
     let svg = folder.path().join("plot.svg");
-    run(&o, Form::Trec, Some(&svg)).unwrap();
+    run(&o, OutputFormat::Trec, Some(&svg)).unwrap();
     let text = std::fs::read_to_string(&svg).unwrap();
     assert!(text.contains("first: 0 +1.000, 1 +1.000, 10 +1.000"), "the default measures draw map alone");
     assert!(text.contains("499 -1.000") && !text.contains("300 "), "ends of the order");
@@ -192,7 +192,7 @@ fn many_topics_fit_into_a_plot() {
 fn plots_that_cannot_be_are_refused_first() {
     let folder = folder();
     let plot = |o: &EvaluateOptions, name: &str| {
-        let error = run(o, Form::Trec, Some(&folder.path().join(name))).unwrap_err();
+        let error = run(o, OutputFormat::Trec, Some(&folder.path().join(name))).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{error}");
         error.to_string()
     };

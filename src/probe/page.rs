@@ -1,10 +1,10 @@
 //! What `probe` found, for people: models side by side, in the terminal and as a page.
 
-use super::html::{escape, figure, shell, table};
-use super::plot::{self, Axis, Line};
-use super::text_table;
+use super::tally::{ModelTally, Probe, Scores};
 use crate::Result;
-use crate::probe::tally::{ModelTally, Probe, Scores};
+use crate::report::html::{escape, figure, shell, table};
+use crate::report::plot::{self, Axis, Line};
+use crate::report::text_table;
 
 const CONTEXTS: [&str; 2] = ["query alone", "with document"];
 
@@ -97,7 +97,7 @@ pub fn table_text(probe: &Probe) -> String {
 ///
 /// # Errors
 /// `Error::Data` when a plot cannot be drawn.
-pub fn page(probe: &Probe) -> Result<String> {
+pub fn html(probe: &Probe) -> Result<String> {
     let mut body = format!("<h1>Query prediction</h1>\n{}", html_table(&summary(probe)));
     body += &format!("<p class=\"note\">{}</p>\n", escape(&legend(probe)));
     for (measure, (name, ..)) in MEASURES.iter().enumerate() {
