@@ -24,6 +24,7 @@ pub mod journal;
 pub mod model;
 pub mod plan;
 pub mod probe;
+pub mod random;
 pub mod ranks;
 pub mod reference;
 pub mod report;

@@ -12,7 +12,8 @@ use ctune_dist::data::{
     Batch, ClickLog, ClickOptions, Cursor, Grades, LoaderOptions, Negatives, PairUse, SampleSource, Special,
     Truncate,
 };
-use ctune_dist::engine::random::{MaskRule, philox};
+use ctune_dist::engine::MaskRule;
+use ctune_dist::random::philox;
 
 pub const SPECIAL: Special = Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
 pub const VOCAB: u32 = 1000;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::binary::put;
 use super::ordered;
-use crate::engine::random::philox;
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// Distinct words: what half a million web pages share, without the tail of names and numbers.
@@ -85,7 +85,8 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
 fn extra_clicks(options: &SyntheticOptions) -> Vec<u32> {
     let mut extra = vec![0; options.queries as usize];
     for i in 0..options.pairs - options.queries {
-        extra[below(philox([options.seed, purpose::EXTRA], [i, 0, 0, 0])[0], options.queries) as usize] += 1;
+        extra[below(philox(Purpose::SyntheticExtra.key(options.seed), [i, 0, 0, 0])[0], options.queries)
+            as usize] += 1;
     }
     extra
 }
@@ -113,14 +114,6 @@ fn write(path: &Path, count: u32, make: impl Fn(u32, &mut String) + Sync) -> Res
     Ok(bytes)
 }
 
-/// Second words of the Philox keys; apart from those of `engine::random`.
-mod purpose {
-    pub const TITLE: u32 = 0x5359_0001;
-    pub const BODY: u32 = 0x5359_0002;
-    pub const QUERY: u32 = 0x5359_0003;
-    pub const EXTRA: u32 = 0x5359_0004;
-}
-
 /// Random numbers of one item.
 struct Numbers {
     key: [u32; 2],
@@ -130,8 +123,8 @@ struct Numbers {
 }
 
 impl Numbers {
-    fn new(seed: u32, purpose: u32, item: u32) -> Self {
-        Self { key: [seed, purpose], item, next: 0, ready: Vec::new() }
+    fn new(seed: u32, purpose: Purpose, item: u32) -> Self {
+        Self { key: purpose.key(seed), item, next: 0, ready: Vec::new() }
     }
 
     fn number(&mut self) -> u32 {
@@ -171,7 +164,7 @@ impl Text {
         out.push_str(&format!("D{document}\thttps://synthetic.invalid/{document}\t"));
         self.title(document).iter().enumerate().for_each(|(i, &word)| push_word(word, i == 0, i > 0, out));
         out.push('\t');
-        let mut numbers = Numbers::new(self.seed, purpose::BODY, document);
+        let mut numbers = Numbers::new(self.seed, Purpose::SyntheticBody, document);
         let length = numbers.length(self.words, SIGMA).clamp(1.0, LONGEST) as u32;
         let mut first = true;
         for i in 0..length {
@@ -193,13 +186,13 @@ impl Text {
     }
 
     fn title(&self, document: u32) -> Vec<u32> {
-        let mut numbers = Numbers::new(self.seed, purpose::TITLE, document);
+        let mut numbers = Numbers::new(self.seed, Purpose::SyntheticTitle, document);
         (0..3 + numbers.number() % 8).map(|_| self.zipf.draw(&mut numbers)).collect()
     }
 
     /// The rows of one query.
     fn clicks(&self, query: u32, count: u32, documents: u32, out: &mut String) {
-        let mut numbers = Numbers::new(self.seed, purpose::QUERY, query);
+        let mut numbers = Numbers::new(self.seed, Purpose::SyntheticQuery, query);
         // The square of a uniform number: popular documents come first.
         let mut document = || (numbers.unit().powi(2) * f64::from(documents)) as u32;
         let clicked: Vec<u32> = (0..count).map(|_| document()).collect();

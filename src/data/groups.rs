@@ -10,9 +10,9 @@ use crate::config::{NegativesFrom, Train, TrainPassages};
 use crate::data::batch::Batch;
 use crate::data::source::SampleSource;
 use crate::engine::Aggregate;
-use crate::engine::random::{philox, purpose};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// How groups are drawn.
@@ -155,7 +155,7 @@ impl GroupSource {
         // A partial Fisher-Yates shuffle draws without repetition.
         let mut order: Vec<u32> = (0..topic.others.len() as u32).collect();
         for k in 0..self.options.negatives.min(order.len()) {
-            let word = philox([self.options.seed, purpose::NEGATIVE], [sample, k as u32, epoch, 0])[0];
+            let word = philox(Purpose::Negative.key(self.options.seed), [sample, k as u32, epoch, 0])[0];
             let left = (order.len() - k) as u64;
             let pick = k + ((u64::from(word) * left) >> 32) as usize;
             order.swap(k, pick);
@@ -173,7 +173,7 @@ impl GroupSource {
         if self.options.passages == TrainPassages::All {
             return 0..all;
         }
-        let word = philox([self.options.seed, purpose::PASSAGE], [sample, k as u32, epoch, 0])[0];
+        let word = philox(Purpose::Passage.key(self.options.seed), [sample, k as u32, epoch, 0])[0];
         let drawn = ((u64::from(word) * all as u64) >> 32) as usize;
         drawn..drawn + 1
     }

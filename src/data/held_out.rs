@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::batch::Special;
 use super::source::ClickLog;
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// One side of a divided log. Queries and documents keep their indices, clicks get new ones.
@@ -53,7 +53,7 @@ fn hash(log: &dyn ClickLog, query: u32) -> u32 {
     let mut tokens = Vec::with_capacity(log.query_len(query));
     log.extend_query(query, &mut tokens, usize::MAX);
     let sum = crc32fast::hash(bytemuck::cast_slice(&tokens));
-    philox([0, purpose::HELD_OUT], [sum, tokens.len() as u32, 0, 0])[0]
+    philox(Purpose::HeldOut.key(0), [sum, tokens.len() as u32, 0, 0])[0]
 }
 
 impl Side {

@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::mask::count_masked;
 use super::pack::Packer;
 use super::source::SampleSource;
-use crate::engine::random::MaskRule;
+use crate::engine::MaskRule;
 use crate::{Error, Result};
 
 /// Steps that the thread may be ahead of training: enough to hide the packing of a window.

@@ -3,7 +3,8 @@
 //! device applies, so no rank asks another and the host never waits for the device.
 
 use super::batch::Batch;
-use crate::engine::random::{MaskRule, philox, purpose};
+use crate::engine::MaskRule;
+use crate::random::{Purpose, philox};
 
 /// Positions whose numbers are drawn in one go: enough for vector code, small enough for the stack.
 const BLOCK: usize = 256;
@@ -98,6 +99,6 @@ fn count_words(
 fn first_words(rule: &MaskRule, sample: u32, first: u32, epoch: u32, words: &mut [u32]) {
     for (at, word) in words.iter_mut().enumerate() {
         let counter = [sample, first.wrapping_add(at as u32), epoch, 0];
-        *word = philox([rule.seed, purpose::MASK], counter)[0];
+        *word = philox(Purpose::Mask.key(rule.seed), counter)[0];
     }
 }

@@ -5,7 +5,7 @@
 use super::order::{Permutation, below};
 use super::source::ClickLog;
 use crate::corpus::HardNegatives;
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 
 /// Draws before the exact fallback takes over: a query would have to have clicked most of the
 /// collection to get there.
@@ -49,7 +49,7 @@ pub(crate) fn draw(
 ) -> Option<(u32, u32)> {
     let (seed, epoch) = key;
     let (query, document) = log.click(sample / per_click);
-    let random = |lane: u32| philox([seed, purpose::NEGATIVE], [sample, 0, epoch, lane])[0];
+    let random = |lane: u32| philox(Purpose::Negative.key(seed), [sample, 0, epoch, lane])[0];
     match kind {
         Negatives::RandomDocument => Some((query, unclicked_document(log, query, random)?)),
         Negatives::RandomQuery => Some((other_query(log, document, random)?, document)),

@@ -2,7 +2,7 @@
 //! instead of being stored. Twenty million samples would otherwise need a shuffled list on every
 //! rank, and a resumed run would have to rebuild it; here a cursor is one integer.
 
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 
 /// Four rounds make a Feistel network pseudo-random when its round function is (Luby & Rackoff
 /// 1988); two more keep small domains, whose halves are a few bits wide, well mixed.
@@ -60,7 +60,7 @@ impl Permutation {
 
     #[inline(always)]
     fn round(&self, round: u32, half: u32, bits: u32) -> u32 {
-        philox([self.seed, purpose::ORDER], [half, round, self.epoch, 0])[0] & ((1 << bits) - 1)
+        philox(Purpose::Order.key(self.seed), [half, round, self.epoch, 0])[0] & ((1 << bits) - 1)
     }
 
     fn forward(&self, x: u32) -> u32 {

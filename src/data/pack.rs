@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 
 use super::order::{Permutation, below};
 use super::source::SampleSource;
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// Packs that a window should make: its last, half-empty pack then costs 0.4 % of the fill.
@@ -82,7 +82,7 @@ impl Packer {
         let mut packs = fill(items, self.budget as u32);
         // Fisher-Yates: neither filling leaves the packs in an order without meaning.
         for last in (1..packs.len()).rev() {
-            let random = philox([self.seed, purpose::ORDER], [last as u32, window, epoch, 1])[0];
+            let random = philox(Purpose::Order.key(self.seed), [last as u32, window, epoch, 1])[0];
             packs.swap(last, below(random, last as u32 + 1) as usize);
         }
         Ok(packs)

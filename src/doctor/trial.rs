@@ -4,7 +4,6 @@
 
 use crate::Result;
 use crate::data::batch::{Batch, Special};
-use crate::engine::random::philox;
 use crate::engine::{
     AdamW, Aggregate, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts,
     RankLoss, Rows, stats,
@@ -13,6 +12,7 @@ use crate::model::activations::{Capacity, device_batch, put};
 use crate::model::layout::{HeadSet, Layout};
 use crate::model::shape::Shape;
 use crate::model::trained::Rates;
+use crate::random::philox;
 
 /// What one operation left behind.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ pub mod cpu;
 pub mod cuda;
 mod describe;
 mod fetch;
-pub mod random;
+mod random;
 mod real;
 pub mod stats;
 mod update;

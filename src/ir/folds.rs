@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::read_text;
 use super::run::write_renamed;
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// Topic ids of one fold; the three lists share no topic.
@@ -166,7 +166,7 @@ pub fn make_folds(topics: &[String], k: usize, seed: u32) -> Vec<Fold> {
     order.sort_unstable();
     // Fisher-Yates.
     for i in (1..order.len()).rev() {
-        let word = philox([seed, purpose::FOLDS], [i as u32, 0, 0, 0])[0];
+        let word = philox(Purpose::Folds.key(seed), [i as u32, 0, 0, 0])[0];
         let j = ((u64::from(word) * (i as u64 + 1)) >> 32) as usize;
         order.swap(i, j);
     }

@@ -7,12 +7,8 @@
 use rayon::prelude::*;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use crate::engine::random::philox;
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
-
-/// Words of the Philox key that set these draws apart from those of a model's training.
-const PERMUTE: u32 = 0x51;
-const RESAMPLE: u32 = 0x52;
 
 /// Student's paired t-test, two-sided.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +57,7 @@ pub fn randomisation(a: &[f64], b: &[f64], permutations: u32, seed: u32) -> Resu
         .filter(|&permutation| {
             let mut sum = 0.0;
             for (block, part) in differences.chunks(128).enumerate() {
-                let words = philox([seed, PERMUTE], [permutation, block as u32, 0, 0]);
+                let words = philox(Purpose::Permute.key(seed), [permutation, block as u32, 0, 0]);
                 for (place, &difference) in part.iter().enumerate() {
                     let swap = words[place / 32] >> (place % 32) & 1 == 1;
                     sum += if swap { -difference } else { difference };
@@ -86,7 +82,7 @@ pub fn bootstrap_interval(a: &[f64], b: &[f64], resamples: u32, seed: u32) -> Re
         .map(|resample| {
             let mut sum = 0.0;
             for block in 0..n.div_ceil(4) {
-                let words = philox([seed, RESAMPLE], [resample, block as u32, 0, 0]);
+                let words = philox(Purpose::Resample.key(seed), [resample, block as u32, 0, 0]);
                 for word in &words[..4.min((n - 4 * block) as usize)] {
                     sum += differences[((u64::from(*word) * n) >> 32) as usize];
                 }

@@ -3,7 +3,7 @@
 //! every rank and a fresh head is the same whatever else the model holds.
 
 use super::layout::Param;
-use crate::engine::random::{philox, purpose};
+use crate::random::{Purpose, philox};
 
 /// BERT's `initializer_range`.
 pub const STD: f32 = 0.02;
@@ -22,7 +22,7 @@ pub fn initial(param: &Param, seed: u32) -> Vec<f32> {
     let tensor = crc32fast::hash(param.name.as_bytes());
     (0..param.len())
         .map(|i| {
-            let words = philox([seed, purpose::INIT], [(i / 2) as u32, 0, 0, tensor]);
+            let words = philox(Purpose::Init.key(seed), [(i / 2) as u32, 0, 0, tensor]);
             let pair = normals(words[0], words[1]);
             STD * pair[i % 2]
         })

@@ -13,8 +13,8 @@
 use std::ops::Range;
 
 use super::layout::{LayerAt, Layout, Param, Table};
-use crate::engine::random::{philox, purpose};
 use crate::engine::{Backend, Epilogue, LinearAt, Rows};
+use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
 /// `fine.lora`
@@ -108,7 +108,7 @@ impl Block {
         }
         let tensor = crc32fast::hash(param.name.as_bytes());
         let bound = 1.0 / (param.shape[1] as f64).sqrt();
-        let draw = |i: usize| philox([seed, purpose::INIT], [i as u32, 0, 0, tensor])[0];
+        let draw = |i: usize| philox(Purpose::Init.key(seed), [i as u32, 0, 0, tensor])[0];
         let value = |i| ((f64::from(draw(i)) / f64::from(u32::MAX) * 2.0 - 1.0) * bound) as f32;
         (0..param.len()).map(value).collect()
     }

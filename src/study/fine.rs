@@ -17,7 +17,6 @@ use crate::corpus::tokenise::Tokenizer;
 use crate::data::collection::{Collection, TopicUse};
 use crate::data::groups::{GroupOptions, GroupSource, Sources};
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
-use crate::engine::random::{philox, purpose};
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::qrels::Qrels;
@@ -26,6 +25,7 @@ use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Objective, Tuning};
+use crate::random::{Purpose, philox};
 use crate::ranks::{Distributed, World};
 use crate::run::directory;
 use crate::run::engine::{announce, on_engine};
@@ -154,7 +154,7 @@ impl<'a> Study<'a> {
     fn training_topics(&self, fold: &Fold, n: Option<usize>) -> Vec<String> {
         let key = |topic: &String| {
             let hash = crc32fast::hash(topic.as_bytes());
-            philox([self.config.seed, purpose::FOLDS], [hash, 0, 0, 1])
+            philox(Purpose::Folds.key(self.config.seed), [hash, 0, 0, 1])
         };
         let mut topics = fold.train.clone();
         topics.sort_by_key(key);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use ctune_dist::data::pack::Packer;
 use ctune_dist::data::{Batch, SampleSource};
-use ctune_dist::engine::random::philox;
+use ctune_dist::random::philox;
 use ctune_dist::{Error, Result};
 
 use super::SPECIAL;

@@ -2,8 +2,8 @@
 
 use super::naive::Num;
 use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::random::philox;
 use ctune_dist::engine::{Backend, DeviceBatch, Dropout, LossScale, Real};
+use ctune_dist::random::philox;
 
 /// Elements behind what an operation may touch.
 pub const BEHIND: usize = 70;
@@ -186,7 +186,7 @@ impl Pack {
         }
     }
 
-    /// Dropout factors of a [T, H] site, from the definition in `random::Dropout`.
+    /// Dropout factors of a [T, H] site, from the definition in `engine::Dropout`.
     pub fn factors<F: Num>(&self, drop: Dropout, hidden: usize) -> Vec<F> {
         (0..self.tokens() * hidden)
             .map(|i| {

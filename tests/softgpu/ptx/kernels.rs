@@ -5,9 +5,9 @@ use super::{Arg, Device, Launch, Module, asset};
 use crate::gates::launch_key;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::cuda::dq_sums;
-use ctune_dist::engine::random::philox;
 use ctune_dist::engine::{Backend, DeviceBatch, Dropout, Heads, MaskRule, PackCounts, Rows};
 use ctune_dist::model::activations::{Capacity, device_batch};
+use ctune_dist::random::philox;
 use half::bf16;
 
 /// Rows that buffers and launches have room for.

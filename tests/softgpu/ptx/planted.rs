@@ -139,7 +139,7 @@ fn atomics_count() {
 
 #[test]
 fn numbers_of_every_kind_of_instruction() {
-    use ctune_dist::engine::random::philox;
+    use ctune_dist::random::philox;
     let (module, mut device) = (module(), Device::default());
     let n = 200usize;
     let x: Vec<f32> = values(n, 5).iter().map(|v| 2.5 * v).collect();
