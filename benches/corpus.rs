@@ -10,14 +10,15 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ctune_dist::corpus::documents::Field;
 use ctune_dist::corpus::prepare::{self, PrepareOptions};
-use ctune_dist::corpus::shard_write::PART_TOKENS;
-use ctune_dist::corpus::{Filter, Shards, Source, Tokenizer};
+use ctune_dist::corpus::read::documents::Field;
+use ctune_dist::corpus::shard::write::PART_TOKENS;
+use ctune_dist::corpus::{Filter, Shards, Source};
 use ctune_dist::data::{
     Batch, ClickOptions, ClickSource, Cursor, Grades, Loader, LoaderOptions, Negatives, PairUse,
-    SampleSource, Special, Truncate,
+    SampleSource, Truncate,
 };
+use ctune_dist::text::{Special, Tokenizer};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::corpus::Format;
-use crate::corpus::documents::Field;
+use crate::corpus::read::documents::Field;
 use crate::ir::topics::Field as TopicField;
 
 /// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.

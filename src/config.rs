@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::corpus::documents::Field;
 use crate::corpus::prepare::PrepareTable;
+use crate::corpus::read::documents::Field;
 use crate::corpus::{Role, Source};
 use crate::data::source::Truncate;
 use crate::ir::measures::Measure;

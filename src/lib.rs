@@ -19,6 +19,7 @@ pub mod data;
 pub mod doctor;
 pub mod engine;
 pub mod error;
+pub mod files;
 pub mod ir;
 pub mod journal;
 pub mod model;
@@ -30,6 +31,7 @@ pub mod reference;
 pub mod report;
 pub mod run;
 pub mod study;
+pub mod text;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -13,7 +13,7 @@ mod tokenise;
 
 use std::path::PathBuf;
 
-use ctune_dist::corpus::Tokenizer;
+use ctune_dist::text::Tokenizer;
 
 /// A few sentences with accents, punctuation and repeated words.
 const TEXTS: [&str; 6] = [

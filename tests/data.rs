@@ -9,11 +9,11 @@ mod steps;
 use std::sync::Arc;
 
 use ctune_dist::data::{
-    Batch, ClickLog, ClickOptions, Cursor, Grades, LoaderOptions, Negatives, PairUse, SampleSource, Special,
-    Truncate,
+    Batch, ClickLog, ClickOptions, Cursor, Grades, LoaderOptions, Negatives, PairUse, SampleSource, Truncate,
 };
 use ctune_dist::engine::MaskRule;
 use ctune_dist::random::philox;
+use ctune_dist::text::Special;
 
 pub const SPECIAL: Special = Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
 pub const VOCAB: u32 = 1000;

@@ -284,7 +284,7 @@ fn passages_and_factors_are_the_references() {
 
 /// Pairs with documents of the given lengths.
 fn pack(lengths: &[usize]) -> Batch {
-    let special = ctune_dist::data::batch::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
+    let special = ctune_dist::text::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
     let mut batch = Batch { epoch: 2, ..Batch::default() };
     for (i, &n) in lengths.iter().enumerate() {
         let token = |k: usize| 5 + ((i * 37 + k * 101) % 206) as u32;

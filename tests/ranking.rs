@@ -5,7 +5,6 @@ use std::fs;
 use std::sync::Arc;
 
 use ctune_dist::config::{Config, NegativesFrom, TrainPassages};
-use ctune_dist::corpus::tokenise::Tokenizer;
 use ctune_dist::data::batch::Batch;
 use ctune_dist::data::collection::Collection;
 use ctune_dist::data::groups::{GroupOptions, GroupSource, Sources};
@@ -15,6 +14,7 @@ use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;
 use ctune_dist::report::Results;
+use ctune_dist::text::Tokenizer;
 
 use super::program::{Place, assert_done, assert_refused};
 

@@ -7,9 +7,9 @@ mod readers;
 
 use std::io::Write;
 
-use ctune_dist::corpus::Tokenizer;
 use ctune_dist::report::{Cell, Results};
 use ctune_dist::run::checkpoints::{FORMAT, Identity, State};
+use ctune_dist::text::Tokenizer;
 use proptest::prelude::*;
 
 use self::readers::{READERS, joined, read};

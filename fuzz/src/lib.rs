@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use ctune_dist::config::Config;
-use ctune_dist::corpus::documents::{ReadOptions, read_rows};
+use ctune_dist::corpus::read::documents::{ReadOptions, read_rows};
+use ctune_dist::corpus::shard::write::{About, ShardWriter};
 use ctune_dist::corpus::shard::{MANIFEST, MANIFEST_CRC};
-use ctune_dist::corpus::shard_write::{About, ShardWriter};
-use ctune_dist::corpus::{Format, Manifest, Role, Shards, Source, Tokenizer};
+use ctune_dist::corpus::{Format, Manifest, Role, Shards, Source};
 use ctune_dist::ir::folds::{read_folds, write_folds};
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::Run;
@@ -18,6 +18,7 @@ use ctune_dist::ir::topics::{Field, read_topics, read_topics_fields};
 use ctune_dist::model::checkpoint::Checkpoint;
 use ctune_dist::report::Results;
 use ctune_dist::run::checkpoints::find;
+use ctune_dist::text::Tokenizer;
 
 /// A reader and its name, which is its fuzz target's too.
 pub type Reader = (&'static str, fn(&[u8]) -> bool);
@@ -197,8 +198,8 @@ fn lookup(data: &[u8]) -> bool {
         lookup: Some(folder.path().join("lookup")),
         ..Source::documents(path)
     };
-    let fields = [ctune_dist::corpus::documents::Field::Body];
-    let read = ctune_dist::corpus::documents::read_documents(
+    let fields = [ctune_dist::corpus::read::documents::Field::Body];
+    let read = ctune_dist::corpus::read::documents::read_documents(
         &[source],
         &fields,
         &ReadOptions::default(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Fence, Peaks, ReduceSpeed, StepSpeed, Workload, median};
 use crate::Result;
 use crate::config::Config;
-use crate::data::batch::{Batch, Special};
+use crate::data::batch::Batch;
 use crate::data::loader::{Cursor, Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::engine::MaskRule;
@@ -16,6 +16,7 @@ use crate::model::layout::Layout;
 use crate::model::{Bert, HeadSet, Objective, checkpoint};
 use crate::random::philox;
 use crate::ranks::{Distributed, World};
+use crate::text::Special;
 use crate::train::trainer::{Flow, Trainer, Watcher};
 use crate::train::update::Update;
 

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::data::batch::Special;
 use crate::data::negatives::Negatives;
 use crate::data::source::Grades;
 use crate::engine::MaskRule;
+use crate::text::Special;
 use crate::{Error, Result};
 
 /// `[objective]`: what coarse-tuning learns.

@@ -8,11 +8,11 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use crate::{Error, Result};
 
 /// The largest number of an id; above lie the marks of `log`.
-pub(super) const LAST: u32 = u32::MAX - 16;
+pub(crate) const LAST: u32 = u32::MAX - 16;
 
 /// A set of ids, each with its slot.
 #[derive(Default)]
-pub(super) struct Ids {
+pub(crate) struct Ids {
     /// All ids end to end.
     text: Vec<u8>,
     /// First byte after each id.
@@ -22,16 +22,16 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
 
     /// The id of a slot.
-    pub(super) fn bytes(&self, slot: u32) -> &[u8] {
+    pub(crate) fn bytes(&self, slot: u32) -> &[u8] {
         id_at(&self.text, &self.ends, slot)
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<u32> {
+    pub(crate) fn get(&self, id: &str) -> Option<u32> {
         let same = |slot: &u32| self.bytes(*slot) == id.as_bytes();
         self.slots.find(self.hasher.hash_one(id.as_bytes()), same).copied()
     }
@@ -40,7 +40,7 @@ impl Ids {
     ///
     /// # Errors
     /// `Error::Data` where there are too many; `kind` says of what.
-    pub(super) fn insert(&mut self, id: &str, kind: &str) -> Result<(u32, bool)> {
+    pub(crate) fn insert(&mut self, id: &str, kind: &str) -> Result<(u32, bool)> {
         let Self { text, ends, slots, hasher } = self;
         let hash = hasher.hash_one(id.as_bytes());
         if let Some(slot) = slots.find(hash, |slot| id_at(text, ends, *slot) == id.as_bytes()) {

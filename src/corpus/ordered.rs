@@ -20,7 +20,7 @@ type Job<T, R> = (T, SyncSender<Result<R>>);
 ///
 /// # Errors
 /// The first error in that order; an error of `read` after the results of what it passed on.
-pub(super) fn run<T: Send, R: Send>(
+pub(crate) fn run<T: Send, R: Send>(
     read: impl FnOnce(&mut dyn FnMut(T) -> Result<()>) -> Result<()> + Send,
     work: impl Fn(T) -> Result<R> + Sync,
     mut take: impl FnMut(R) -> Result<()>,

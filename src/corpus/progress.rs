@@ -12,11 +12,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 const EVERY: Duration = Duration::from_secs(15);
 
 /// Progress through the bytes of some files.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     what: String,
     total: u64,
     /// Set by the reader of the files.
-    pub(super) done: Arc<AtomicU64>,
+    pub(crate) done: Arc<AtomicU64>,
     /// Bytes that an earlier process had read.
     before: Option<u64>,
     rows: u64,
@@ -26,7 +26,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(what: &str, total: u64) -> Self {
+    pub(crate) fn new(what: &str, total: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(total).with_message(what.to_owned());
             let template = "{msg:<28} {wide_bar} {bytes:>10} of {total_bytes:>10}  {prefix:>14}  {eta} left";
@@ -49,7 +49,7 @@ impl Progress {
     }
 
     /// Shows where the reading is after some more rows.
-    pub(super) fn tick(&mut self, rows: u64) {
+    pub(crate) fn tick(&mut self, rows: u64) {
         let done = self.done.load(Ordering::Relaxed);
         let before = *self.before.get_or_insert(done.min(self.total));
         self.rows += rows;

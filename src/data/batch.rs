@@ -2,6 +2,8 @@
 //! Every reader of samples (click log, documents alone, ranking groups) ends here, so the model
 //! has one input type and the engine one layout.
 
+use crate::text::Special;
+
 /// One pack on the host. T, S and M are defined in `model/shape.rs`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
@@ -81,14 +83,4 @@ impl Batch {
         self.cu_seqlens.push(end as u32);
         self.samples.push(sample);
     }
-}
-
-/// The token ids with a meaning of their own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Special {
-    pub pad: u32,
-    pub unk: u32,
-    pub cls: u32,
-    pub sep: u32,
-    pub mask: u32,
 }

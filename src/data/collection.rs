@@ -8,13 +8,13 @@ use serde::Serialize;
 use super::passages::{Cut, passages};
 use crate::config::Config;
 use crate::corpus::Source;
-use crate::corpus::documents::{ReadOptions, read_documents};
-use crate::corpus::tokenise::Tokenizer;
-use crate::data::batch::Special;
+use crate::corpus::read::documents::{ReadOptions, read_documents};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, read_topics};
 use crate::ranks::launched_rank;
+use crate::text::Special;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// Room that even the longest query must leave for the document, in tokens.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::batch::Special;
 use super::source::ClickLog;
 use crate::random::{Purpose, philox};
+use crate::text::Special;
 use crate::{Error, Result};
 
 /// One side of a divided log. Queries and documents keep their indices, clicks get new ones.

@@ -16,7 +16,7 @@ pub mod pack;
 pub mod passages;
 pub mod source;
 
-pub use batch::{Batch, Special};
+pub use batch::Batch;
 pub use loader::{Cursor, Loader, LoaderOptions, Step, packs_per_epoch};
 pub use negatives::Negatives;
 pub use source::{

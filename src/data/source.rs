@@ -4,10 +4,11 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, Special};
+use super::batch::Batch;
 use super::negatives::{self, Negatives};
 use super::order::Permutation;
 use crate::corpus::{HardNegatives, Shards};
+use crate::text::Special;
 use crate::{Error, Result};
 
 /// A set of samples that an epoch visits once each.

@@ -3,7 +3,7 @@
 //! that an engine in bf16 starts from the same numbers as one in f32.
 
 use crate::Result;
-use crate::data::batch::{Batch, Special};
+use crate::data::batch::Batch;
 use crate::engine::{
     AdamW, Aggregate, Backend, DeviceBatch, Dropout, Epilogue, Heads, LossScale, MaskRule, PackCounts,
     RankLoss, Rows, stats,
@@ -13,6 +13,7 @@ use crate::model::layout::{HeadSet, Layout};
 use crate::model::shape::Shape;
 use crate::model::trained::Rates;
 use crate::random::philox;
+use crate::text::Special;
 
 /// What one operation left behind.
 #[derive(Clone, Debug)]

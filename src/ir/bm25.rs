@@ -18,7 +18,8 @@ use super::run::{Hit, Run, write_renamed_by};
 use super::topics::{Field as TopicField, Topic, read_topics_fields};
 use super::words::Words;
 use super::{read_text, refuse_input};
-use crate::corpus::{Role, Source, documents as document};
+use crate::corpus::read::documents as document;
+use crate::corpus::{Role, Source};
 use crate::{Error, Result};
 
 /// What `retrieve` reads, does and writes.

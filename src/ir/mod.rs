@@ -20,7 +20,7 @@ use crate::{Error, Result};
 
 /// A whole file, decompressed when its first bytes say so, without a UTF-8 byte order mark.
 pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    crate::corpus::input::read_whole(path)
+    crate::files::packed::read_whole(path)
 }
 
 /// As `read_bytes`, refusing what is not UTF-8 with the line where it starts.

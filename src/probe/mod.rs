@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::corpus::tokenise::Tokenizer;
 use crate::engine::Backend;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
@@ -21,6 +20,7 @@ use crate::run::checkpoints::Identity;
 use crate::run::directory;
 use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 use pairs::Pairs;
 use predict::{Prediction, predict};

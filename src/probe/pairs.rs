@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use crate::config::Config;
 use crate::corpus::shard::Shards;
-use crate::corpus::tokenise::Tokenizer;
-use crate::data::batch::Special;
 use crate::data::collection::Collection;
 use crate::data::order::Permutation;
 use crate::ir::qrels::Qrels;
+use crate::text::Special;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// Queries whose words are counted: enough for classes, little memory even for a large log.

@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn shares_and_scale() {
         let mut batch = Batch { epoch: 2, ..Batch::default() };
-        let special = crate::data::batch::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
+        let special = crate::text::Special { pad: 0, unk: 1, cls: 2, sep: 3, mask: 4 };
         batch.push(special, 5, &[7; 90], None);
         batch.push(special, 6, &[7; 91], Some(&[8; 100]));
         for rate in [0.1, 0.5] {

@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 
 use super::fine::{FoldTask, Start, Study, make_folder};
 use crate::config::{Arm, Config, Fine, Split};
-use crate::corpus::tokenise::Tokenizer;
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Evaluation, Measure, evaluate};
 use crate::ir::run::Run;
@@ -23,6 +22,7 @@ use crate::run::directory;
 use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
 use crate::run::signals;
+use crate::text::Tokenizer;
 use crate::train::metrics::duration;
 use crate::{Error, Result};
 

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use super::rerank_part::Part;
 use crate::config::Config;
-use crate::corpus::tokenise::Tokenizer;
 use crate::data::batch::Batch;
 use crate::data::collection::{Candidates, Collection};
 use crate::engine::{Aggregate, Backend, RankLoss};
@@ -20,6 +19,7 @@ use crate::model::checkpoint::{self, Checkpoint, Fill};
 use crate::model::{Bert, HeadSet, Objective};
 use crate::ranks::World;
 use crate::run::engine::on_engine;
+use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// Topics that are scored between two entries in the file that a stopped run goes on from.

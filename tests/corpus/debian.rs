@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use ctune_dist::corpus::debian::{SampleOptions, SampleSource, run};
-use ctune_dist::corpus::documents::Field;
+use ctune_dist::corpus::read::documents::Field;
+use ctune_dist::corpus::sample::debian::{SampleOptions, SampleSource, run};
 use ctune_dist::corpus::{Filter, Shards, Source, prepare};
 
 use super::message;

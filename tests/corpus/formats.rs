@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ctune_dist::Result;
-use ctune_dist::corpus::documents::{ReadCounts, ReadOptions, read_rows};
+use ctune_dist::corpus::read::documents::{ReadCounts, ReadOptions, read_rows};
 use ctune_dist::corpus::{Format, Role, Source};
 use proptest::prelude::*;
 
@@ -289,9 +289,9 @@ fn a_lookup_leads_to_the_wanted_documents() {
     let read = |source: &Source| {
         let mut ids = Vec::new();
         let wanted = |id: &str| id.len() == 4 && id.ends_with('7');
-        ctune_dist::corpus::documents::read_documents(
+        ctune_dist::corpus::read::documents::read_documents(
             std::slice::from_ref(source),
-            &[ctune_dist::corpus::documents::Field::Body],
+            &[ctune_dist::corpus::read::documents::Field::Body],
             &ReadOptions::default(),
             wanted,
             |document| {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use ctune_dist::cli::Command;
 use ctune_dist::commands;
-use ctune_dist::corpus::documents::Field;
 use ctune_dist::corpus::inspect;
 use ctune_dist::corpus::prepare::{PrepareOptions, run};
-use ctune_dist::corpus::{Filter, Role, Shards, Source, Tokenizer};
+use ctune_dist::corpus::read::documents::Field;
+use ctune_dist::corpus::{Filter, Role, Shards, Source};
+use ctune_dist::text::Tokenizer;
 
 use super::{message, shared};
 

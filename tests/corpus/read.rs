@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use ctune_dist::corpus::documents::{Document, Field, ReadCounts, ReadOptions, read_documents, read_rows};
+use ctune_dist::corpus::read::documents::{
+    Document, Field, ReadCounts, ReadOptions, read_documents, read_rows,
+};
 use ctune_dist::corpus::{Format, Role, Source};
 use ctune_dist::{Error, Result};
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ctune_dist::corpus::Shards;
-use ctune_dist::corpus::synthetic::{self, SyntheticOptions};
+use ctune_dist::corpus::sample::synthetic::{self, SyntheticOptions};
 
 fn prepare(folder: &Path, out: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ctune-dist"));

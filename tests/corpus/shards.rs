@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ctune_dist::corpus::shard_write::{About, ShardWriter};
+use ctune_dist::corpus::shard::write::{About, ShardWriter};
 use ctune_dist::corpus::{Manifest, Shards, Tokens};
 
 use super::{message, small_tokenizer};
@@ -85,7 +85,7 @@ fn a_large_vocabulary_takes_four_bytes() {
     let mut vocab = String::from("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n");
     vocab.extend((0..70_000).map(|i| format!("w{i}\n")));
     std::fs::write(folder.path().join("vocab.txt"), vocab).unwrap();
-    let tokenizer = ctune_dist::corpus::Tokenizer::load(folder.path()).unwrap();
+    let tokenizer = ctune_dist::text::Tokenizer::load(folder.path()).unwrap();
     let target = folder.path().join("shards");
     let mut writer = ShardWriter::create(&target, tokenizer.vocab()).unwrap();
     writer.document("d", &[70_004, 5]).unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ctune_dist::corpus::Tokenizer;
+use ctune_dist::text::Tokenizer;
 use proptest::prelude::*;
 
 use super::{TEXTS, message, shared, small_tokenizer};

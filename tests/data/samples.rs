@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use ctune_dist::Error;
-use ctune_dist::corpus::shard_write::{About, ShardWriter};
-use ctune_dist::corpus::{Shards, Tokenizer};
+use ctune_dist::corpus::Shards;
+use ctune_dist::corpus::shard::write::{About, ShardWriter};
 use ctune_dist::data::order::Permutation;
 use ctune_dist::data::{
     Batch, ClickLog, ClickOptions, ClickSource, Cursor, DocumentSource, Loader, Negatives, PairUse,
     SampleSource, Truncate,
 };
+use ctune_dist::text::Tokenizer;
 use proptest::prelude::*;
 
 use super::{MemoryLog, SPECIAL, click_options, loader_options, one};

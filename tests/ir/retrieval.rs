@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use ctune_dist::corpus::Source;
-use ctune_dist::corpus::documents::Field;
+use ctune_dist::corpus::read::documents::Field;
 use ctune_dist::ir::bm25::{Analysis, Indexer, RetrieveOptions, retrieve};
 use ctune_dist::ir::topics::Field as TopicField;
 

@@ -1,0 +1,226 @@
+//! `prepare`: queries + clicks + documents -> vocabulary -> shards.
+//!
+//! 1. The log is read for its ids and pairs; the text of each query is put aside on the disk.
+//! 2. Without a given tokenizer, queries and documents are read for their words.
+//! 3. Documents are tokenised and written; which of them exist is known after that.
+//! 4. The queries that kept a click are tokenised and written.
+//!
+//! So memory holds ids and pairs (about 1 GB for all of ORCAS), never text. In each stage one thread reads and
+//! all cores parse and tokenise. A process that was killed goes on behind the last part that it finished, and
+//! ends with the same bytes.
+
+mod filter;
+mod leak;
+mod log;
+mod stages;
+mod texts;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::filter::Filter;
+use self::stages::Preparation;
+use super::read::documents::{Field, ReadCounts};
+use super::read::source::Source;
+use super::shard::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
+use super::shard::write::{PART_TOKENS, check_free, tidy};
+use crate::text::tokenise;
+use crate::{Error, Result};
+
+/// `[prepare]`: what the command's flags say, for a config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareTable {
+    /// Given tokenizer; without one, a vocabulary is trained.
+    pub tokenizer: Option<PathBuf>,
+    /// Pieces of a trained vocabulary.
+    pub vocab: usize,
+    /// Longest document kept, in tokens; `data.max_tokens` when absent.
+    pub max_tokens: Option<usize>,
+    /// Keep only documents that were clicked.
+    pub clicked_only: bool,
+    pub exclude_topics: Vec<PathBuf>,
+    pub exclude_qrels: Vec<PathBuf>,
+    pub strict: bool,
+    /// Undo mis-decoded UTF-8.
+    pub repair: bool,
+    /// Tokens after which a part is finished: what a kill can cost.
+    pub part_tokens: u64,
+    pub filter: Filter,
+}
+
+impl Default for PrepareTable {
+    fn default() -> Self {
+        Self {
+            tokenizer: None,
+            vocab: 30_522,
+            max_tokens: None,
+            clicked_only: false,
+            exclude_topics: Vec::new(),
+            exclude_qrels: Vec::new(),
+            strict: false,
+            repair: false,
+            part_tokens: PART_TOKENS,
+            filter: Filter::default(),
+        }
+    }
+}
+
+/// What `prepare` is told.
+#[derive(Clone, Debug)]
+pub struct PrepareOptions {
+    /// Clicks (or queries and qrels) and documents.
+    pub sources: Vec<Source>,
+    /// Shard directory to make.
+    pub out: PathBuf,
+    /// Given tokenizer; without one, a vocabulary is trained.
+    pub tokenizer: Option<PathBuf>,
+    /// Pieces of a trained vocabulary.
+    pub vocab: usize,
+    /// Documents are cut to this many tokens.
+    pub max_tokens: usize,
+    /// Parts of a document, in this order.
+    pub fields: Vec<Field>,
+    /// Also keep documents that nobody clicked (they serve as negatives and for MLM).
+    pub all_documents: bool,
+    /// Topics whose queries must not be in the log.
+    pub exclude_topics: Vec<PathBuf>,
+    /// Qrels whose relevant documents must not be in the shards.
+    pub exclude_qrels: Vec<PathBuf>,
+    /// End at the first damaged line.
+    pub strict: bool,
+    /// Undo mis-decoded UTF-8.
+    pub repair: bool,
+    /// Tokens after which a part is finished.
+    pub part_tokens: u64,
+    pub filter: Filter,
+}
+
+/// Makes the shard directory and prints a summary. One that was made from the same files with the
+/// same options is left alone.
+///
+/// # Errors
+/// `Error::Config` for options that cannot be, `Error::Data` for files that cannot be used, in one line
+/// that says what to do.
+pub fn run(options: &PrepareOptions) -> Result<()> {
+    let start = Instant::now();
+    if let Some(manifest) = up_to_date(options)? {
+        tell!(
+            "{}: up to date (same files, same options): {} clicks, {} queries, {} documents",
+            options.out.display(),
+            manifest.clicks,
+            manifest.queries,
+            manifest.documents
+        );
+        return Ok(());
+    }
+    let mut preparation = Preparation::new(options)?;
+    let manifest = preparation.make()?;
+    summarise(options, &manifest, &preparation, start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn up_to_date(options: &PrepareOptions) -> Result<Option<Manifest>> {
+    if !options.out.join(MANIFEST).exists() {
+        check_free(&options.out)?;
+        return Ok(None);
+    }
+    tidy(&options.out);
+    let manifest = read_manifest(&options.out)?;
+    if manifest.options == as_text(options) && manifest.sources == sources(options)? {
+        return Ok(Some(manifest));
+    }
+    Err(Error::data(format!(
+        "{}: holds shards that were made from other files or with other options; remove it or name another --out",
+        options.out.display()
+    )))
+}
+
+/// What the manifest says of the options.
+pub(crate) fn as_text(options: &PrepareOptions) -> BTreeMap<String, String> {
+    let fields: Vec<String> = options.fields.iter().map(ToString::to_string).collect();
+    let mut text = BTreeMap::from([
+        ("all_documents".to_owned(), options.all_documents.to_string()),
+        ("fields".to_owned(), fields.join(",")),
+        ("max_tokens".to_owned(), options.max_tokens.to_string()),
+        ("strict".to_owned(), options.strict.to_string()),
+    ]);
+    if options.tokenizer.is_none() {
+        text.insert("vocab".into(), options.vocab.to_string());
+    }
+    if options.repair {
+        text.insert("repair".into(), "true".into());
+    }
+    if options.part_tokens != PART_TOKENS {
+        text.insert("part_tokens".into(), options.part_tokens.to_string());
+    }
+    if options.filter != Filter::default() {
+        // A table of plain values always has a text; were it absent, filters would only be compared less.
+        text.insert("filter".into(), serde_json::to_string(&options.filter).unwrap_or_default());
+    }
+    for (number, source) in options.sources.iter().enumerate() {
+        if source.format.is_some() || !source.columns.is_empty() {
+            let format = source.format.map_or("detected".to_owned(), |format| format.to_string());
+            text.insert(format!("source {}", number + 1), format!("{format} {:?}", source.columns));
+        }
+    }
+    text
+}
+
+/// Every file that the shards come from.
+pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<manifest::Source>> {
+    let mut paths = Vec::new();
+    for source in &options.sources {
+        paths.extend(source.files()?);
+        paths.extend(source.lookup.clone());
+    }
+    paths.extend(options.tokenizer.as_deref().map(tokenise::find).transpose()?);
+    paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
+    paths.iter().map(|path| manifest::Source::of(path)).collect()
+}
+
+fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'_>, seconds: f64) {
+    for fault in done.read.iter().flat_map(|(_, counts)| &counts.shown) {
+        eprintln!("warning: {fault}");
+    }
+    if let Some(first) = done.passed_over.first() {
+        let count = done.passed_over.len();
+        eprintln!(
+            "warning: {count} files in no known format were passed over, the first is {}",
+            first.display()
+        );
+    }
+    let tokens = manifest.document_tokens + manifest.query_tokens;
+    let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();
+    let read: u64 = manifest.sources.iter().map(|source| source.bytes).sum();
+    let cut = 100.0 * manifest.documents_cut as f64 / f64::from(manifest.documents.max(1));
+    tell!("{}: fingerprint {}", options.out.display(), fingerprint(manifest));
+    for (kind, ReadCounts { rows, kept, .. }) in &done.read {
+        tell!("  read {rows} {kind} rows, {kept} of them usable");
+    }
+    let (clicks, found) = done.joined;
+    tell!(
+        "  joined {found} of {clicks} clicks ({:.1} %) with a document of the collection",
+        100.0 * found as f64 / clicks.max(1) as f64
+    );
+    tell!(
+        "  kept {} clicks, {} queries, {} documents",
+        manifest.clicks,
+        manifest.queries,
+        manifest.documents
+    );
+    for (reason, count) in &manifest.dropped {
+        tell!("  dropped {count} {reason}");
+    }
+    tell!("  vocabulary of {} pieces, {tokens} tokens", manifest.vocab);
+    tell!("  {} documents ({cut:.1} %) cut to {} tokens", manifest.documents_cut, manifest.max_tokens);
+    tell!(
+        "  {:.1} MB from {:.1} MB in {seconds:.1} s ({:.2} M tokens/s)",
+        bytes as f64 / 1e6,
+        read as f64 / 1e6,
+        tokens as f64 / seconds / 1e6
+    );
+}

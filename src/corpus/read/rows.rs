@@ -1,0 +1,188 @@
+//! What the parsers of all formats have in common: rows of named columns, and the count of what was wrong with
+//! them. Public query logs hold bytes that are no UTF-8, Windows line ends, and rows that lost a column; each
+//! is counted and the first ten are shown, none stops a preparation of hours unless `--strict` asks for it.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::blocks::LONGEST;
+use crate::{Error, Result};
+
+/// Faults that are kept word for word.
+const SHOWN: usize = 10;
+/// The most columns that a role has.
+pub(crate) const MOST_COLUMNS: usize = 4;
+
+/// A column that is read only where it is named: logs have other fourth columns, as ORCAS its url.
+pub(crate) const COUNT: &str = "count";
+
+/// How often a click happened, from its column.
+pub(crate) fn times(count: &str) -> Option<u32> {
+    count.parse().ok().filter(|&times| times > 0)
+}
+
+/// One row: the columns of its role, in the role's order; what a format lacks is empty.
+pub(crate) type Row<'a> = [Cow<'a, str>; MOST_COLUMNS];
+
+/// What the rows of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// `id, url, title, body`
+    Documents,
+    /// `query_id, query, document_id, count`: a log whose rows hold the query's text, and perhaps how often the
+    /// click happened.
+    Clicks,
+    /// `id, text`: the queries of a log whose clicks are in a file of qrels.
+    Queries,
+    /// `query_id, document_id, label`: the clicks of such a log (labels above 0).
+    Qrels,
+}
+
+impl Role {
+    /// Names of the columns, as `columns` of a `[[source]]` has them.
+    pub(crate) fn columns(self) -> &'static [&'static str] {
+        match self {
+            Self::Documents => &["id", "url", "title", "body"],
+            Self::Clicks => &["query_id", "query", "document_id", COUNT],
+            Self::Queries => &["id", "text"],
+            Self::Qrels => &["query_id", "document_id", "label"],
+        }
+    }
+
+    /// Columns that hold ids, which may be neither empty nor hold a space.
+    fn ids(self) -> &'static [usize] {
+        match self {
+            Self::Documents | Self::Queries => &[0],
+            Self::Clicks => &[0, 2],
+            Self::Qrels => &[0, 1],
+        }
+    }
+
+    /// Why a row of this role cannot be used.
+    pub(crate) fn fault(self, row: &Row<'_>) -> Option<String> {
+        for &at in self.ids() {
+            let id = &row[at];
+            if id.is_empty() || id.contains(char::is_whitespace) {
+                return Some(match self {
+                    Self::Documents => "the document id is empty or holds a space".into(),
+                    Self::Queries => "the query id is empty or holds a space".into(),
+                    _ => "the query id or the document id is empty or holds a space".into(),
+                });
+            }
+        }
+        match self {
+            Self::Clicks | Self::Queries if row[1].trim().is_empty() => Some("the query is empty".into()),
+            Self::Clicks if !row[3].is_empty() && times(&row[3]).is_none() => {
+                Some(format!("the count {:?} is not a whole number above 0", row[3]))
+            }
+            Self::Qrels if row[2].parse::<i64>().is_err() => {
+                Some(format!("the label {:?} is not an integer", row[2]))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a reader saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadCounts {
+    /// Lines (or documents) with something in them, a header not counted.
+    pub rows: u64,
+    /// Rows passed on.
+    pub kept: u64,
+    /// Rows left out because they cannot be understood.
+    pub damaged: u64,
+    /// Rows with bytes that are not UTF-8, each replaced by U+FFFD or read as Windows-1252 where the format
+    /// says so; the rows are kept.
+    pub not_utf8: u64,
+    /// The first ten faults: file, line and reason.
+    pub shown: Vec<String>,
+}
+
+impl ReadCounts {
+    /// Says what was left out, and the first places.
+    pub fn warn(&self) {
+        if self.damaged > 0 {
+            tracing::warn!("{} of {} rows are damaged and left out; the first:", self.damaged, self.rows);
+        }
+        for fault in &self.shown {
+            tracing::warn!("{fault}");
+        }
+    }
+}
+
+/// What a parser saw in one block; lines count from the block's first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) rows: u64,
+    pub(crate) kept: u64,
+    pub(crate) damaged: u64,
+    pub(crate) not_utf8: u64,
+    /// Line ends in the block.
+    pub(crate) lines: u64,
+    /// (line from 0, what is wrong), the first ten.
+    faults: Vec<(u64, String)>,
+}
+
+impl Seen {
+    /// A row that is left out.
+    pub(crate) fn damaged(&mut self, line: u64, reason: impl Into<String>) {
+        self.damaged += 1;
+        self.fault(line, reason.into());
+    }
+
+    /// A row that is kept though it holds bytes that are no UTF-8.
+    pub(crate) fn not_utf8(&mut self, line: u64) {
+        self.not_utf8 += 1;
+        self.fault(line, "holds bytes that are not UTF-8".into());
+    }
+
+    fn fault(&mut self, line: u64, reason: String) {
+        if self.faults.len() < SHOWN {
+            self.faults.push((line, reason));
+        }
+    }
+
+    /// A block that is one record without an end.
+    pub(crate) fn too_long() -> Self {
+        let mut seen = Self { rows: 1, lines: 1, ..Self::default() };
+        seen.damaged(0, format!("longer than {} MiB", LONGEST >> 20));
+        seen
+    }
+}
+
+impl ReadCounts {
+    /// Adds a block of `path` that begins after `line` line ends (or whatever `unit` is).
+    ///
+    /// # Errors
+    /// With `strict`, its first fault.
+    pub(crate) fn add(&mut self, path: &Path, unit: &str, line: u64, seen: Seen, strict: bool) -> Result<()> {
+        self.rows += seen.rows;
+        self.kept += seen.kept;
+        self.damaged += seen.damaged;
+        self.not_utf8 += seen.not_utf8;
+        for (at, reason) in seen.faults {
+            let text = format!("{}, {unit} {}: {reason}", path.display(), line + at + 1);
+            if strict {
+                return Err(Error::data(format!("{text} (--strict ends at the first fault)")));
+            }
+            if self.shown.len() < SHOWN {
+                self.shown.push(text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what was counted elsewhere.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.kept += other.kept;
+        self.damaged += other.damaged;
+        self.not_utf8 += other.not_utf8;
+        let room = SHOWN.saturating_sub(self.shown.len());
+        self.shown.extend(other.shown.iter().take(room).cloned());
+    }
+}

@@ -1,0 +1,299 @@
+//! `[[source]]`: where rows come from. A source is a file, several, or a folder; whatever their format and
+//! packing, they become one sequence of blocks, each of which any thread can parse.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::blocks::{Block, Blocks, Cut};
+use super::columns;
+use super::format::{self, Format, HEAD, Layout};
+use super::lookup::Picks;
+use super::rows::{ReadCounts, Role, Row, Seen};
+use super::sgml;
+use crate::files::packed;
+use crate::{Error, Result};
+
+/// One `[[source]]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// What the rows are.
+    pub role: Role,
+    /// A file, a folder (all files below it, by name), or a list of both.
+    #[serde(deserialize_with = "one_or_many")]
+    pub path: Vec<PathBuf>,
+    /// Detected where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// Of `tsv` (names of the header, or numbers from 1) and `jsonl` (keys): where each column of the role is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
+    /// `msmarco-docs-lookup.tsv`: where only some documents are wanted they are gone to, not looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lookup: Option<PathBuf>,
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Paths::deserialize(deserializer)? {
+        Paths::One(path) => vec![path],
+        Paths::Many(paths) => paths,
+    })
+}
+
+impl Source {
+    /// One file or folder, its format to be detected.
+    pub fn of(role: Role, path: impl Into<PathBuf>) -> Self {
+        Self { role, path: vec![path.into()], format: None, columns: BTreeMap::new(), lookup: None }
+    }
+
+    pub fn documents(path: impl Into<PathBuf>) -> Self {
+        Self::of(Role::Documents, path)
+    }
+
+    pub fn clicks(path: impl Into<PathBuf>) -> Self {
+        Self::of(Role::Clicks, path)
+    }
+
+    /// Every file, folders taken apart.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        Ok(self.marked_files()?.into_iter().map(|(path, _)| path).collect())
+    }
+
+    /// As `files`, with whether each came from a folder.
+    fn marked_files(&self) -> Result<Vec<(PathBuf, bool)>> {
+        let mut files = Vec::new();
+        for path in &self.path {
+            if path.is_dir() {
+                below(path, &mut files)?;
+            } else {
+                files.push((path.clone(), false));
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// The files below a folder by name, hidden ones left out.
+fn below(folder: &Path, files: &mut Vec<(PathBuf, bool)>) -> Result<()> {
+    let failed = |cause| Error::io("read", folder, cause);
+    let mut entries: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        entries.push(entry.map_err(failed)?.path());
+    }
+    entries.retain(|path| !path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")));
+    entries.sort();
+    for entry in entries {
+        if entry.is_dir() {
+            below(&entry, files)?;
+        } else {
+            files.push((entry, true));
+        }
+    }
+    Ok(())
+}
+
+/// A place between two blocks of a sequence of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) file: usize,
+    /// Bytes of its (decompressed) text before the place ...
+    pub(crate) offset: u64,
+    /// ... and line ends in them.
+    pub(crate) line: u64,
+}
+
+/// A file whose format is known.
+#[derive(Clone, Debug)]
+pub(crate) struct File {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Format,
+    layout: Layout,
+    lookup: Option<PathBuf>,
+    /// Only these lines are read.
+    picks: Option<Picks>,
+}
+
+/// Every file of one role, in the order of the sources.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    pub(crate) role: Role,
+    pub(crate) files: Vec<File>,
+    /// Bytes on disk.
+    pub(crate) bytes: u64,
+    /// Files of a folder that are in no format of the role (`readme`s and DTDs of the TREC disks).
+    pub(crate) passed_over: Vec<PathBuf>,
+}
+
+/// A block and the number of its file.
+pub(crate) struct Piece {
+    pub(crate) file: usize,
+    block: Block,
+}
+
+impl Files {
+    /// Looks at the first bytes of every file of the role.
+    ///
+    /// # Errors
+    /// `Error::Data` and `Error::Config` as `format::resolve`, and where a folder holds no file of the role.
+    pub(crate) fn open(sources: &[Source], role: Role) -> Result<Self> {
+        let mut all = Self { role, files: Vec::new(), bytes: 0, passed_over: Vec::new() };
+        for source in sources.iter().filter(|source| source.role == role) {
+            let before = all.files.len();
+            for (path, from_folder) in source.marked_files()? {
+                let head = packed::head(&path, HEAD)?;
+                match format::resolve(&path, role, source.format, &source.columns, &head) {
+                    Ok((format, layout)) => {
+                        all.bytes += std::fs::metadata(&path).map_or(0, |about| about.len());
+                        let lookup = source.lookup.clone();
+                        all.files.push(File { path, format, layout, lookup, picks: None });
+                    }
+                    Err(_) if from_folder => all.passed_over.push(path),
+                    Err(error) => return Err(error),
+                }
+            }
+            if all.files.len() == before {
+                let path = source.path.first().map_or(String::new(), |path| path.display().to_string());
+                return Err(Error::data(format!("{path}: no file of {role:?} below it").to_lowercase()));
+            }
+        }
+        Ok(all)
+    }
+
+    /// The one file of queries, id and text, that `prepare` itself wrote.
+    pub(crate) fn put_aside(path: &Path) -> Self {
+        let tabs = columns::Tabs {
+            at: [Some(0), Some(1), None, None],
+            least: 2,
+            most: None,
+            header: true,
+            due: format::due(Role::Queries).into(),
+        };
+        let file = File {
+            path: path.to_owned(),
+            format: Format::Tsv,
+            layout: Layout::Tabs(tabs),
+            lookup: None,
+            picks: None,
+        };
+        let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
+        Self { role: Role::Queries, files: vec![file], bytes, passed_over: Vec::new() }
+    }
+
+    /// Reads only the documents that are wanted of the files that have a lookup; returns how many are passed
+    /// over for it.
+    ///
+    /// # Errors
+    /// `Error::Config` for a lookup of anything but `msmarco-docs.tsv`, `Error::Data` for a damaged one.
+    pub(crate) fn pick(&mut self, wanted: &dyn Fn(&str) -> bool) -> Result<u64> {
+        let mut unwanted = 0;
+        for file in &mut self.files {
+            let Some(lookup) = &file.lookup else { continue };
+            if file.format != Format::MsmarcoV1 {
+                let path = file.path.display();
+                return Err(Error::config(format!(
+                    "{path}: a lookup goes with msmarco-v1, not {}",
+                    file.format
+                )));
+            }
+            let picks = Picks::read(lookup, wanted)?;
+            unwanted += picks.unwanted;
+            file.picks = Some(picks);
+        }
+        Ok(unwanted)
+    }
+
+    /// Passes the blocks of all files on, from a position that `Tally::position` gave.
+    ///
+    /// # Errors
+    /// `Error::Data` where a file cannot be read further, and what `pass` returns.
+    pub(crate) fn read(
+        &self,
+        from: Position,
+        done: &Arc<AtomicU64>,
+        pass: &mut dyn FnMut(Piece) -> Result<()>,
+    ) -> Result<()> {
+        for (file, about) in self.files.iter().enumerate().skip(from.file) {
+            let cut = if matches!(about.layout, Layout::Sgml { .. }) { Cut::Document } else { Cut::Line };
+            let start = if file == from.file { from.offset } else { 0 };
+            let mut blocks = match &about.picks {
+                Some(picks) => Blocks::picked(&about.path, picks.clone(), start, done.clone())?,
+                None => Blocks::open(&about.path, cut, start, done.clone())?,
+            };
+            while let Some(block) = blocks.next()? {
+                pass(Piece { file, block })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the rows of a block and the line of each, counted from the block's first.
+    pub(crate) fn parse(&self, piece: &Piece, each: &mut impl FnMut(Row<'_>, u64)) -> Part {
+        let (block, role) = (&piece.block, self.role);
+        let (text, first) = (block.text(), block.start == 0);
+        let seen = match &self.files[piece.file].layout {
+            _ if block.too_long => Seen::too_long(),
+            Layout::Tabs(tabs) => columns::tabs(text, first, role, tabs, each),
+            Layout::Spaces(tabs) => columns::spaces(text, first, role, tabs, each),
+            Layout::Json(keys) => columns::json(text, role, keys, each),
+            Layout::Sgml { web } => sgml::documents(text, *web, each),
+        };
+        Part { file: piece.file, end: block.end, seen }
+    }
+
+    /// The error of a role without a usable row.
+    pub(crate) fn nothing(&self, counts: &ReadCounts) -> Error {
+        let due = format::due(self.role);
+        let path = self.files.first().map_or(String::new(), |file| file.path.display().to_string());
+        let format = self.files.first().map_or(String::new(), |file| format!(" (read as {})", file.format));
+        match counts.shown.first() {
+            None => Error::data(format!("{path}: is empty; rows of {due} are due{format}")),
+            Some(first) => Error::data(format!(
+                "{path}: none of its {} rows can be used; {due} are due{format}. First: {first}",
+                counts.rows
+            )),
+        }
+    }
+}
+
+/// What parsing a block gave besides its rows.
+pub(crate) struct Part {
+    file: usize,
+    /// First byte after the block.
+    end: u64,
+    seen: Seen,
+}
+
+/// Where the reading is and what it saw; fed in the order of the blocks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) position: Position,
+    pub(crate) counts: ReadCounts,
+}
+
+impl Tally {
+    /// # Errors
+    /// With `strict`, the block's first fault.
+    pub(crate) fn add(&mut self, files: &Files, part: Part, strict: bool) -> Result<()> {
+        if part.file != self.position.file {
+            self.position = Position { file: part.file, offset: 0, line: 0 };
+        }
+        let lines = part.seen.lines;
+        let file = &files.files[part.file];
+        // Of picked lines only their number among the picked is known.
+        let unit = if file.picks.is_some() { "looked-up row" } else { "line" };
+        self.counts.add(&file.path, unit, self.position.line, part.seen, strict)?;
+        self.position.offset = part.end;
+        self.position.line += lines;
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! What a shard directory says of itself: `manifest.json`, the one file that is read before any other,
+//! and the constants that the reading and the writing side share.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::mapped;
+use crate::text::Special;
+use crate::{Error, Result};
+
+/// First bytes of every binary file, and `magic` of the manifest.
+pub const MAGIC: &str = "CTUNESHD";
+/// Version that this program writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+/// Bytes before the first element; a multiple of every element size and of a cache line.
+pub const HEADER: usize = 64;
+/// Name of the file that makes a directory a shard directory.
+pub const MANIFEST: &str = "manifest.json";
+/// Name of the file with the manifest's own checksum.
+pub const MANIFEST_CRC: &str = "manifest.crc32";
+
+/// What a shard directory says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub magic: String,
+    pub version: u32,
+    pub documents: u32,
+    pub queries: u32,
+    pub clicks: u32,
+    /// V of the tokenizer; every token is below it.
+    pub vocab: usize,
+    pub special: Special,
+    /// Documents were cut to this many tokens; queries never are.
+    pub max_tokens: usize,
+    pub document_tokens: u64,
+    pub query_tokens: u64,
+    /// Documents that were longer than `max_tokens`.
+    pub documents_cut: u64,
+    /// What `prepare` was told, as text.
+    pub options: BTreeMap<String, String>,
+    pub sources: Vec<Source>,
+    /// Every other file of the directory, by name.
+    pub files: Vec<FileEntry>,
+    /// Rows that did not enter, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// A file that the shards were made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    pub path: String,
+    pub bytes: u64,
+    /// Of its size and its first, middle and last megabyte.
+    pub fingerprint: String,
+}
+
+impl Source {
+    /// Looks at the file, not at all of it: 22 GB need not be read twice to know them again.
+    ///
+    /// # Errors
+    /// `Error::Data` where it cannot be read.
+    pub fn of(path: &Path) -> Result<Self> {
+        const SAMPLE: u64 = 1 << 20;
+        let failed = |cause| Error::io("read", path, cause);
+        let (mut file, bytes) = mapped::open(path)?;
+        let mut crc = crc32fast::Hasher::new();
+        for start in [0, bytes / 2, bytes.saturating_sub(SAMPLE)] {
+            let mut sample = Vec::new();
+            file.seek(SeekFrom::Start(start)).map_err(failed)?;
+            file.by_ref().take(SAMPLE).read_to_end(&mut sample).map_err(failed)?;
+            crc.update(&sample);
+        }
+        let fingerprint = format!("{bytes:x}-{:08x}", crc.finalize());
+        Ok(Self { path: path.display().to_string(), bytes, fingerprint })
+    }
+}
+
+/// A file of the shard directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    pub name: String,
+    pub bytes: u64,
+    pub crc32: u32,
+}
+
+/// Bytes of one token for a vocabulary of this size.
+pub(crate) fn token_width(vocab: usize) -> usize {
+    if vocab <= 1 << 16 { 2 } else { 4 }
+}
+
+/// FNV-1a over names, sizes and checksums, in 64 bits.
+pub(crate) fn fingerprint(manifest: &Manifest) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for file in &manifest.files {
+        add(file.name.as_bytes());
+        add(&file.bytes.to_le_bytes());
+        add(&file.crc32.to_le_bytes());
+    }
+    format!("{hash:016x}")
+}
+
+/// Reads and checks the manifest alone.
+///
+/// # Errors
+/// `Error::Data` where the directory holds none, or a damaged, foreign or newer one.
+pub fn read_manifest(dir: &Path) -> Result<Manifest> {
+    #[derive(Deserialize)]
+    struct Head {
+        magic: Option<String>,
+        version: Option<u32>,
+    }
+    let path = dir.join(MANIFEST);
+    let wrong = |what: String| Error::data(format!("{}: {what}", path.display()));
+    let text = std::fs::read(&path).map_err(|cause| match cause.kind() {
+        std::io::ErrorKind::NotFound => Error::data(format!(
+            "{}: no shard directory (it holds no {MANIFEST}); make one with prepare",
+            dir.display()
+        )),
+        _ => Error::io("read", &path, cause),
+    })?;
+    let head: Head = serde_json::from_slice(&text).map_err(|cause| wrong(format!("damaged: {cause}")))?;
+    if head.magic.as_deref() != Some(MAGIC) {
+        return Err(wrong("not the manifest of a shard directory (another magic)".into()));
+    }
+    match head.version {
+        Some(version) if version > VERSION => {
+            return Err(wrong(format!(
+                "shards of version {version}; this program reads up to {VERSION}: use a newer one or prepare again"
+            )));
+        }
+        Some(VERSION) => {}
+        other => return Err(wrong(format!("shards of version {other:?}, which this program cannot read"))),
+    }
+    let crc_path = dir.join(MANIFEST_CRC);
+    let crc = std::fs::read_to_string(&crc_path).map_err(|cause| Error::io("read", &crc_path, cause))?;
+    if crc != format!("{:08x}\n", crc32fast::hash(&text)) {
+        return Err(wrong(format!("damaged: its checksum is not the one in {MANIFEST_CRC}")));
+    }
+    serde_json::from_slice(&text).map_err(|cause| wrong(format!("damaged: {cause}")))
+}
+
+/// Mapped and let go a piece at a time, so that checking gigabytes leaves no memory behind.
+pub(crate) fn crc32_of_file(path: &Path) -> Result<u32> {
+    const PIECE: u64 = 16 << 20;
+    let (file, length) = mapped::open(path)?;
+    let mut crc = crc32fast::Hasher::new();
+    for start in (0..length).step_by(PIECE as usize) {
+        crc.update(&mapped::map_range(&file, path, start, (length - start).min(PIECE) as usize)?);
+    }
+    Ok(crc.finalize())
+}
+
+/// The name of a part of the tokens of `kind`.
+pub(crate) fn part_name(kind: &str, part: usize) -> String {
+    format!("{kind}-{part:05}.tok")
+}

@@ -1,0 +1,133 @@
+//! Files as users have them: plain, .gz, .zst or unix-compressed, told apart by their first bytes and
+//! never by their names, because TREC disks call compressed files `.0z` and downloads lose their endings.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::unlzw::{self, Unlzw};
+use crate::{Error, Result};
+
+/// UTF-8's byte order mark, which Windows programs put at the start of a file.
+pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
+
+/// How the bytes of a file are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+    Compress,
+}
+
+impl Packing {
+    /// By the first bytes of the file.
+    pub(crate) fn of(first: &[u8]) -> Self {
+        match first {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            [a, b, ..] if [*a, *b] == unlzw::MAGIC => Self::Compress,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// A file that has been opened and looked at.
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) packing: Packing,
+    /// Bytes on disk where it is an ordinary file, which can then be mapped; `None` for a pipe.
+    pub(crate) bytes: Option<u64>,
+    /// First bytes of a pipe, which cannot be read again.
+    head: Vec<u8>,
+}
+
+impl Opened {
+    /// # Errors
+    /// `Error::Data` where the file cannot be opened.
+    pub(crate) fn new(path: &Path) -> Result<Self> {
+        let failed = |cause| Error::io("read", path, cause);
+        let mut file = File::open(path).map_err(failed)?;
+        let about = file.metadata().map_err(failed)?;
+        let mut head = Vec::new();
+        (&mut file).take(4).read_to_end(&mut head).map_err(failed)?;
+        let packing = Packing::of(&head);
+        let bytes = about.is_file().then_some(about.len());
+        if bytes.is_some() {
+            file.seek(SeekFrom::Start(0)).map_err(failed)?;
+            head.clear();
+        }
+        Ok(Self { file, packing, bytes, head })
+    }
+
+    /// The text of the file from its start; `done` counts bytes as they lie on the disk.
+    ///
+    /// # Errors
+    /// `Error::Data` for a damaged head.
+    pub(crate) fn stream(self, path: &Path, done: Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
+        let failed = |cause| Error::io("decompressed", path, cause);
+        let raw = std::io::Cursor::new(self.head).chain(Counting { file: self.file, done });
+        let raw = BufReader::with_capacity(1 << 18, raw);
+        Ok(match self.packing {
+            Packing::Plain => Box::new(raw),
+            Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(raw)),
+            Packing::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(raw).map_err(failed)?),
+            Packing::Compress => Box::new(BufReader::new(Unlzw::new(raw).map_err(failed)?)),
+        })
+    }
+}
+
+/// The first `most` bytes of the text of a file, without a byte order mark.
+///
+/// # Errors
+/// `Error::Data` where it cannot be read.
+pub(crate) fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let stream = Opened::new(path)?.stream(path, Arc::default())?;
+    let read = stream.take(most as u64).read_to_end(&mut text);
+    read.map_err(|cause| broken(path, text.len() as u64, &cause))?;
+    if text.starts_with(BOM) {
+        text.drain(..BOM.len());
+    }
+    Ok(text)
+}
+
+/// The error of a file that ends or breaks within its text.
+pub(crate) fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
+    Error::data(format!(
+        "{}: cannot be read beyond byte {at} of its text: {cause}; a cut download? compare its size and checksum",
+        path.display()
+    ))
+}
+
+/// The text of a whole small file, without a byte order mark.
+///
+/// # Errors
+/// `Error::Data` where it cannot be read or decompressed.
+pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+    let opened = Opened::new(path)?;
+    let action = if opened.packing == Packing::Plain { "read" } else { "decompressed" };
+    let mut text = Vec::with_capacity(opened.bytes.unwrap_or(0) as usize);
+    let read = opened.stream(path, Arc::default())?.read_to_end(&mut text);
+    read.map_err(|cause| Error::io(action, path, cause))?;
+    if text.starts_with(BOM) {
+        text.drain(..BOM.len());
+    }
+    Ok(text)
+}
+
+/// Tells how far the raw file is read, so that progress is right for compressed files too.
+struct Counting {
+    file: File,
+    done: Arc<AtomicU64>,
+}
+
+impl Read for Counting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.done.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}

@@ -1,0 +1,10 @@
+//! Text to token ids and back to files: the tokenizer of a checkpoint or one that is trained here. It is a room
+//! apart from `corpus`, because models, probes and studies tokenise text that comes from no shard.
+
+mod special;
+pub mod tokenise;
+pub(crate) mod vocabulary;
+mod wordpiece;
+
+pub use special::Special;
+pub use tokenise::Tokenizer;
