@@ -10,9 +10,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ctune_dist::config::PART_TOKENS;
 use ctune_dist::corpus::prepare::{self, PrepareOptions};
 use ctune_dist::corpus::read::documents::Field;
-use ctune_dist::corpus::shard::write::PART_TOKENS;
 use ctune_dist::corpus::{Filter, Shards, Source};
 use ctune_dist::data::{
     Batch, ClickOptions, ClickSource, Cursor, Grades, Loader, LoaderOptions, Negatives, PairUse,

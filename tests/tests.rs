@@ -1,7 +1,7 @@
 //! The one integration binary: a module a subject, linked once.
 
 mod bench;
-mod configs;
+mod config;
 mod corpus;
 mod cuda;
 mod data;

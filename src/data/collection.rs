@@ -126,7 +126,7 @@ impl Collection {
         let sources = config.documents()?;
         let listed = self.topics.values().flat_map(|c| c.documents.iter());
         let wanted: HashSet<String> = listed.chain(more.values().flatten()).cloned().collect();
-        let cut = config.fine.cut();
+        let cut = Cut::of(&config.fine);
         let mut batch: Vec<(String, String)> = Vec::with_capacity(BATCH);
         let tokens = &mut self.documents;
         let max_tokens = self.max_tokens;

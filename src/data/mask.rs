@@ -3,11 +3,31 @@
 //! device applies, so no rank asks another and the host never waits for the device.
 
 use super::batch::Batch;
+use crate::config::{MaskIn, Objective};
 use crate::engine::MaskRule;
 use crate::random::{Purpose, philox};
+use crate::text::Special;
 
 /// Positions whose numbers are drawn in one go: enough for vector code, small enough for the stack.
 const BLOCK: usize = 256;
+
+/// The masking rule of `[objective]` for a model with `vocab` tokens; `None` when MLM has no weight.
+pub fn mask_rule(objective: &Objective, seed: u32, vocab: usize, special: Special) -> Option<MaskRule> {
+    (objective.mlm > 0.0 && objective.mask_rate > 0.0).then(|| MaskRule {
+        seed,
+        threshold: (f64::from(objective.mask_rate) * 4_294_967_296.0) as u32,
+        segments: match objective.mask_in {
+            MaskIn::Query => 1,
+            MaskIn::Document => 2,
+            MaskIn::Both => 3,
+        },
+        whole_word: objective.whole_word,
+        vocab: vocab as u32,
+        cls: special.cls,
+        sep: special.sep,
+        mask: special.mask,
+    })
+}
 
 /// M of a batch: tokens that `rule` chooses. `continues` [V] is 1 for a piece that continues a
 /// word; only whole-word masking reads it (an id beyond its end starts a word).

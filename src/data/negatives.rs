@@ -4,6 +4,7 @@
 
 use super::order::{Permutation, below};
 use super::source::ClickLog;
+pub use crate::config::Negatives;
 use crate::corpus::HardNegatives;
 use crate::random::{Purpose, philox};
 
@@ -13,27 +14,6 @@ const DRAWS: u32 = 64;
 
 /// How far along the epoch's order an in-batch negative's document may lie, in samples.
 const NEARBY: u32 = 4096;
-
-/// How the negatives of a clicked pair are drawn. `sample` draws are independent: two negatives of
-/// one click may coincide.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Negatives {
-    /// The query with a document drawn uniformly from those that it never clicked.
-    #[default]
-    RandomDocument,
-    /// The document with a query drawn uniformly from those that never clicked it.
-    RandomQuery,
-    /// The query with the document of a sample at most 4,096 places further in the epoch's order, as a
-    /// batch's other documents would be: popular documents come up as often as they are clicked.
-    /// Where 64 draws find none that the query did not click, a random document takes its place.
-    InBatch,
-    /// The query with a document drawn uniformly from those that a run ranks for it (`objective.negatives_run`,
-    /// ranks `objective.negatives_depth`). Where the run has none, a random document takes its place;
-    /// `ClickSource::without_hard` counts those clicks.
-    RunFile,
-}
 
 /// The negative pair (query, document) of negative `sample` of click `click`; `None` where there is
 /// none: the query clicked every document (or every query clicked the document).

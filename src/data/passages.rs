@@ -1,6 +1,8 @@
 //! Long documents are cut into passages of words, which are scored one by one; `engine::Aggregate` puts
 //! the scores together.
 
+use crate::config::{Aggregate, Fine};
+
 /// How text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -10,6 +12,14 @@ pub struct Cut {
     pub stride: usize,
     /// Passages of a document that are used.
     pub most: usize,
+}
+
+impl Cut {
+    /// As `[fine]` says; first-p needs only the first passage.
+    pub fn of(fine: &Fine) -> Self {
+        let most = if fine.aggregate == Aggregate::FirstP { 1 } else { fine.passages };
+        Self { words: fine.passage_words, stride: fine.passage_stride, most }
+    }
 }
 
 /// The passages of `text`: windows of `cut.words` words, a window every `cut.stride` words, until a

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::batch::Batch;
 use super::negatives::{self, Negatives};
 use super::order::Permutation;
+pub use crate::config::{Grades, Truncate};
 use crate::corpus::{HardNegatives, Shards};
 use crate::text::Special;
 use crate::{Error, Result};
@@ -112,18 +113,6 @@ impl ClickLog for Shards {
     }
 }
 
-/// Which side gives way when a pair is longer than `max_tokens`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Truncate {
-    /// The document, from its end. A query that would leave it fewer than
-    /// [`DOCUMENT_LEAST`] tokens is cut too; [`ClickSource::cut_queries`] counts those.
-    #[default]
-    Document,
-    /// The longer side, token by token, as `longest_first` does in Hugging Face tokenizers.
-    LongestFirst,
-}
-
 /// Tokens of the document that even the longest query leaves room for under [`Truncate::Document`].
 pub const DOCUMENT_LEAST: usize = 8;
 
@@ -139,20 +128,6 @@ pub enum PairUse {
     Unlabelled,
     /// Clicked pairs alone, without labels; `negatives_per_positive` counts as 0.
     ClicksOnly,
-}
-
-/// What a click's pairs weigh in the QDPP loss.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Grades {
-    /// All alike.
-    #[default]
-    None,
-    /// ln(1 + times) of the click, divided by its mean over the clicks that are trained on: a pair that many
-    /// people clicked is less likely to be a slip, and each further click says less. A click's negatives
-    /// weigh what it weighs, so that neither class gains; the mean weight of a pair is 1, so that the
-    /// loss keeps its scale beside MLM's.
-    ClickCount,
 }
 
 /// How a click log becomes samples.

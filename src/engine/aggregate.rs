@@ -2,14 +2,10 @@
 //! FirstP, MaxP, SumP; AvgP is their mean. One definition for re-ranking and for training, so that what is
 //! learnt is what is used.
 
-use serde::{Deserialize, Serialize};
-
 /// A document's score from its passages'.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aggregate {
     /// The first passage's; the others are not scored.
-    #[default]
     FirstP,
     /// The best passage's.
     MaxP,

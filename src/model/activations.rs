@@ -5,6 +5,7 @@ use super::bert::Options;
 use super::layout::{HeadSet, LayerAt, Layout};
 use super::shape::Shape;
 use crate::Result;
+pub use crate::config::Recompute;
 use crate::data::batch::Batch;
 use crate::engine::{Backend, DeviceBatch, PackCounts, stats};
 
@@ -41,19 +42,6 @@ impl Capacity {
             ..PackCounts::default()
         }
     }
-}
-
-/// What backward computes again instead of finding it in memory. The bits are the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Recompute {
-    #[default]
-    None,
-    /// GELU and the first LayerNorm of each layer, which cost next to nothing: 5 of the 16 T x H that a
-    /// layer keeps.
-    GeluNorm,
-    /// Whole layers from their inputs: 15 of the 16 T x H, for one more forward.
-    Layer,
 }
 
 /// What one encoder layer keeps for its backward.

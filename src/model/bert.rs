@@ -59,13 +59,19 @@ impl Options {
 }
 
 /// What training adds, freezes and computes twice; by default nothing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Tuning {
     /// Low-rank adapters, beside a frozen encoder.
     pub lora: Option<Lora>,
     /// Parts that keep their weights, as `Layout::freeze` names them.
     pub freeze: Vec<String>,
     pub recompute: Recompute,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { lora: None, freeze: Vec::new(), recompute: Recompute::None }
+    }
 }
 
 impl Tuning {

@@ -16,6 +16,7 @@ use super::init::initial;
 use super::layout::{HeadSet, Layout, Param};
 use super::shape::Shape;
 use super::tensor_file::{Entry, Written, write_synced, write_tensors};
+pub use crate::config::HeadStart;
 use crate::engine::{Backend, Elem};
 use crate::{Error, Result};
 
@@ -38,16 +39,6 @@ pub struct Checkpoint {
     pub tensors: Tensors,
     /// The QDPP head has its initial values: the training that made the model had no QDPP.
     pub untrained_pair: bool,
-}
-
-/// Where a ranking head starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HeadStart {
-    /// Drawn anew.
-    NewHead,
-    /// The QDPP head's "clicked" logit minus its "negative" logit: ranks without fine-tuning.
-    QdppHead,
 }
 
 /// What loading did besides copying.

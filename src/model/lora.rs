@@ -13,34 +13,10 @@
 use std::ops::Range;
 
 use super::layout::{LayerAt, Layout, Param, Table};
+use crate::Result;
+pub use crate::config::{Lora, Target};
 use crate::engine::{Backend, Epilogue, LinearAt, Rows};
 use crate::random::{Purpose, philox};
-use crate::{Error, Result};
-
-/// `fine.lora`
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Lora {
-    pub rank: usize,
-    /// The product is multiplied by alpha / rank.
-    pub alpha: f32,
-    pub targets: Vec<Target>,
-}
-
-/// A linear layer of the encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Target {
-    Query,
-    Key,
-    Value,
-    /// attention.output.dense
-    AttentionOutput,
-    /// intermediate.dense
-    Intermediate,
-    /// output.dense
-    Output,
-}
 
 /// A product of the engine that adapters may stand beside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,27 +91,6 @@ impl Block {
 }
 
 impl Lora {
-    /// Refuses what no adapter can be.
-    ///
-    /// # Errors
-    /// `Error::Config` that names the key.
-    pub fn check(&self) -> Result<()> {
-        let bad = |text: String| Err(Error::config(format!("fine.lora: {text}")));
-        if self.rank == 0 || !self.rank.is_multiple_of(8) {
-            return bad(format!("rank = {}: must be a positive multiple of 8", self.rank));
-        }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return bad(format!("alpha = {}: must be a positive number", self.alpha));
-        }
-        if self.targets.is_empty() {
-            return bad("targets is empty: name linear layers, as in [\"query\", \"value\"]".into());
-        }
-        match self.targets.iter().enumerate().find(|(i, t)| self.targets[..*i].contains(t)) {
-            Some((_, twice)) => bad(format!("targets names {twice:?} twice")),
-            None => Ok(()),
-        }
-    }
-
     /// Adds the adapters of one layer to the table.
     pub(super) fn place(
         &self,

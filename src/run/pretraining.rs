@@ -18,6 +18,7 @@ use crate::corpus::HardNegatives;
 use crate::corpus::shard::Shards;
 use crate::data::held_out;
 use crate::data::loader::{Cursor, LoaderOptions, packs_per_epoch};
+use crate::data::mask::mask_rule;
 use crate::data::negatives::Negatives;
 use crate::data::source::{
     ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource,
@@ -31,6 +32,7 @@ use crate::ranks::{Distributed, World};
 use crate::text::Tokenizer;
 use crate::train::memory::{Forecast, Needs};
 use crate::train::schedule::steps;
+use crate::train::settings;
 use crate::train::speed::product_speed;
 use crate::train::trainer::Trainer;
 use crate::train::validation::Validation;
@@ -180,7 +182,7 @@ fn prepare(config: &Config, stage: Stage, world: &World) -> Result<Prepared> {
              pretrain, which reads documents alone",
         ));
     }
-    let rule = config.objective.mask_rule(config.seed, tokenizer.vocab(), tokenizer.special());
+    let rule = mask_rule(&config.objective, config.seed, tokenizer.vocab(), tokenizer.special());
     if stage == Stage::Pretrain {
         let source = Arc::new(DocumentSource::new(log, config.data.max_tokens)?);
         return Ok(Prepared { source, measured: None, tokenizer, shards, objective, rule, hard: None });
@@ -289,7 +291,7 @@ fn make_model<B: Backend>(
         continues: prepared.tokenizer.continues(),
     };
     let vocab = prepared.tokenizer.vocab();
-    let tuning = config.train.tuning(None);
+    let tuning = settings::tuning(&config.train, None);
     let forecast = |backend: &B, shape: &Shape| {
         let layout = &tuning.layout(shape, HeadSet::PRETRAINING)?;
         let least_tokens = config.data.max_tokens;

@@ -23,7 +23,7 @@ use crate::ir::run::Run;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
-use crate::model::{Bert, HeadSet, Objective, Tuning};
+use crate::model::{Bert, HeadSet, Tuning};
 use crate::random::{Purpose, philox};
 use crate::ranks::{Distributed, World};
 use crate::run::directory;
@@ -34,6 +34,7 @@ use crate::text::Tokenizer;
 use crate::train::memory::Needs;
 use crate::train::metrics::Meter;
 use crate::train::schedule::steps;
+use crate::train::settings;
 use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Progress, Trainer, Watcher};
 use crate::train::update::{Update, Word};
 use crate::{Error, Result};
@@ -138,7 +139,7 @@ impl<'a> Study<'a> {
         if !train.is_empty() {
             model = self.train(model, &train, task, world)?;
         }
-        let run = rerank(&mut model, &self.collection, ranked, config.fine.aggregate, world)?;
+        let run = rerank(&mut model, &self.collection, ranked, config.fine.aggregate.into(), world)?;
         if run.topics().len() == 0 {
             return Err(Error::data(format!(
                 "a fold tests {} topics and none has candidates in {:?}",
@@ -175,7 +176,7 @@ impl<'a> Study<'a> {
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
         let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
-            objective: Objective::Ranking(config.fine.loss(), config.fine.trained_aggregate()),
+            objective: settings::ranking(&config.fine),
             heads: HeadSet::RANKING,
             capacity: capacity(config.train.pack_tokens),
             train,
@@ -184,7 +185,10 @@ impl<'a> Study<'a> {
             rule: None,
             continues: Vec::new(),
         };
-        let tuning = if train { config.train.tuning(config.fine.lora.as_ref()) } else { Tuning::default() };
+        let tuning = match train {
+            true => settings::tuning(&config.train, config.fine.lora.as_ref()),
+            false => Tuning::default(),
+        };
         if train {
             let layout = &tuning.layout(&checkpoint.shape, HeadSet::RANKING)?;
             let least_tokens = config.data.max_tokens * (1 + config.fine.negatives);
@@ -214,7 +218,7 @@ impl<'a> Study<'a> {
             negatives: config.fine.negatives,
             positives_per_topic: config.fine.positives_per_topic,
             from: config.fine.negatives_from,
-            aggregate: config.fine.aggregate,
+            aggregate: config.fine.aggregate.into(),
             passages: config.fine.train_passages,
         };
         let sources =
@@ -307,7 +311,7 @@ impl<B: Distributed> Watcher<B> for Validator<'_> {
         if !Watcher::<B>::holds(self, update.step) {
             return Ok(Flow::Continue);
         }
-        let run = rerank(model, &self.study.collection, self.topics, fine.aggregate, self.world)?;
+        let run = rerank(model, &self.study.collection, self.topics, fine.aggregate.into(), self.world)?;
         let value = mean(&self.study.qrels, &run, self.measure)?;
         if self.best.as_ref().is_none_or(|(best, _)| value > *best) {
             let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;

@@ -170,7 +170,7 @@ fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) ->
         tell!("{} topics are scored already in {}", done.len(), Part::path(out).display());
     }
     for block in left.chunks(TOPICS_AT_ONCE) {
-        let run = rerank(&mut model, &collection, block, config.fine.aggregate, world)?;
+        let run = rerank(&mut model, &collection, block, config.fine.aggregate.into(), world)?;
         world.agree(part.as_mut().map(|part| part.add(&run)))?;
     }
     world.agree(part.map(|part| part.finish(out)))?;

@@ -9,6 +9,7 @@ pub mod memory;
 pub mod metrics;
 pub mod optimiser;
 pub mod schedule;
+pub mod settings;
 pub mod speed;
 pub mod state;
 pub mod tensorboard;

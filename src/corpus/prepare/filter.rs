@@ -1,31 +1,11 @@
 //! What may be left out of a corpus besides damage: texts of other languages, too short, too long, or seen
 //! before. Nothing is left out unless it is asked for, and everything that is is counted by its reason.
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::config::Filter;
 use crate::{Error, Result};
 
 /// Bytes of a document from which its language is told.
 const SAMPLE: usize = 600;
-
-/// `[prepare.filter]`
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Filter {
-    /// Languages to keep, as ISO 639-3 codes ("eng"); a text whose language cannot be told with
-    /// confidence is kept. Short queries hardly ever can.
-    pub languages: Vec<String>,
-    /// Words that a query must have.
-    pub min_query_words: usize,
-    /// Words that a query may have; 0 is any number.
-    pub max_query_words: usize,
-    /// Words that a document must have.
-    pub min_document_words: usize,
-    /// Leave out documents whose tokens (after cutting) are those of an earlier one.
-    pub duplicate_documents: bool,
-    /// Give the clicks of a query to an earlier one with the same words in lower case.
-    pub duplicate_queries: bool,
-}
 
 impl Filter {
     /// # Errors

@@ -19,55 +19,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
-
 pub use self::filter::Filter;
 use self::stages::Preparation;
 use super::read::documents::{Field, ReadCounts};
 use super::read::source::Source;
 use super::shard::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
-use super::shard::write::{PART_TOKENS, check_free, tidy};
+use super::shard::write::{check_free, tidy};
+use crate::config::PART_TOKENS;
 use crate::text::tokenise;
 use crate::{Error, Result};
-
-/// `[prepare]`: what the command's flags say, for a config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrepareTable {
-    /// Given tokenizer; without one, a vocabulary is trained.
-    pub tokenizer: Option<PathBuf>,
-    /// Pieces of a trained vocabulary.
-    pub vocab: usize,
-    /// Longest document kept, in tokens; `data.max_tokens` when absent.
-    pub max_tokens: Option<usize>,
-    /// Keep only documents that were clicked.
-    pub clicked_only: bool,
-    pub exclude_topics: Vec<PathBuf>,
-    pub exclude_qrels: Vec<PathBuf>,
-    pub strict: bool,
-    /// Undo mis-decoded UTF-8.
-    pub repair: bool,
-    /// Tokens after which a part is finished: what a kill can cost.
-    pub part_tokens: u64,
-    pub filter: Filter,
-}
-
-impl Default for PrepareTable {
-    fn default() -> Self {
-        Self {
-            tokenizer: None,
-            vocab: 30_522,
-            max_tokens: None,
-            clicked_only: false,
-            exclude_topics: Vec::new(),
-            exclude_qrels: Vec::new(),
-            strict: false,
-            repair: false,
-            part_tokens: PART_TOKENS,
-            filter: Filter::default(),
-        }
-    }
-}
 
 /// What `prepare` is told.
 #[derive(Clone, Debug)]

@@ -1,50 +1,15 @@
 //! Documents of a test collection or of a corpus, one at a time and in the order of their files, whatever
 //! their format: `retrieve`, `fine` and `rerank` read what `prepare` reads.
 
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-
-use serde::{Deserialize, Serialize};
 
 pub use super::rows::ReadCounts;
 use super::rows::{MOST_COLUMNS, Role, Row};
 use super::source::{Files, Position, Source, Tally};
+use crate::Result;
+pub use crate::config::Field;
 use crate::corpus::ordered;
-use crate::{Error, Result};
-
-/// A part of a document that can be read by the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Field {
-    Url,
-    Title,
-    Body,
-}
-
-impl FromStr for Field {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "url" => Ok(Self::Url),
-            "title" => Ok(Self::Title),
-            "body" => Ok(Self::Body),
-            _ => Err(Error::config(format!("document field {text:?}: must be url, title or body"))),
-        }
-    }
-}
-
-impl fmt::Display for Field {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Url => "url",
-            Self::Title => "title",
-            Self::Body => "body",
-        })
-    }
-}
 
 impl Field {
     /// The field's text in a row of documents.

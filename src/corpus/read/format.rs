@@ -2,71 +2,15 @@
 //! where nothing is given, and what is given is held against them: a wrong guess would read nothing, silently.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
-
-use serde::{Deserialize, Serialize};
 
 use super::columns::Tabs;
 use super::rows::{COUNT, MOST_COLUMNS, Role};
+pub use crate::config::Format;
 use crate::{Error, Result};
 
 /// Bytes of a file that are looked at: a first document is nearly always whole in it.
 pub(crate) const HEAD: usize = 1 << 16;
-
-/// A format that some publisher uses, or one whose columns are named by the user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum Format {
-    /// Clicks: qid, query, did, url (ORCAS).
-    Orcas,
-    /// Documents: docid, url, title, body.
-    MsmarcoV1,
-    /// Documents: JSON lines with docid, url, title, body.
-    MsmarcoV2,
-    /// Documents: TREC SGML; qrels: TREC's four columns.
-    Trec,
-    /// Documents: `<DOCHDR>` and HTML, as GOV2 has them.
-    Trecweb,
-    /// BEIR's JSON lines (`_id`, title, text) and its qrels with a header.
-    Beir,
-    /// JSON lines with keys of one's own.
-    Jsonl,
-    /// Tab-separated lines with columns of one's own.
-    Tsv,
-}
-
-const NAMES: [(Format, &str); 8] = [
-    (Format::Orcas, "orcas"),
-    (Format::MsmarcoV1, "msmarco-v1"),
-    (Format::MsmarcoV2, "msmarco-v2"),
-    (Format::Trec, "trec"),
-    (Format::Trecweb, "trecweb"),
-    (Format::Beir, "beir"),
-    (Format::Jsonl, "jsonl"),
-    (Format::Tsv, "tsv"),
-];
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = NAMES.iter().find(|(format, _)| format == self);
-        f.write_str(name.map_or("", |(_, name)| name))
-    }
-}
-
-impl FromStr for Format {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let found = NAMES.iter().find(|(_, name)| *name == text).map(|(format, _)| *format);
-        found.ok_or_else(|| {
-            let names = NAMES.map(|(_, name)| name).join(", ");
-            Error::config(format!("format {text:?}: must be one of {names}"))
-        })
-    }
-}
 
 /// How the records of a file are found and parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]

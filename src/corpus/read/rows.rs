@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::LONGEST;
+pub use crate::config::Role;
 use crate::{Error, Result};
 
 /// Faults that are kept word for word.
@@ -25,21 +26,6 @@ pub(crate) fn times(count: &str) -> Option<u32> {
 
 /// One row: the columns of its role, in the role's order; what a format lacks is empty.
 pub(crate) type Row<'a> = [Cow<'a, str>; MOST_COLUMNS];
-
-/// What the rows of a file are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// `id, url, title, body`
-    Documents,
-    /// `query_id, query, document_id, count`: a log whose rows hold the query's text, and perhaps how often the
-    /// click happened.
-    Clicks,
-    /// `id, text`: the queries of a log whose clicks are in a file of qrels.
-    Queries,
-    /// `query_id, document_id, label`: the clicks of such a log (labels above 0).
-    Qrels,
-}
 
 impl Role {
     /// Names of the columns, as `columns` of a `[[source]]` has them.

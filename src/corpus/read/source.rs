@@ -1,12 +1,11 @@
 //! `[[source]]`: where rows come from. A source is a file, several, or a folder; whatever their format and
 //! packing, they become one sequence of blocks, each of which any thread can parse.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::blocks::{Block, Blocks, Cut};
 use super::columns;
@@ -14,56 +13,11 @@ use super::format::{self, Format, HEAD, Layout};
 use super::lookup::Picks;
 use super::rows::{ReadCounts, Role, Row, Seen};
 use super::sgml;
+pub use crate::config::Source;
 use crate::files::packed;
 use crate::{Error, Result};
 
-/// One `[[source]]` table.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Source {
-    /// What the rows are.
-    pub role: Role,
-    /// A file, a folder (all files below it, by name), or a list of both.
-    #[serde(deserialize_with = "one_or_many")]
-    pub path: Vec<PathBuf>,
-    /// Detected where it is absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub format: Option<Format>,
-    /// Of `tsv` (names of the header, or numbers from 1) and `jsonl` (keys): where each column of the role is.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub columns: BTreeMap<String, String>,
-    /// `msmarco-docs-lookup.tsv`: where only some documents are wanted they are gone to, not looked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lookup: Option<PathBuf>,
-}
-
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<PathBuf>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Paths {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
-    }
-    Ok(match Paths::deserialize(deserializer)? {
-        Paths::One(path) => vec![path],
-        Paths::Many(paths) => paths,
-    })
-}
-
 impl Source {
-    /// One file or folder, its format to be detected.
-    pub fn of(role: Role, path: impl Into<PathBuf>) -> Self {
-        Self { role, path: vec![path.into()], format: None, columns: BTreeMap::new(), lookup: None }
-    }
-
-    pub fn documents(path: impl Into<PathBuf>) -> Self {
-        Self::of(Role::Documents, path)
-    }
-
-    pub fn clicks(path: impl Into<PathBuf>) -> Self {
-        Self::of(Role::Clicks, path)
-    }
-
     /// Every file, folders taken apart.
     pub fn files(&self) -> Result<Vec<PathBuf>> {
         Ok(self.marked_files()?.into_iter().map(|(path, _)| path).collect())

@@ -15,9 +15,6 @@ use super::parts::{self, Note, Part, PartWriter};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
-/// Tokens after which a part is finished: 64 MiB at two bytes a token, so that a kill costs seconds of work
-/// and a hundred parts hold ORCAS.
-pub const PART_TOKENS: u64 = 1 << 25;
 /// Texts after which a part is finished: their lengths and ids wait in memory.
 const PART_TEXTS: usize = 1 << 20;
 /// Held by the process that writes the hidden directory.

@@ -1,0 +1,42 @@
+//! What a plan may say, and what is said of one that may not.
+
+mod examples;
+mod places;
+mod ranges;
+mod reference;
+
+use ctune_dist::config::keys::{Kind, Section};
+use ctune_dist::config::plan;
+
+/// A key of the plan with the tables that it is in, as `fine.lora.rank`.
+pub struct Found {
+    pub path: String,
+    pub kind: Kind,
+    pub text: &'static str,
+}
+
+/// Every key of the plan that is no table, in the order of the sections. Tables of a list are looked into.
+pub fn every_key() -> Vec<Found> {
+    let mut found = Vec::new();
+    collect("", &plan(), &mut found);
+    found
+}
+
+fn collect(prefix: &str, section: &Section, found: &mut Vec<Found>) {
+    for key in &section.keys {
+        let path = format!("{prefix}{}", key.name);
+        match inner(&key.kind) {
+            Some(section) => collect(&format!("{path}."), section, found),
+            None => found.push(Found { path, kind: key.kind.clone(), text: key.text }),
+        }
+    }
+}
+
+/// The keys of a table, or of the tables of a list.
+pub fn inner(kind: &Kind) -> Option<&Section> {
+    match kind {
+        Kind::Table(section) => Some(section),
+        Kind::List { of, .. } => inner(of),
+        _ => None,
+    }
+}
