@@ -23,13 +23,13 @@ pub enum Command {
     /// Make a corpus to try things on.
     #[command(subcommand)]
     Sample(Sample),
-    /// Queries, clicks and documents to tokenised shards.
+    /// Turn queries, clicks and documents into tokenised shards.
     Prepare(Prepare),
-    /// MLM on documents alone, from random or given weights.
+    /// Train MLM on documents alone, from random or given weights.
     Pretrain(Plan),
-    /// MLM + query-document pair prediction on the shards of a query log.
+    /// Train MLM + query-document pair prediction on the shards of a query log.
     Coarse(Plan),
-    /// BM25 first stage: topics and documents to a TREC run.
+    /// Rank documents for topics with BM25 and write a TREC run.
     Retrieve(Retrieve),
     /// Fine-tune a cross-encoder on topics, qrels and a run, by cross-validation.
     Fine(Repeated),
@@ -37,11 +37,11 @@ pub enum Command {
     Rerank(Rerank),
     /// Measure a run as trec_eval does; compare it with a baseline.
     Evaluate(Evaluate),
-    /// The query prediction task: mask query words, with and without the document.
+    /// Mask query words, with and without the document, and measure what models predict.
     Probe(Probe),
-    /// Arms x folds x training-set sizes from one config, then the report.
+    /// Run arms x folds x training-set sizes from one config, then write the report.
     Experiment(Repeated),
-    /// Write an experiment's report.html anew.
+    /// Write an experiment's report.html again.
     Report {
         /// Experiment directory (results.json).
         dir: PathBuf,
@@ -50,13 +50,13 @@ pub enum Command {
     Plan(Predict),
     /// Measure this machine's engine: operations, a whole step, the loader, the all-reduce.
     Bench(Bench),
-    /// Say what this machine has, and whether its GPU computes what the CPU computes.
+    /// Check what this machine has, and whether its GPU computes what its CPU computes.
     Doctor {
-        /// Device to look at; auto looks at a GPU where there is one.
+        /// Device to check; auto checks a GPU if there is one.
         #[arg(long, value_enum, default_value = "auto")]
         device: crate::config::Device,
     },
-    /// Say what is in a shard directory, checksums verified.
+    /// Print what is in a shard directory and verify its checksums.
     Inspect {
         /// Shard directory.
         dir: PathBuf,
@@ -68,16 +68,16 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum Sample {
-    /// This machine's apt package index: 63,000 documents with a query log and a test collection.
+    /// From this machine's apt package index: 63,000 documents, a query log and a test collection.
     Debian {
         /// Folder to write.
         #[arg(long)]
         out: PathBuf,
-        /// Folder that already holds apt's package lists (default: they are fetched below --out).
+        /// Folder with apt's package lists [default: fetched into a folder below --out].
         #[arg(long)]
         lists: Option<PathBuf>,
     },
-    /// Random syllables in ORCAS' and MS MARCO's form, of any size: for tests of scale, not of quality.
+    /// Random syllables in ORCAS' and MS MARCO's form, of any size: for tests of scale, not quality.
     Synthetic {
         /// Folder to write.
         #[arg(long)]
@@ -88,11 +88,13 @@ pub enum Sample {
         /// Distinct queries [default: half of --pairs].
         #[arg(long)]
         queries: Option<u32>,
+        /// Documents to make.
         #[arg(long)]
         documents: u32,
         /// Mean words of a document.
         #[arg(long, default_value_t = 1000)]
         words: u32,
+        /// Seed of the random text.
         #[arg(long, default_value_t = 1)]
         seed: u32,
     },
@@ -104,20 +106,20 @@ pub struct Plan {
     /// TOML config.
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Override one key: --set train.lr=1e-4 (may be given several times).
+    /// Override one key, as in --set train.lr=1e-4 (repeatable).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Run directory, as --set run.out=DIR.
+    /// Run directory; same as --set run.out=DIR.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Device, as --set run.device=DEVICE.
+    /// Device; same as --set run.device=DEVICE.
     #[arg(long)]
     pub device: Option<crate::config::Device>,
-    /// Where to start: auto goes on with the run in the run directory, never starts a new one there,
-    /// PATH is a checkpoint (or a run directory, whose last one is meant).
+    /// Where to start: auto continues the run in the run directory, never refuses to if there is one, and
+    /// PATH continues from a checkpoint (or from the last one of a run directory).
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     pub resume: crate::config::ResumeFrom,
-    /// Go on although the number of steps, the logging or the checkpoints' schedule changed.
+    /// Continue although steps, epochs, [checkpoint], [run], sharding or recomputation changed.
     #[arg(long)]
     pub resume_with_changes: bool,
 }
@@ -127,7 +129,7 @@ pub struct Plan {
 pub struct Repeated {
     #[command(flatten)]
     pub plan: Plan,
-    /// Repetitions with seeds seed, seed + 1, ..., as --set fine.seeds=N.
+    /// Repeat fine-tuning with N seeds (seed, seed + 1, ...); same as --set fine.seeds=N.
     #[arg(long)]
     pub seeds: Option<u32>,
 }
@@ -139,22 +141,22 @@ pub struct Predict {
     /// GPUs of the run.
     #[arg(long, default_value_t = 1)]
     pub gpus: usize,
-    /// GPU models, as a100, h100, h200, b200, l4, l40s, a10, rtx4090 (several with commas).
+    /// GPU models, separated by commas: a100, h100, h200, b200, l4, l40s, a10, rtx4090.
     #[arg(long, value_delimiter = ',', default_value = "a100,h100")]
     pub gpu: Vec<String>,
-    /// Price of one GPU for an hour: adds the cost of an epoch.
+    /// Price of one GPU for one hour; adds the cost of an epoch.
     #[arg(long)]
     pub price: Option<f64>,
-    /// Network between nodes of eight GPUs, gigabytes a second for each GPU.
+    /// Network between nodes of eight GPUs, in gigabytes a second for each GPU.
     #[arg(long, default_value_t = 25.0)]
     pub network: f64,
-    /// Samples of an epoch, when there are no shards to count (default: ORCAS).
+    /// Samples in an epoch, if there are no shards to count [default: ORCAS'].
     #[arg(long)]
     pub samples: Option<u64>,
-    /// Mean tokens of a sample, when there are no shards to measure (default: data.max_tokens).
+    /// Mean tokens of a sample, if there are no shards to measure [default: data.max_tokens].
     #[arg(long)]
     pub mean_tokens: Option<f64>,
-    /// JSON on the terminal instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
 }
@@ -166,7 +168,7 @@ pub struct Bench {
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 1.0)]
     pub seconds: f64,
-    /// JSON on the terminal instead of a table.
+    /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
 }
@@ -176,75 +178,77 @@ pub struct Prepare {
     /// TOML config with [[source]] and [prepare] tables; the flags below override it.
     #[arg(long)]
     pub config: Option<PathBuf>,
-    /// Override one key: --set prepare.filter.min_query_words=2 (may be given several times).
+    /// Override one key, as in --set prepare.filter.min_query_words=2 (repeatable).
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Click log, its format detected: qid, query, docid, url (ORCAS) or another with three columns.
+    /// Click log (format detected): qid, query, docid, url (ORCAS), or another with three columns.
     #[arg(long)]
     pub clicks: Option<PathBuf>,
-    /// Documents (file or folder), their format detected: MS MARCO, TREC, trecweb, BEIR, TSV.
+    /// Documents, a file or folder (format detected): MS MARCO, TREC, trecweb, BEIR, TSV.
     #[arg(long)]
     pub documents: Option<PathBuf>,
-    /// Shard directory to write, as --set data.shards=DIR.
+    /// Shard directory to write; same as --set data.shards=DIR.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Tokenizer to use: tokenizer.json, vocab.txt or a folder with either (default: train one).
+    /// Tokenizer: tokenizer.json, vocab.txt or a folder with either [default: train one].
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
     /// Size of a trained vocabulary [default: 30522].
     #[arg(long)]
     pub vocab: Option<usize>,
-    /// Longest document kept, in tokens [default: data.max_tokens, 512].
+    /// Cut documents to this many tokens [default: data.max_tokens, 512].
     #[arg(long)]
     pub max_tokens: Option<usize>,
-    /// Fields that make a document's text [default: title,body].
+    /// Fields that form a document's text [default: title,body].
     #[arg(long, value_delimiter = ',')]
     pub fields: Option<Vec<Field>>,
     /// Keep only documents that were clicked.
     #[arg(long)]
     pub clicked_only: bool,
-    /// Topics file whose queries are left out of the log (may be given several times).
+    /// Leave this topics file's queries out of the log (repeatable).
     #[arg(long)]
     pub exclude_topics: Vec<PathBuf>,
-    /// Qrels file whose relevant documents are left out of the log (may be given several times).
+    /// Leave this qrels file's relevant documents out of the log (repeatable).
     #[arg(long)]
     pub exclude_qrels: Vec<PathBuf>,
-    /// Undo mis-decoded UTF-8 in queries and documents.
+    /// Repair UTF-8 that was decoded as Windows-1252.
     #[arg(long)]
     pub repair: bool,
-    /// End at the first damaged line.
+    /// Stop at the first damaged line.
     #[arg(long)]
     pub strict: bool,
 }
 
 #[derive(Args, Debug)]
 pub struct Retrieve {
-    /// Documents (file or folder), their format detected as by prepare.
+    /// Documents, a file or folder (format detected, as by prepare).
     #[arg(long)]
     pub documents: PathBuf,
-    /// Format of the documents where it cannot be detected: msmarco-v1, msmarco-v2, trec, trecweb, beir, tsv.
+    /// Format of the documents, if it cannot be detected: msmarco-v1, msmarco-v2, trec, trecweb, beir, tsv.
     #[arg(long)]
     pub format: Option<Format>,
-    /// File with one document id a line: index only these.
+    /// Index only the documents listed in this file, one id a line.
     #[arg(long)]
     pub only: Option<PathBuf>,
     /// Topics: TSV, TREC SGML or XML, JSON lines.
     #[arg(long, required_unless_present = "clicks")]
     pub topics: Option<PathBuf>,
-    /// Instead of topics, the queries of a click log: hard negatives for coarse.
+    /// Take the queries of a click log instead of topics (hard negatives for coarse).
     #[arg(long, conflicts_with = "topics")]
     pub clicks: Option<PathBuf>,
-    /// Parts of a topic that make the query: title, description, narrative.
+    /// Parts of a topic that form the query: title, description, narrative.
     #[arg(long, value_delimiter = ',', default_value = "title")]
     pub topic_fields: Vec<TopicField>,
     /// Run to write.
     #[arg(long)]
     pub out: PathBuf,
-    /// Documents a topic.
+    /// Documents for each topic.
     #[arg(long, default_value_t = 1000)]
     pub depth: usize,
+    /// BM25's k1: how soon a repeated word stops adding.
     #[arg(long, default_value_t = 0.9)]
     pub k1: f32,
+    /// BM25's b: how much a document's length counts, from 0 to 1.
     #[arg(long, default_value_t = 0.4)]
     pub b: f32,
     /// Fields to index.
@@ -262,7 +266,7 @@ pub struct Retrieve {
 pub struct Rerank {
     #[command(flatten)]
     pub plan: Plan,
-    /// Model folder, as --set model.path=DIR.
+    /// Model folder; same as --set model.path=DIR.
     #[arg(long)]
     pub model: Option<PathBuf>,
     /// Run to write.
@@ -274,10 +278,10 @@ pub struct Rerank {
 pub struct Probe {
     #[command(flatten)]
     pub plan: Plan,
-    /// A model to probe (may be given several times).
+    /// A model to probe (repeatable).
     #[arg(long = "model", value_name = "NAME=FOLDER", value_parser = named_path, required = true)]
     pub models: Vec<(String, PathBuf)>,
-    /// Model whose MLM head is used for models without one.
+    /// Model that lends its MLM head to models without one.
     #[arg(long, value_name = "FOLDER")]
     pub heads_from: Option<PathBuf>,
     /// Pairs to draw from data.shards, or from data.topics, qrels, run and documents.
@@ -298,8 +302,8 @@ pub struct Evaluate {
     pub qrels: PathBuf,
     /// Run to measure; - is standard input.
     pub run: PathBuf,
-    /// Measure in trec_eval's names, as ndcg_cut.5, P.10, map, or a set: official (the default), set,
-    /// all_trec (may be given several times).
+    /// Measure by trec_eval's name (ndcg_cut.5, P.10, map), or a set: official (the default), set,
+    /// all_trec (repeatable).
     #[arg(short = 'm', long = "measure")]
     pub measures: Vec<String>,
     /// Also print every topic.
@@ -308,31 +312,31 @@ pub struct Evaluate {
     /// Print no summary.
     #[arg(short = 'n')]
     pub no_summary: bool,
-    /// Average over all topics of the qrels.
+    /// Average over all topics of the qrels; a topic missing from the run counts as 0.
     #[arg(short = 'c')]
     pub complete: bool,
-    /// Lowest label that is relevant.
+    /// Lowest relevant label.
     #[arg(short = 'l', default_value_t = 1, allow_hyphen_values = true)]
     pub level: i32,
     /// Drop documents without a judgement.
     #[arg(short = 'J')]
     pub judged_only: bool,
-    /// Documents a topic that are looked at.
+    /// Measure only the first DEPTH documents of each topic.
     #[arg(short = 'M')]
     pub depth: Option<usize>,
-    /// Compare scores as f64 (trec_eval 10) and not as f32 (9.0.8).
+    /// Compare scores as f64, like trec_eval 10, instead of f32, like 9.0.8.
     #[arg(long)]
     pub f64_scores: bool,
-    /// A table for people instead of trec_eval's lines.
+    /// Print a table instead of trec_eval's lines.
     #[arg(long, conflicts_with = "json")]
     pub table: bool,
-    /// JSON on the terminal: means, every topic, the comparison.
+    /// Print JSON instead: means, every topic, the comparison.
     #[arg(long)]
     pub json: bool,
     /// Run to compare with, topic by topic.
     #[arg(long)]
     pub baseline: Option<PathBuf>,
-    /// Draws of the randomisation test and the bootstrap.
+    /// Seed of the randomisation test and the bootstrap.
     #[arg(long, default_value_t = 1)]
     pub seed: u32,
     /// Plot of the topics' differences to the baseline: FILE.svg or FILE.html.
