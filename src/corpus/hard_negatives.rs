@@ -203,8 +203,8 @@ fn build(shards: &Shards, run: &Path, plan: &Plan, new: &Path) -> Result<()> {
     builder.end_topic()?;
     if builder.counts.rows == builder.counts.foreign {
         return Err(Error::data(format!(
-            "{}: none of its {} rows is of a query of {}: make a run of the log's own queries, as \
-             ctune-dist retrieve --clicks LOG does",
+            "{}: none of its {} rows belongs to a query of {}: make a run of the log's own queries with \
+            ctune-dist retrieve --clicks LOG",
             run.display(),
             builder.counts.rows,
             shards.dir().display()
@@ -338,7 +338,7 @@ impl<'a> Builder<'a> {
         }
         if std::mem::replace(&mut self.seen[query as usize], true) {
             return Err(Error::data(format!(
-                "{}: the rows of topic {} do not stand together; sort the run by topic, as sort -s -k1,1 does",
+                "{}: the rows of topic {} are not consecutive; sort the run by topic (sort -s -k1,1)",
                 self.run.display(),
                 self.shards.query_id(query)
             )));

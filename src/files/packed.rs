@@ -97,7 +97,8 @@ pub(crate) fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
 /// The error of a file that ends or breaks within its text.
 pub(crate) fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
     Error::data(format!(
-        "{}: cannot be read beyond byte {at} of its text: {cause}; a cut download? compare its size and checksum",
+        "{}: cannot be read beyond byte {at} of its text: {cause}; if it was downloaded, compare its size \
+        and checksum",
         path.display()
     ))
 }

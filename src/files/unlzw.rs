@@ -40,7 +40,7 @@ impl<R: Read> Unlzw<R> {
         inner.read_exact(&mut head)?;
         let widest = u32::from(head[2] & 0x1f);
         if head[..2] != MAGIC || !(NARROWEST..=16).contains(&widest) {
-            return Err(bad("not a file of unix compress"));
+            return Err(bad("not a file made by Unix compress"));
         }
         let blocks = head[2] & 0x80 != 0;
         let mut prefix = Vec::with_capacity(1 << widest);

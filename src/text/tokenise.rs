@@ -47,7 +47,7 @@ impl Tokenizer {
                 serde_json::from_slice(&text).map_err(|cause| refused(cause.to_string()))?;
             if holds_type(&whole["normalizer"], "Precompiled") {
                 return Err(refused(
-                    "its normaliser is SentencePiece's; BERT-type models have WordPiece".into(),
+                    "its normaliser is SentencePiece's, but BERT-type models use WordPiece".into(),
                 ));
             }
             let inner =
@@ -88,7 +88,7 @@ impl Tokenizer {
         for (id, piece) in pieces.iter().enumerate() {
             if let Some(before) = ids.insert(piece, id) {
                 return Err(Error::data(format!(
-                    "{source}: piece {piece:?} stands on lines {} and {}",
+                    "{source}: piece {piece:?} is on lines {} and {}",
                     before + 1,
                     id + 1
                 )));
@@ -97,7 +97,7 @@ impl Tokenizer {
         let special = special_of(source, |token| ids.get(token).map(|&id| id as u32))?;
         let text = bert_json(&ids, special, lower_case).to_string();
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes())
-            .map_err(|cause| Error::data(format!("{source}: cannot be made a tokenizer: {cause}")))?;
+            .map_err(|cause| Error::data(format!("{source}: cannot be used as a tokenizer: {cause}")))?;
         Self::of(inner, source)
     }
 
@@ -300,7 +300,10 @@ fn lower_case_beside(vocabulary: &Path) -> bool {
 fn special_of(source: &str, id: impl Fn(&str) -> Option<u32>) -> Result<Special> {
     let of = |token: &str| {
         id(token).ok_or_else(|| {
-            Error::data(format!("{source}: special token {token} is missing; a BERT vocabulary has it"))
+            Error::data(format!(
+                "{source}: special token {token} is missing, which every BERT vocabulary \
+                has"
+            ))
         })
     };
     Ok(Special {

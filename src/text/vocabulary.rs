@@ -79,7 +79,7 @@ impl WordCounts {
             return Err(Error::config(format!("vocab = {size}: must be from 16 to {}", 1 << 24)));
         }
         if self.counts.is_empty() {
-            return Err(Error::data("no word in the texts to train a vocabulary on"));
+            return Err(Error::data("the texts contain no word to train a vocabulary on"));
         }
         let mut words: Vec<(String, u64)> = self.counts.into_iter().collect();
         words.par_sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));

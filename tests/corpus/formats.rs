@@ -232,7 +232,7 @@ fn every_packing() {
     }
     for cut in [&gzip[..gzip.len() / 2], &zstd[..zstd.len() / 2]] {
         let text = message(rows(Role::Documents, cut));
-        assert!(text.contains("cut download"), "{text}");
+        assert!(text.contains("compare its size and checksum"), "{text}");
     }
     let bad = message(rows(Role::Documents, [0x1f, 0x9d, 0x80 | 16, 0xff, 0xff, 0xff]));
     assert!(bad.contains("a code that is not in the table"), "{bad}");
@@ -269,9 +269,9 @@ fn a_wrong_guess_is_told() {
     assert!(as_format(Format::Beir, ARTICLES).contains("looks like trec"));
     assert!(as_format(Format::Orcas, "x").contains("does not hold documents"));
     let text = message(rows(Role::Documents, "{\"other\": 1}\n"));
-    assert!(text.contains("cannot tell its format") && text.contains("columns"), "{text}");
-    assert!(message(rows(Role::Documents, "one column\n")).contains("cannot tell its format"));
-    assert!(message(rows(Role::Clicks, "1\tq\n")).contains("cannot tell its format"));
+    assert!(text.contains("its format cannot be told") && text.contains("columns"), "{text}");
+    assert!(message(rows(Role::Documents, "one column\n")).contains("its format cannot be told"));
+    assert!(message(rows(Role::Clicks, "1\tq\n")).contains("its format cannot be told"));
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn a_lookup_leads_to_the_wanted_documents() {
         path: vec![put(&folder, "docs.zst", zstd::encode_all(text.as_bytes(), 1).unwrap())],
         ..source
     };
-    assert!(message(read(&packed)).contains("unpack it"));
+    assert!(message(read(&packed)).contains("decompress it"));
 }
 
 /// A block ends at a mebibyte: lines around it, longer than it, and one of ten megabytes.

@@ -120,7 +120,7 @@ fn gzip_is_known_by_its_bytes_and_a_cut_one_is_an_error() {
     assert_eq!(all.len(), 2000);
     assert_eq!(all[999], pair("D999", "body 999"));
     let text = message(documents(&zip[..zip.len() / 2], &ALL));
-    assert!(text.contains("file.tsv") && text.contains("cut download"), "{text}");
+    assert!(text.contains("file.tsv") && text.contains("compare its size and checksum"), "{text}");
 }
 
 #[test]

@@ -198,9 +198,9 @@ fn foreign_and_newer_files_are_refused() {
     let error = message(Shards::open(&target));
     assert!(error.contains("version 2") && error.contains("newer"), "{error}");
     write_manifest(&target, "{\"magic\": \"other\"}");
-    assert!(message(Shards::open(&target)).contains("another magic"));
+    assert!(message(Shards::open(&target)).contains("wrong magic"));
     write_manifest(&target, &text);
-    for (at, bytes, wanted) in [(0, &b"FOREIGN!"[..], "another magic"), (8, &[9, 0, 0, 0], "version 9")] {
+    for (at, bytes, wanted) in [(0, &b"FOREIGN!"[..], "wrong magic"), (8, &[9, 0, 0, 0], "version 9")] {
         let (_folder, target) = made();
         forge(&target, "clicks.bin", at, bytes);
         let error = message(Shards::open(&target));

@@ -13,7 +13,7 @@ impl Filter {
     pub(crate) fn check(&self) -> Result<()> {
         match self.languages.iter().find(|code| whatlang::Lang::from_code(code.as_str()).is_none()) {
             Some(code) => Err(Error::config(format!(
-                "prepare.filter.languages: {code:?} is not known; ISO 639-3 codes are due, as \"eng\""
+                "prepare.filter.languages: unknown code {code:?}; use ISO 639-3 codes such as \"eng\""
             ))),
             None => Ok(()),
         }

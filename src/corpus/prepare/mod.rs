@@ -94,7 +94,8 @@ fn up_to_date(options: &PrepareOptions) -> Result<Option<Manifest>> {
         return Ok(Some(manifest));
     }
     Err(Error::data(format!(
-        "{}: holds shards that were made from other files or with other options; remove it or name another --out",
+        "{}: holds shards that were made from other files or with other options; remove it or choose \
+        another --out",
         options.out.display()
     )))
 }
@@ -148,10 +149,7 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     }
     if let Some(first) = done.passed_over.first() {
         let count = done.passed_over.len();
-        eprintln!(
-            "warning: {count} files in no known format were passed over, the first is {}",
-            first.display()
-        );
+        eprintln!("warning: {count} files in no known format were skipped, the first is {}", first.display());
     }
     let tokens = manifest.document_tokens + manifest.query_tokens;
     let bytes: u64 = manifest.files.iter().map(|file| file.bytes).sum();

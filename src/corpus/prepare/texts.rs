@@ -162,7 +162,7 @@ impl Preparation<'_> {
             last |= part.note.last;
         }
         if next > 0 {
-            eprintln!("going on behind {next} documents that are finished");
+            eprintln!("continuing after {next} finished documents");
         }
         Ok(last)
     }

@@ -137,7 +137,8 @@ impl Blocks {
         let opened = Opened::new(path)?;
         if opened.packing != Packing::Plain || opened.bytes.is_none() {
             return Err(Error::config(format!(
-                "{}: a lookup file gives places in the unpacked file; unpack it, or leave the lookup out",
+                "{}: a lookup file gives offsets into the uncompressed file; decompress it, or leave the \
+                lookup out",
                 path.display()
             )));
         }

@@ -77,7 +77,7 @@ pub(crate) fn tabs(
             found += 1;
         }
         if found < tabs.least || tabs.most.is_some_and(|most| found > most) {
-            seen.damaged(number, format!("{found} columns where {} are due", tabs.due));
+            seen.damaged(number, format!("{found} columns, expected {}", tabs.due));
             return;
         }
         let row: Row<'_> = tabs.at.map(|at| {
@@ -109,7 +109,7 @@ pub(crate) fn spaces(
         }
         let parts: Vec<&str> = line.split_ascii_whitespace().collect();
         if parts.len() < tabs.least || tabs.most.is_some_and(|most| parts.len() > most) {
-            seen.damaged(number, format!("{} columns where {} are due", parts.len(), tabs.due));
+            seen.damaged(number, format!("{} columns, expected {}", parts.len(), tabs.due));
             return;
         }
         let row = tabs.at.map(|at| Cow::Borrowed(at.and_then(|at| parts.get(at).copied()).unwrap_or("")));

@@ -78,7 +78,7 @@ pub(crate) fn resolve(
     let comment = |line: &str| role == Role::Qrels && line.starts_with('#');
     let Some(line) = text.lines().find(|line| !line.trim().is_empty() && !comment(line)) else {
         let due = due(role);
-        return Err(Error::data(format!("{name}: is empty; rows of {due} are due")));
+        return Err(Error::data(format!("{name}: is empty; expected rows of {due}")));
     };
     let syntax = syntax_of(&text);
     let found = detect(role, syntax, line, &text, !columns.is_empty());
@@ -93,7 +93,8 @@ pub(crate) fn resolve(
         (Some(format), _) | (None, Some(format)) => format,
         (None, None) => {
             return Err(Error::data(format!(
-                "{name}: cannot tell its format from {:?}, where rows of {} are due; name it: [[source]] format = \
+                "{name}: its format cannot be told from {:?}; expected rows of {}. Name it: [[source]] \
+                format = \
                  ... and, for tsv and jsonl, columns = {{ ... }}",
                 start(line),
                 due(role)

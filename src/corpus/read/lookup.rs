@@ -46,7 +46,7 @@ impl Picks {
             let (id, offset) = (columns.next().unwrap_or_default(), columns.nth(1));
             let Some(offset) = offset.and_then(|offset| offset.parse::<u64>().ok()) else {
                 return Err(Error::data(format!(
-                    "{}, line {number}: not docid, offset in the TREC file, offset in the TSV",
+                    "{}, line {number}: expected docid, offset in the TREC file, offset in the TSV",
                     lookup.display()
                 )));
             };

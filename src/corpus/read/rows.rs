@@ -153,7 +153,7 @@ impl ReadCounts {
         for (at, reason) in seen.faults {
             let text = format!("{}, {unit} {}: {reason}", path.display(), line + at + 1);
             if strict {
-                return Err(Error::data(format!("{text} (--strict ends at the first fault)")));
+                return Err(Error::data(format!("{text} (--strict stops at the first fault)")));
             }
             if self.shown.len() < SHOWN {
                 self.shown.push(text);

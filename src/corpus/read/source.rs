@@ -210,9 +210,9 @@ impl Files {
         let path = self.files.first().map_or(String::new(), |file| file.path.display().to_string());
         let format = self.files.first().map_or(String::new(), |file| format!(" (read as {})", file.format));
         match counts.shown.first() {
-            None => Error::data(format!("{path}: is empty; rows of {due} are due{format}")),
+            None => Error::data(format!("{path}: is empty; expected rows of {due}{format}")),
             Some(first) => Error::data(format!(
-                "{path}: none of its {} rows can be used; {due} are due{format}. First: {first}",
+                "{path}: none of its {} rows can be used; expected {due}{format}. First: {first}",
                 counts.rows
             )),
         }

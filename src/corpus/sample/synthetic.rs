@@ -53,7 +53,7 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
         ));
     }
     if out.join(DONE).exists() {
-        tell!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
+        tell!("{}: complete ({DONE} is there); remove the directory to make it again", out.display());
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;

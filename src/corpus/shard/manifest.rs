@@ -121,14 +121,14 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest> {
     let wrong = |what: String| Error::data(format!("{}: {what}", path.display()));
     let text = std::fs::read(&path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => Error::data(format!(
-            "{}: no shard directory (it holds no {MANIFEST}); make one with prepare",
+            "{}: not a shard directory (it has no {MANIFEST}); make one with prepare",
             dir.display()
         )),
         _ => Error::io("read", &path, cause),
     })?;
     let head: Head = serde_json::from_slice(&text).map_err(|cause| wrong(format!("damaged: {cause}")))?;
     if head.magic.as_deref() != Some(MAGIC) {
-        return Err(wrong("not the manifest of a shard directory (another magic)".into()));
+        return Err(wrong("not the manifest of a shard directory (wrong magic)".into()));
     }
     match head.version {
         Some(version) if version > VERSION => {

@@ -63,13 +63,13 @@ impl Mapped {
         let map = map(&file, &path)?;
         let number = |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
         if &map[..8] != MAGIC.as_bytes() {
-            return Err(wrong("not a shard file (another magic)".into()));
+            return Err(wrong("not a shard file (wrong magic)".into()));
         }
         if number(8) != VERSION {
             return Err(wrong(format!("shard file of version {}; this program reads {VERSION}", number(8))));
         }
         if number(12) as usize != width {
-            return Err(wrong(format!("elements of {} bytes where {width} are due", number(12))));
+            return Err(wrong(format!("elements of {} bytes, expected {width}", number(12))));
         }
         let count = u64::from(number(16)) | u64::from(number(20)) << 32;
         if count.checked_mul(width as u64).and_then(|n| n.checked_add(HEADER as u64)) != Some(bytes) {
@@ -92,7 +92,7 @@ impl Mapped {
     /// Checks that there are `count + 1` offsets.
     pub(crate) fn check_count(&self, count: usize) -> Result<()> {
         if self.count != count + 1 {
-            return Err(self.wrong(format!("{} offsets where {} are due", self.count, count + 1)));
+            return Err(self.wrong(format!("{} offsets, expected {}", self.count, count + 1)));
         }
         Ok(())
     }

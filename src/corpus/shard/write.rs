@@ -307,7 +307,7 @@ pub fn check_free(target: &Path) -> Result<()> {
     };
     if taken {
         return Err(Error::data(format!(
-            "{}: is there already; remove it or name another --out",
+            "{}: already exists; remove it or choose another --out",
             target.display()
         )));
     }
@@ -328,7 +328,7 @@ fn lock(root: &Path) -> Result<File> {
     let lock = File::create(&path).map_err(|cause| Error::io("written", &path, cause))?;
     if lock.try_lock().is_err() {
         return Err(Error::data(format!(
-            "{}: another prepare is writing it; wait or end it",
+            "{}: another prepare is writing it; wait for it or stop it",
             root.display()
         )));
     }

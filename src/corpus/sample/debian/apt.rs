@@ -15,8 +15,9 @@ const PACKED: [&str; 5] = ["lz4", "xz", "zst", "bz2", "lzma"];
 /// An error of this command, with what to do instead.
 pub(super) fn alternatives(what: &str) -> Error {
     Error::data(format!(
-        "sample debian: {what}. Instead: --lists DIR with the lists of a Debian machine (/var/lib/apt/lists), or \
-         prepare --clicks FILE --documents FILE with own files (ORCAS and MS MARCO TSV)"
+        "sample debian: {what}. Instead, use --lists DIR with the lists of a Debian machine \
+        (/var/lib/apt/lists), or your own files with prepare --clicks FILE --documents FILE (ORCAS and MS \
+        MARCO TSV)"
     ))
 }
 

@@ -75,7 +75,7 @@ pub struct SampleSource {
 pub fn run(options: &SampleOptions) -> Result<()> {
     let out = &options.out;
     if out.join(DONE).exists() {
-        tell!("{}: complete ({DONE} is there); remove the directory to make it anew", out.display());
+        tell!("{}: complete ({DONE} is there); remove the directory to make it again", out.display());
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;
@@ -109,13 +109,13 @@ fn write(out: &Path, index: &index::Index) -> Result<SampleSource> {
         index.packages.values().partition(|package| !package.body.is_empty());
     if described.is_empty() {
         return Err(apt::alternatives(
-            "the package index holds no long descriptions (apt fetched no Translation-en?)",
+            "the package index has no long descriptions (did apt fetch no Translation-en?)",
         ));
     }
     let topics = topics(&described);
     if topics.is_empty() {
         return Err(apt::alternatives(
-            "the package index holds no debtags, so no test collection (Debian's own has them)",
+            "the package index has no debtags, so there is no test collection (Debian's own index has them)",
         ));
     }
     let tagged: Vec<&&Package> = described.iter().filter(|package| !package.tags.is_empty()).collect();
