@@ -111,7 +111,7 @@ impl Collection {
         }
         Err(Error::data(format!(
             "topic {topic}: its query of {} tokens or more leaves no room for documents in \
-             data.max_tokens = {}: raise it or use a shorter topic field",
+             data.max_tokens = {}: raise it or shorten this topic",
             query.len(),
             self.max_tokens
         )))
@@ -141,7 +141,7 @@ impl Collection {
         let counts = read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
             if !seen.insert(document.id.clone()) {
                 return Err(Error::data(format!(
-                    "document '{}' is there twice in {}: keep one",
+                    "document '{}' occurs twice in {}: keep one",
                     document.id,
                     place(&sources)
                 )));

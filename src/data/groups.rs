@@ -88,7 +88,7 @@ impl GroupSource {
         }
         if source.samples == 0 {
             return Err(Error::data(
-                "no training topic has both a relevant and another candidate: raise fine.depth, check \
+                "no training topic has both relevant and other candidates: raise fine.depth, check \
                  fine.negatives_from and that run and qrels belong together",
             ));
         }

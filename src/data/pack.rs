@@ -41,8 +41,8 @@ impl Packer {
         let longest = source.longest();
         if longest > budget {
             return Err(Error::config(format!(
-                "the longest sample has {longest} tokens and [train] pack_tokens = {budget} holds none of that \
-                 length: raise pack_tokens to at least {longest}, or lower [data] max_tokens"
+                "the longest sample has {longest} tokens and does not fit [train] pack_tokens = {budget}: \
+                raise pack_tokens to at least {longest}, or lower [data] max_tokens"
             )));
         }
         let probes = samples.min(PROBES);

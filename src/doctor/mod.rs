@@ -61,7 +61,7 @@ pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     }
     if faults.is_empty() {
         if lead {
-            tell!("verdict: everything that was looked at agrees");
+            tell!("verdict: everything that was checked agrees");
         }
         return Ok(());
     }
@@ -74,7 +74,7 @@ fn mpi_version(world: &World) -> String {
         let library = mpi::environment::library_version().unwrap_or_default();
         format!("{major}.{minor}, {}", library.split(',').next().unwrap_or_default())
     } else {
-        "not started (alone); mpirun -n 2 ctune-dist doctor looks at it".into()
+        "not started (one process); check it with mpirun -n 2 ctune-dist doctor".into()
     }
 }
 

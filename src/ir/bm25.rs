@@ -128,7 +128,7 @@ impl Indexer {
         let mut order = (0..self.ids.len()).collect::<Vec<_>>();
         order.par_sort_unstable_by(|&i, &j| self.ids[i].cmp(&self.ids[j]));
         if let Some(twice) = order.windows(2).find(|pair| self.ids[pair[0]] == self.ids[pair[1]]) {
-            return Err(Error::data(format!("document '{}' is there twice", self.ids[twice[0]])));
+            return Err(Error::data(format!("document '{}' occurs twice", self.ids[twice[0]])));
         }
         self.writer.commit().map_err(fail)?;
         let reader = self.index.reader().map_err(fail)?;
@@ -278,7 +278,7 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
         return Err(Error::config("BM25 needs k1 of at least 0, b from 0 to 1 and a depth of at least 1"));
     }
     if o.fields.is_empty() {
-        return Err(Error::config("no document field to index: choose of url, title and body"));
+        return Err(Error::config("no document field to index: choose from url, title and body"));
     }
     refuse_input(
         &o.out,
@@ -376,7 +376,7 @@ fn read_ids(path: &Path) -> Result<HashSet<String>> {
     let ids =
         text.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect::<HashSet<_>>();
     if ids.is_empty() {
-        return Err(Error::data(format!("{}: no document id in it", path.display())));
+        return Err(Error::data(format!("{}: it holds no document id", path.display())));
     }
     Ok(ids)
 }

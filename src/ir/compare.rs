@@ -52,7 +52,8 @@ pub fn compare(run: &Evaluation, baseline: &Evaluation, seed: u32) -> Result<Com
     let places: Vec<usize> = (0..run.measures.len()).filter(|&m| run.measures[m].is_comparable()).collect();
     if places.is_empty() {
         return Err(Error::config(
-            "none of the measures can be compared topic by topic; name one with -m, as map or ndcg_cut.10",
+            "none of the measures can be compared topic by topic; name one with -m, such as map or \
+            ndcg_cut.10",
         ));
     }
     let column = |of: &Evaluation, m: usize| -> Vec<f64> {

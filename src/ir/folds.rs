@@ -58,7 +58,7 @@ pub fn read_folds(path: &Path) -> Result<Vec<Fold>> {
         match serde_json::from_str(&read_text(path)?) {
             Ok(Value::Object(file)) => capreolus_folds(file).map_err(&fail)?,
             Ok(Value::Array(lists)) => pyserini_folds(lists).map_err(&fail)?,
-            Ok(_) => return Err(fail("not a fold file: an object or a list is due".into())),
+            Ok(_) => return Err(fail("not a fold file: expected an object or a list".into())),
             Err(error) => {
                 return Err(fail(format!(
                     "not a fold file {{\"s1\": {{\"train_qids\": .., \"predict\": ..}}}}: {error}"

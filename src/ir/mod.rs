@@ -43,7 +43,7 @@ pub(crate) fn refuse_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a 
         }
         None => Ok(()),
         Some(_) => Err(Error::config(format!(
-            "{}: is read from, and would be overwritten: name another file",
+            "{}: is an input and would be overwritten: choose another file",
             out.display()
         ))),
     }

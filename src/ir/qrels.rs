@@ -64,7 +64,7 @@ impl Qrels {
             place((line, text))
         })?;
         if topics.is_empty() {
-            return Err((usize::MAX, "no judgement in it".into()));
+            return Err((usize::MAX, "it holds no judgement".into()));
         }
         Ok(Self { topics })
     }

@@ -245,7 +245,7 @@ pub(crate) fn write_renamed_by(path: &Path, write: impl FnOnce(&mut dyn Write) -
 /// The form of the first line that holds anything.
 fn form(bytes: &[u8]) -> std::result::Result<Form, LineError> {
     match first_line::<6>(bytes)? {
-        None => Err((usize::MAX, "no line in it; a run has one line a retrieved document".into())),
+        None => Err((usize::MAX, "it is empty; a run has one line for each retrieved document".into())),
         Some((_, _, 3)) => Ok(Form::Marco),
         Some((_, _, 6)) => Ok(Form::Trec),
         Some((offset, _, found)) => Err((offset, wrong_columns(found))),

@@ -56,7 +56,9 @@ impl std::str::FromStr for Field {
             "title" => Ok(Self::Title),
             "description" => Ok(Self::Description),
             "narrative" => Ok(Self::Narrative),
-            _ => Err(Error::config(format!("'{name}' is no topic field: title, description or narrative"))),
+            _ => Err(Error::config(format!(
+                "'{name}' is not a topic field: choose title, description or narrative"
+            ))),
         }
     }
 }
@@ -71,7 +73,7 @@ pub fn read_topics(path: &Path) -> Result<Vec<Topic>> {
 /// these, a topic without id or without one of the fields, an id twice, no topic at all.
 pub fn read_topics_fields(path: &Path, fields: &[Field]) -> Result<Vec<Topic>> {
     if fields.is_empty() {
-        return Err(Error::config("no topic field is chosen: title, description or narrative"));
+        return Err(Error::config("no topic field is chosen: choose title, description or narrative"));
     }
     let text = read_text(path)?;
     let place = |offset| line_of(text.as_bytes(), offset);
@@ -126,11 +128,11 @@ fn found(path: &Path, text: &str) -> Result<Vec<Found>> {
             )));
         }
         if !seen.insert(&topic.id) {
-            return Err(fail((topic.offset, format!("topic '{}' is in the file twice", topic.id))));
+            return Err(fail((topic.offset, format!("topic '{}' occurs twice", topic.id))));
         }
     }
     if topics.is_empty() {
-        return Err(Error::data(format!("{}: no topic in it", path.display())));
+        return Err(Error::data(format!("{}: it holds no topic", path.display())));
     }
     Ok(topics)
 }

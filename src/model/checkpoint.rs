@@ -264,10 +264,9 @@ fn read_config(path: &Path) -> Result<Value> {
 
 fn shape_of(config: &Value, path: &Path) -> Result<Shape> {
     let size = |key: &str| {
-        config[key]
-            .as_u64()
-            .map(|v| v as usize)
-            .ok_or_else(|| Error::data(format!("{}: key \"{key}\" is missing or no number", path.display())))
+        config[key].as_u64().map(|v| v as usize).ok_or_else(|| {
+            Error::data(format!("{}: key \"{key}\" is missing or not a number", path.display()))
+        })
     };
     let must = |key: &str, wanted: &str| match config[key].as_str() {
         None => Ok(()),

@@ -32,8 +32,8 @@ impl Layout {
         for part in parts {
             let depths = self.depths(part).ok_or_else(|| {
                 Error::config(format!(
-                    "train.freeze: \"{part}\" is no part of a model with {} layers: \"embeddings\", \"layer.0\" \
-                     and \"layer.0-{}\" are",
+                    "train.freeze: \"{part}\" is not a part of a model with {} layers: parts are \
+                    \"embeddings\", \"layer.0\", \"layer.0-{}\"",
                     self.shape.layers,
                     self.shape.layers.saturating_sub(1)
                 ))

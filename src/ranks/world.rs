@@ -140,11 +140,12 @@ impl World {
             return Ok(());
         }
         let address: Address = serde_json::from_str(&text)
-            .map_err(|e| Error::device(format!("the watchdog's address does not arrive: {e}")))?;
+            .map_err(|e| Error::device(format!("the watchdog's address did not arrive: {e}")))?;
         let watchdog = Watchdog::follow(self.rank, &address, limit, self.beat.clone(), on_end())?;
         if watchdog.is_none() {
             tracing::warn!(
-                "rank {}: no connection to rank 0's watchdog at {address:?}: a hang of this rank is not noticed",
+                "rank {}: no connection to rank 0's watchdog at {address:?}: a hang of this rank will go \
+                unnoticed",
                 self.rank
             );
         }

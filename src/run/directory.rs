@@ -58,7 +58,7 @@ fn describe(
 pub fn add_fact(dir: &Path, key: &str, value: &Value) -> Result<()> {
     let path = dir.join("run.json");
     let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-    let bad = |e| Error::data(format!("{}: no description of a run: {e}", path.display()));
+    let bad = |e| Error::data(format!("{}: not a description of a run: {e}", path.display()));
     let mut about: Value = serde_json::from_slice(&text).map_err(bad)?;
     about[key] = value.clone();
     write_whole(&path, format!("{about:#}\n").as_bytes())
@@ -71,7 +71,7 @@ pub fn add_fact(dir: &Path, key: &str, value: &Value) -> Result<()> {
 pub fn read_identity(dir: &Path) -> Result<Identity> {
     let path = dir.join("run.json");
     let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-    let bad = |e| Error::data(format!("{}: no description of a run: {e}", path.display()));
+    let bad = |e| Error::data(format!("{}: not a description of a run: {e}", path.display()));
     let mut value: Value = serde_json::from_slice(&text).map_err(bad)?;
     serde_json::from_value(value["identity"].take()).map_err(bad)
 }

@@ -97,7 +97,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
             return Ok(());
         }
         resume::Start::Again if world.leads() => {
-            tell!("{}: has no checkpoint to go on from: starting at the beginning", dir.display());
+            tell!("{}: has no checkpoint to continue from: starting from the beginning", dir.display());
         }
         _ => {}
     }

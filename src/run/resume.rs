@@ -77,9 +77,9 @@ fn decide_alone(dir: &Path, resume: &Resume, identity: &Identity) -> Result<Star
     };
     match holds(dir)? {
         Held::Nothing => return Ok(named(None)?.unwrap_or(Start::Fresh)),
-        Held::Other => return Err(refused(dir, "holds files and no run")),
+        Held::Other => return Err(refused(dir, "holds files but no run")),
         Held::Run if resume.from == ResumeFrom::Never => {
-            return Err(refused(dir, "holds a run, and --resume never starts a new one"));
+            return Err(refused(dir, "holds a run already, which `--resume never` does not continue"));
         }
         Held::Run => {}
     }
@@ -113,7 +113,7 @@ fn refused(dir: &Path, why: &str) -> Error {
 pub fn check_command(dir: &Path, command: &str) -> Result<()> {
     match holds(dir)? {
         Held::Nothing => Ok(()),
-        Held::Other => Err(refused(dir, "holds files and no run")),
+        Held::Other => Err(refused(dir, "holds files but no run")),
         Held::Run => {
             let was = directory::read_identity(dir)?.command;
             if was == command { Ok(()) } else { Err(refused(dir, &format!("holds a run of {was}"))) }
@@ -155,7 +155,7 @@ fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identi
     let found = if nested.exists() {
         let (found, skipped) = find::latest(&nested, u64::MAX)?;
         skipped.iter().for_each(|line| tell!("{line}"));
-        found.ok_or_else(|| Error::data(format!("{}: holds no whole checkpoint", nested.display())))?
+        found.ok_or_else(|| Error::data(format!("{}: has no complete checkpoint", nested.display())))?
     } else {
         find::verify(path)?;
         path.to_owned()
@@ -275,7 +275,7 @@ pub fn load<B: Distributed>(dir: &Path, trainer: &mut Trainer<B>) -> Result<Stat
     let arena = trainer.model.layout.len;
     if state.arena != arena {
         return Err(Error::data(format!(
-            "{}: made for an arena of {} values, this model has {arena}: another model",
+            "{}: made for an arena of {} values, but this model has {arena}: it belongs to another model",
             dir.display(),
             state.arena
         )));

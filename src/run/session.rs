@@ -186,7 +186,7 @@ impl<'w> Session<'w> {
         let saved = self.saver.save_now(trainer)?;
         let signal = signals::asked().unwrap_or("a signal to another rank");
         Ok(Error::Preempted(format!(
-            "{signal}: stopped after step {} of {}; saved {}; the same command goes on from there",
+            "{signal}: stopped after step {} of {}; saved {}; the same command continues from there",
             trainer.progress().updates,
             self.steps,
             saved.display()

@@ -138,7 +138,7 @@ fn check_arms(config: &Config) -> Result<()> {
         }
         if let Some(metrics) = arm.metrics.as_ref().filter(|metrics| !metrics.exists()) {
             return Err(Error::config(format!(
-                "experiment.arms: {:?} has metrics = {:?}, which is not there",
+                "experiment.arms: {:?} has metrics = {:?}, which does not exist",
                 arm.name, metrics
             )));
         }
@@ -148,7 +148,7 @@ fn check_arms(config: &Config) -> Result<()> {
     }
     match &config.experiment.baseline {
         Some(name) if arms.iter().all(|arm| arm.name != *name) => {
-            Err(Error::config(format!("experiment.baseline = {name:?} is none of the arms")))
+            Err(Error::config(format!("experiment.baseline = {name:?} is not one of the arms")))
         }
         _ => Ok(()),
     }

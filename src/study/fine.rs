@@ -435,7 +435,7 @@ impl Study<'_> {
 fn preempted() -> Error {
     let signal = signals::asked().unwrap_or("a signal to another rank");
     Error::Preempted(format!(
-        "{signal}: stopped; what is finished is kept, and the same command goes on from there"
+        "{signal}: stopped; what is finished is kept, and the same command continues from there"
     ))
 }
 

@@ -76,8 +76,8 @@ impl Needs<'_> {
         }
         let advice = self.advice(backend, free, world)?;
         let advice = if advice.is_empty() {
-            "no smaller train.pack_tokens, train.recompute or train.sharding alone makes it fit: change several, \
-             or take a smaller model"
+            "no smaller train.pack_tokens, train.recompute or train.sharding alone makes it fit: combine \
+            several, or use a smaller model"
                 .into()
         } else {
             advice.join(", or ")
@@ -149,7 +149,8 @@ impl Forecast {
         let off = (allocated as f64 - self.predicted as f64).abs();
         if off > SLACK_BYTES.max(SLACK * self.predicted as f64) {
             tracing::warn!(
-                "memory: {:.3} GB were predicted, {:.3} GB are allocated: `plan` is wrong by as much",
+                "memory: {:.3} GB were predicted, {:.3} GB are allocated: the difference is an error of \
+                `plan`",
                 gb(self.predicted),
                 gb(allocated)
             );

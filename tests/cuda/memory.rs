@@ -100,7 +100,7 @@ fn a_run_says_what_it_takes_and_one_that_cannot_fit_says_what_would() {
     assert_done(&out);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert_eq!(text.lines().filter(|line| line.starts_with("memory: ")).count(), 1, "{text}");
-    assert!(!String::from_utf8_lossy(&out.stderr).contains("plan` is wrong"));
+    assert!(!String::from_utf8_lossy(&out.stderr).contains("error of `plan`"));
     let run: Value = serde_json::from_slice(&std::fs::read(place.path("run/run.json")).unwrap()).unwrap();
     let bytes = |key: &str| run["memory"][key].as_i64().unwrap();
     // before the first step, so without the scratch of 4 MiB; and two blocks of 1 MiB for packs of any size have

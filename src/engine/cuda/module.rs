@@ -116,7 +116,10 @@ impl Compiler {
         if let Some(path) = cached
             && let Err(e) = keep(&path, &code)
         {
-            tracing::warn!("{}: compiled kernels cannot be kept ({e}); every start compiles", path.display());
+            tracing::warn!(
+                "{}: compiled kernels cannot be kept ({e}); every start compiles them again",
+                path.display()
+            );
         }
         Ok(module)
     }

@@ -329,18 +329,13 @@ fn share_text(share: u32) -> String {
 fn unknown(name: &str) -> Error {
     let stem = name.split('.').next().unwrap_or_default();
     if stem != name && NAMES.iter().any(|(plain, form)| *plain == stem && matches!(form, Form::Plain(_))) {
-        return Error::config(format!("'{name}': {stem} takes no parameters here; write '{stem}'"));
+        let cut =
+            if stem == "recip_rank" { "; evaluate -M 10 measures the first 10 documents only" } else { "" };
+        return Error::config(format!("'{name}': {stem} takes no parameters here; write '{stem}'{cut}"));
     }
-    let listed = |wanted: fn(&Form) -> bool| {
-        let names: Vec<&str> = NAMES.iter().filter(|(_, form)| wanted(form)).map(|(name, _)| *name).collect();
-        names.join(", ")
-    };
     Error::config(format!(
-        "'{name}' is no measure. There are {}; with a rank, as ndcg_cut_k: {}; with a share, as Rprec_mult_0.20: {}; \
-         relstring; and the sets official, set and all_trec",
-        listed(|form| matches!(form, Form::Plain(_))),
-        listed(|form| matches!(form, Form::Cut(..))),
-        listed(|form| matches!(form, Form::Share(..))),
+        "'{name}' is not a measure; trec_eval's names are known, such as map, recip_rank, bpref, Rprec, P_10, \
+         recall_100, ndcg_cut_10, and the sets official, set and all_trec (evaluate -m all_trec prints all names)"
     ))
 }
 
@@ -351,7 +346,7 @@ impl FromStr for Measure {
     fn from_str(name: &str) -> Result<Self> {
         match Self::expand(name)?.as_slice() {
             [measure] if measure.is_text() => {
-                Err(Error::config(format!("'{name}' is a text; a measure with a number is needed")))
+                Err(Error::config(format!("'{name}' is text, but a measure with a number is needed")))
             }
             [measure] => Ok(*measure),
             several => Err(Error::config(format!(

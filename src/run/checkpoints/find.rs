@@ -54,7 +54,7 @@ fn check(dir: &Path, files: &Files) -> Result<()> {
     for (name, written) in files {
         if !Path::new(name).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(Error::data(format!(
-                "{}: damaged: it lists {name:?}, which is elsewhere",
+                "{}: damaged: it lists {name:?}, which lies outside the checkpoint",
                 dir.display()
             )));
         }
@@ -68,7 +68,7 @@ fn check(dir: &Path, files: &Files) -> Result<()> {
             )));
         }
         if crc32 != written.crc32 {
-            return Err(Error::data(format!("{}: damaged: its checksum is another", path.display())));
+            return Err(Error::data(format!("{}: damaged: its checksum differs", path.display())));
         }
     }
     Ok(())
@@ -95,11 +95,11 @@ fn checksum(path: &Path) -> std::io::Result<(u64, u32)> {
 pub fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join("state/state.json");
     let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-    let bad = |e| Error::data(format!("{}: no state of a checkpoint: {e}", path.display()));
+    let bad = |e| Error::data(format!("{}: not the state of a checkpoint: {e}", path.display()));
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(bad)?;
     if value["format"] != FORMAT {
         return Err(Error::data(format!(
-            "{}: format {}, this program reads {FORMAT}: go on with the program that wrote it",
+            "{}: format {}, this program reads {FORMAT}: continue with the program that wrote it",
             path.display(),
             value["format"]
         )));
@@ -156,7 +156,7 @@ fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
     let mut before = 0;
     for range in &ranges {
         if range[0] < before || range[1] < range[0] {
-            return Err(no_optimiser(path, format!("the range {range:?} is not behind {before}")));
+            return Err(no_optimiser(path, format!("the range {range:?} does not follow {before}")));
         }
         before = range[1];
     }
