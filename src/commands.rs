@@ -15,7 +15,7 @@ use crate::plan;
 use crate::probe;
 use crate::ranks::World;
 use crate::report::{Lengths, evaluate as evaluation, write_experiment_report, write_lengths_page};
-use crate::run::pretraining::{self, Stage};
+use crate::run::stage::{self, Stage};
 use crate::study::{experiment, fine, rerank};
 use crate::{Error, Result};
 
@@ -28,10 +28,8 @@ pub fn run(command: Command) -> Result<()> {
             synthetic::run(&synthetic::SyntheticOptions { out, pairs, queries, documents, words, seed })
         }
         Command::Prepare(args) => prepare::run(&prepare_options(args)?),
-        Command::Pretrain(plan) => {
-            distributed("pretrain", plan, |c, w| pretraining::run(c, Stage::Pretrain, w))
-        }
-        Command::Coarse(plan) => distributed("coarse", plan, |c, w| pretraining::run(c, Stage::Coarse, w)),
+        Command::Pretrain(plan) => distributed("pretrain", plan, |c, w| stage::run(c, Stage::Pretrain, w)),
+        Command::Coarse(plan) => distributed("coarse", plan, |c, w| stage::run(c, Stage::Coarse, w)),
         Command::Fine(args) => distributed("fine", repeated(args), fine::run),
         Command::Experiment(args) => distributed("experiment", repeated(args), experiment::run),
         Command::Rerank(args) => rerank_command(args),

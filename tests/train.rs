@@ -4,3 +4,4 @@
 mod adapters;
 mod optimisers;
 mod recompute;
+mod stages;

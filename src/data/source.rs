@@ -204,10 +204,19 @@ impl ClickSource {
         Ok(source)
     }
 
-    /// Queries that even [`Truncate::Document`] cuts, because they would leave the document fewer
-    /// than [`DOCUMENT_LEAST`] tokens.
-    pub fn cut_queries(&self) -> u32 {
-        self.cut_queries
+    /// Queries of the log that are cut beside a long document, and the tokens that are left of them.
+    pub fn cut_queries(&self) -> (u32, usize) {
+        (self.cut_queries, self.longest_whole_query())
+    }
+
+    /// Tokens of a query that is never cut. [`Truncate::Document`] leaves the document at least
+    /// [`DOCUMENT_LEAST`] tokens, [`Truncate::LongestFirst`] half of the room.
+    fn longest_whole_query(&self) -> usize {
+        let room = self.options.max_tokens - 3;
+        match self.options.truncate {
+            Truncate::Document => room - DOCUMENT_LEAST,
+            Truncate::LongestFirst => room.div_ceil(2),
+        }
     }
 
     /// Clicks that get random documents because the run of hard negatives has none for their query.
@@ -227,11 +236,11 @@ impl ClickSource {
 
     fn survey(&mut self) -> Result<()> {
         let (log, max_tokens) = (&self.log, self.options.max_tokens);
-        let mut longest_query = 0;
+        let (mut longest_query, whole) = (0, self.longest_whole_query());
         for query in 0..log.queries() {
             let length = log.query_len(query);
             longest_query = longest_query.max(length);
-            self.cut_queries += u32::from(length > max_tokens - 3 - DOCUMENT_LEAST);
+            self.cut_queries += u32::from(length > whole);
             if self.per_click > 1 && log.clicked(query).len() as u64 >= u64::from(log.documents()) {
                 return Err(Error::data(format!(
                     "query {query} of the shards clicked all {} documents, so it has no negative: add \

@@ -21,7 +21,8 @@ use crate::model::activations::Capacity;
 use crate::model::checkpoint;
 use crate::model::layout::{HeadSet, Layout};
 use crate::model::memory::{self, Field, Sizes};
-use crate::run::pretraining::{click_options, fresh_shape};
+use crate::run::model::fresh_shape;
+use crate::run::samples::click_options;
 use crate::{Error, Result};
 
 use hardware::{Gpu, KERNEL_GAP, LINK_SHARE};
@@ -235,7 +236,7 @@ fn lengths(config: &Config, options: &PlanOptions) -> Result<Lengths> {
 
 fn measured_lengths(config: &Config, dir: &Path) -> Result<Lengths> {
     let log: Arc<dyn ClickLog> = Arc::new(Shards::open(dir)?);
-    let source = ClickSource::new(log, click_options(config))?;
+    let source = ClickSource::new(log, click_options(config.seed, &config.data, &config.objective))?;
     let step = (source.samples() / MEASURED_SAMPLES).max(1) as usize;
     let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
     for sample in (0..source.samples()).step_by(step) {

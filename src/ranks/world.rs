@@ -230,6 +230,12 @@ impl World {
         if rank == self.rank { outcome } else { error.map_or(outcome, Err) }
     }
 
+    /// What one rank of each node does for all of them: the others wait for its verdict, and an error of
+    /// any node becomes every rank's. `Some` on the rank that did it.
+    pub fn once_a_node<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        self.agree_all((self.local_rank == 0).then(work).transpose())
+    }
+
     /// Reports `error` and ends every rank with its exit code.
     pub fn fail(&self, error: &Error) -> ! {
         // Training may have taken SIGTERM for itself: from now on it ends the process again, so that

@@ -5,7 +5,9 @@
 pub mod checkpoints;
 pub mod directory;
 pub mod engine;
-pub mod pretraining;
+pub mod model;
 pub mod resume;
+pub mod samples;
 pub mod session;
 pub mod signals;
+pub mod stage;

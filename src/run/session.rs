@@ -7,9 +7,8 @@ use std::time::Instant;
 
 use super::checkpoints::find;
 use super::checkpoints::saver::Saver;
-use super::pretraining::Stage;
 use super::{directory, resume, signals};
-use crate::config::Config;
+use crate::config::Run;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
 use crate::model::checkpoint;
@@ -42,28 +41,35 @@ pub struct Session<'w> {
 }
 
 impl<'w> Session<'w> {
-    pub fn new(
-        config: &Config,
-        saver: Saver,
-        steps: u64,
-        (validation, product_speed): (Option<Validation>, f64),
-        world: &'w World,
-    ) -> Result<Self> {
-        Ok(Self {
-            validation,
-            validate_every: config.train.validate_every,
+    /// A run of `steps` steps in the directory of `settings`.
+    pub fn new(settings: &Run, saver: Saver, steps: u64, world: &'w World) -> Self {
+        Self {
+            validation: None,
+            validate_every: 0,
             best: f64::INFINITY,
             world,
-            dir: config.run.out.clone(),
+            dir: settings.out.clone(),
             saver,
             meter: None,
-            product_speed,
-            every: if world.leads() { config.run.log_every } else { 0 },
+            product_speed: 0.0,
+            every: if world.leads() { settings.log_every } else { 0 },
             steps,
             start: Instant::now(),
             went_back: None,
             slow: Vec::new(),
-        })
+        }
+    }
+
+    /// Measures held-out pairs every so many steps, and after the last.
+    pub fn validating(mut self, validation: Option<Validation>, every: u64) -> Self {
+        (self.validation, self.validate_every) = (validation, every);
+        self
+    }
+
+    /// Says of each step what share of `speed` it reached, as `speed::product_speed` measured it.
+    pub fn against(mut self, speed: f64) -> Self {
+        self.product_speed = speed;
+        self
     }
 
     /// Trains to the planned step.
@@ -197,7 +203,7 @@ impl<'w> Session<'w> {
     ///
     /// # Errors
     /// `Error::Data` with the file that cannot be written.
-    pub fn finish<B: Distributed>(&mut self, trainer: &mut Trainer<B>, stage: Stage) -> Result<()> {
+    pub fn finish<B: Distributed>(&mut self, trainer: &mut Trainer<B>, command: &str) -> Result<()> {
         if self.saver.is_on() {
             self.saver.save_now(trainer)?;
         }
@@ -212,8 +218,7 @@ impl<'w> Session<'w> {
             let took = duration(self.start.elapsed().as_secs_f64());
             let speed = self.meter.as_ref().map_or(0.0, Meter::tokens_per_s);
             journal::say(&format!(
-                "{} done in {took}, {speed:.0} tokens/s; model: {}",
-                stage.name(),
+                "{command} done in {took}, {speed:.0} tokens/s; model: {}",
                 model.display()
             ));
         }

@@ -8,7 +8,6 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::mask::count_masked;
 use crate::data::source::SampleSource;
@@ -57,14 +56,14 @@ pub struct Scores {
 }
 
 impl Validation {
-    /// Packs the samples of `source`, one after the other in the order of their ids.
+    /// Packs the samples of `source` in packs of `pack_tokens`, one after the other in the order of their ids.
     pub fn new(
-        config: &Config,
+        pack_tokens: usize,
         source: &dyn SampleSource,
         (rule, continues): (Option<MaskRule>, Vec<u32>),
         world: &World,
     ) -> Result<Self> {
-        let room = Capacity::of_pack(config.train.pack_tokens, 0.0, false);
+        let room = Capacity::of_pack(pack_tokens, 0.0, false);
         let (mut packs, mut labels, mut batch) = (vec![], vec![], Batch::default());
         for sample in 0..source.samples() {
             let full = batch.tokens() + source.length(sample, 0) > room.tokens;

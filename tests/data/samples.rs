@@ -158,7 +158,7 @@ fn truncation_keeps_what_it_promises() {
         let (q, d) = texts(&one(&source, 0, 0));
         // What is kept is the beginning.
         assert_eq!((&q, &d), (&text(q.len() as u32), &text(d.len() as u32)));
-        (q.len(), d.len(), source.cut_queries())
+        (q.len(), d.len(), source.cut_queries().0)
     };
     // 64 tokens leave room for 61.
     assert_eq!(pair(Truncate::Document, 5, 10), (5, 10, 0));
@@ -166,9 +166,11 @@ fn truncation_keeps_what_it_promises() {
     assert_eq!(pair(Truncate::Document, 53, 100), (53, 8, 0));
     assert_eq!(pair(Truncate::Document, 54, 100), (53, 8, 1));
     assert_eq!(pair(Truncate::LongestFirst, 5, 100), (5, 56, 0));
-    assert_eq!(pair(Truncate::LongestFirst, 50, 20), (41, 20, 0));
+    assert_eq!(pair(Truncate::LongestFirst, 50, 20), (41, 20, 1));
     assert_eq!(pair(Truncate::LongestFirst, 80, 70), (31, 30, 1));
     assert_eq!(pair(Truncate::LongestFirst, 31, 30), (31, 30, 0));
+    assert_eq!(pair(Truncate::LongestFirst, 31, 99), (31, 30, 0));
+    assert_eq!(pair(Truncate::LongestFirst, 32, 99), (31, 30, 1));
 }
 
 #[test]
