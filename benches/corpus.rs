@@ -197,7 +197,7 @@ fn samples(source: &ClickSource) -> Outcome {
 }
 
 fn loading(source: Arc<ClickSource>, special: Special, vocab: u32) -> Outcome {
-    let rule = ctune_dist::engine::MaskRule {
+    let rule = ctune_dist::engine::op::MaskRule {
         seed: 1,
         threshold: (0.15 * 4_294_967_296.0) as u32,
         segments: 3,

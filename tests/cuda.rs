@@ -3,6 +3,7 @@
 
 mod attention;
 mod buffers;
+mod counted;
 mod engine;
 mod losses;
 mod mask;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use ctune_dist::data::{
     Batch, ClickLog, ClickOptions, Cursor, Grades, LoaderOptions, Negatives, PairUse, SampleSource, Truncate,
 };
-use ctune_dist::engine::MaskRule;
+use ctune_dist::engine::op::MaskRule;
 use ctune_dist::random::philox;
 use ctune_dist::text::Special;
 

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use ctune_dist::data::batch::Batch;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{AdamW, Aggregate, Backend, MaskRule, RankLoss, stats};
+use ctune_dist::engine::op::{self, Aggregate, MaskRule, RankLoss, UpdateRule};
+use ctune_dist::engine::{Device, Engine, stats};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill, HeadStart, Tensors};
@@ -38,7 +39,7 @@ const BOTH: Objective = Objective::Pretraining { mlm: 1.0, qdpp: 1.0 };
 pub fn fill(model: &mut Bert<Cpu>, tensors: &Tensors) {
     for param in model.layout.params.iter().filter(|p| p.block.is_none()) {
         let (_, values) = &tensors[&param.name];
-        model.backend.upload_weights(values, &mut model.weights, param.offset).unwrap();
+        model.engine.upload_weights(values, &mut model.weights, param.offset).unwrap();
     }
 }
 
@@ -151,9 +152,9 @@ fn ten_adamw_updates_equal_pytorch() {
     let mut model = pretraining_model(&golden, (0.0, 0));
     let len = model.layout.len;
     let groups = model.layout.groups(Rates::EQUAL, false);
-    let mut moments: [_; 2] = std::array::from_fn(|_| model.backend.zeros::<f32>(len).unwrap());
-    let (owned, mut master) = (vec![0..len; 1], model.backend.zeros(0).unwrap());
-    let mut norm_sq = model.backend.zeros::<f32>(1).unwrap();
+    let mut moments: [_; 2] = std::array::from_fn(|_| model.engine.zeros::<f32>(len).unwrap());
+    let (owned, mut master) = (vec![0..len; 1], model.engine.zeros(0).unwrap());
+    let mut norm_sq = model.engine.zeros::<f32>(1).unwrap();
     let largest =
         |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| ((a - b) / b).abs()).fold(0.0f64, f64::max);
     // twice the error of PyTorch in float32 against PyTorch in float64
@@ -163,10 +164,18 @@ fn ten_adamw_updates_equal_pytorch() {
         let loss =
             sums[stats::MLM_LOSS] / sums[stats::MLM_COUNT] + sums[stats::QDPP_LOSS] / sums[stats::QDPP_COUNT];
         close(loss, steps.losses[i], bound);
-        model.backend.sum_squares(&model.grads, std::slice::from_ref(&(0..len)), &mut norm_sq, 0).unwrap();
-        let norm = f64::from(model.backend.download(&norm_sq, 0..1).unwrap()[0]).sqrt();
+        model
+            .engine
+            .run(op::SumSquares {
+                src: &model.grads,
+                ranges: std::slice::from_ref(&(0..len)),
+                out: &mut norm_sq,
+                slot: 0,
+            })
+            .unwrap();
+        let norm = f64::from(model.engine.download(&norm_sq, 0..1).unwrap()[0]).sqrt();
         close(norm, steps.grad_norms[i], 1e-4);
-        let update = AdamW {
+        let update = UpdateRule {
             lr: *lr as f32,
             beta1: steps.beta1 as f32,
             beta2: steps.beta2 as f32,
@@ -177,8 +186,18 @@ fn ten_adamw_updates_equal_pytorch() {
         };
         let [m, v] = &mut moments;
         model
-            .backend
-            .adamw(update, &groups, &owned, &norm_sq, &mut model.weights, &mut master, &mut model.grads, m, v)
+            .engine
+            .run(op::AdamWUpdate {
+                rule: update,
+                groups: &groups,
+                owned: &owned,
+                norm_sq: &norm_sq,
+                weights: &mut model.weights,
+                master: &mut master,
+                grads: &mut model.grads,
+                moment1: m,
+                moment2: v,
+            })
             .unwrap();
     }
     let sums = step(&mut model, &golden);

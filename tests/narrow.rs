@@ -3,7 +3,8 @@
 
 use std::fs;
 
-use ctune_dist::doctor::{difference, trial};
+use ctune_dist::doctor::difference;
+use ctune_dist::engine::cases::{Keep, Sizes, outcomes};
 use ctune_dist::engine::cpu::Cpu;
 use half::bf16;
 
@@ -16,14 +17,14 @@ const BF16: [&str; 6] = ["--device", "cpu", "--set", "train.precision=bf16", "--
 #[test]
 fn operations_are_near_those_in_f32() {
     for engine in [Cpu::<bf16>::default(), Cpu::default().widening()] {
-        for shape in trial::shapes() {
-            let expected = trial::run(&Cpu::new(), &shape).unwrap();
-            let got = trial::run(&engine, &shape).unwrap();
+        for sizes in Sizes::small() {
+            let expected = outcomes(&Cpu::new(), &sizes, Keep::default()).unwrap();
+            let got = outcomes(&engine, &sizes, Keep::default()).unwrap();
             assert_eq!(expected.len(), got.len());
             for (expected, got) in expected.iter().zip(&got) {
                 let error = difference(expected, got);
-                println!("{:<44} D {:<3} {error:.1e}", got.name, shape.head_size());
-                assert!(error < 2e-2, "{} D {}: {error:.1e}", got.name, shape.head_size());
+                println!("{:<24} {:<44} D {:<3} {error:.1e}", got.op, got.name, sizes.head_size());
+                assert!(error < 2e-2, "{} {} D {}: {error:.1e}", got.op, got.name, sizes.head_size());
             }
         }
     }

@@ -2,23 +2,39 @@
 
 use std::process::Command;
 
-use ctune_dist::config::Config;
-use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::model::Objective;
-use ctune_dist::model::Shape;
+use ctune_dist::config::{Config, Sharding, Train};
+use ctune_dist::engine::cpu::{Buffer, Cpu};
+use ctune_dist::engine::cuda::CudaBuf;
+use ctune_dist::engine::dry::Dry;
+use ctune_dist::engine::{Device, Elem, stats};
 use ctune_dist::model::activations::{Activations, Capacity, LayerActivations, Recompute, device_batch};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::layout::{HeadSet, Layout};
-use ctune_dist::model::memory::{self, Field, Sizes};
+use ctune_dist::model::{Objective, Shape};
 use ctune_dist::plan::{PlanOptions, Report, report};
+use ctune_dist::train::counted::Run;
+use ctune_dist::train::optimiser::owned;
 
-fn elements(fields: &[Field], of: &[&str]) -> usize {
-    let named = |name: &str| fields.iter().find(|f| f.name == name).unwrap_or_else(|| panic!("{name}"));
-    of.iter().map(|name| named(name).elements).sum()
+fn options(capacity: Capacity) -> Options {
+    Options {
+        objective: Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
+        heads: HeadSet::PRETRAINING,
+        capacity,
+        train: true,
+        dropout: 0.0,
+        seed: 0,
+        rule: None,
+        continues: Vec::new(),
+    }
 }
 
-/// Every buffer of a small model, by the names of the list, with everything kept and with parts computed
-/// again.
+/// What a device puts aside for `len` elements.
+fn size<T: Elem>(buffer: &Buffer<T>) -> usize {
+    CudaBuf::<T>::size(buffer.len())
+}
+
+/// Every buffer that the CPU engine allocates for a small model, with everything kept and with parts computed
+/// again, is in what is counted, and nothing else.
 #[test]
 fn memory_is_what_the_engine_allocates() {
     for recompute in [Recompute::None, Recompute::GeluNorm, Recompute::Layer] {
@@ -30,82 +46,94 @@ fn check_memory(recompute: Recompute) {
     let shape =
         Shape { vocab: 211, hidden: 24, layers: 3, heads: 2, intermediate: 56, positions: 32, segments: 2 };
     let capacity = Capacity::of_pack(100, 0.15, false);
-    let heads = HeadSet::PRETRAINING;
-    let layout = Layout::new(&shape, heads).unwrap();
-    let sizes = Sizes { layout: &layout, capacity, recompute, state: layout.len };
-    let listed = memory::activations(sizes);
+    let layout = &Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
+    let (options, train) = (options(capacity), &Train { recompute, ..Train::default() });
+    let dry = Dry::<f32>::operations_only();
+    let before = dry.bytes();
+    let counts_of_packs = dry.for_packs(&capacity.counts()).unwrap().bytes() - before;
+    let run = Run { layout, options: options.clone(), train, rank: 0, ranks: 1 };
+    let counted = run.count_full(&Dry::<f32>::operations_only()).unwrap().bytes;
 
     let cpu = Cpu::new();
-    let options = Options {
-        objective: Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
-        heads,
-        capacity,
-        train: true,
-        dropout: 0.0,
-        seed: 0,
-        rule: None,
-        continues: Vec::new(),
+    let a = Activations::new(&cpu, layout, &options, recompute).unwrap();
+    let layer = |l: &LayerActivations<Cpu>| {
+        let kept = [&l.qkv, &l.lse, &l.context, &l.sum1, &l.stats1, &l.pre, &l.sum2, &l.stats2];
+        kept.into_iter().chain(&l.down).map(size).sum::<usize>()
     };
-    let a = Activations::new(&cpu, &layout, &options, recompute).unwrap();
-    let layers = |size: &dyn Fn(&LayerActivations<Cpu>) -> usize| a.layers.iter().map(size).sum::<usize>();
-    let back = a.backward.as_ref().unwrap();
-    let h = &a.heads;
-    let allocated = [
-        ("embeddings: sum", a.embed_sum.len()),
-        ("embeddings: row statistics", a.embed_stats.len()),
-        ("layer inputs", a.x.iter().map(|x| x.len()).sum()),
-        ("layers: q, k, v", layers(&|l| l.qkv.len())),
-        ("layers: log-sum-exp", layers(&|l| l.lse.len())),
-        ("layers: attention's result", layers(&|l| l.context.len())),
-        ("layers: sums before LayerNorm", layers(&|l| l.sum1.len() + l.sum2.len())),
-        ("layers: row statistics", layers(&|l| l.stats1.len() + l.stats2.len())),
-        ("layers: attention's LayerNorm", a.ffns.iter().map(|f| f.normed1.len()).sum()),
-        ("layers: before GELU", layers(&|l| l.pre.len())),
-        ("layers: after GELU", a.ffns.iter().map(|f| f.act.len()).sum()),
-        (
-            "MLM: gathered rows, transform, LayerNorm",
-            h.masked.len() + h.transform_pre.len() + h.transform_act.len() + h.transformed.len(),
-        ),
-        ("MLM: row statistics", h.transform_stats.len()),
-        ("MLM: logits", h.logits.len()),
-        ("[CLS] rows and pooler", h.cls.len() + h.pooled.len()),
-        (
-            "scores and QDPP logits",
-            h.pair_logits.len() + h.scores.len() + h.dscores.len() + h.documents.len() + h.ddocuments.len(),
-        ),
-        ("gradients: hidden rows", back.dx.len() + back.dnormed.len() + back.dy.len() + back.dcontext.len()),
-        ("gradients: after GELU", back.dact.len()),
-        ("gradients: q, k, v", back.dqkv.len()),
-        ("gradients: heads", back.dmasked.len() + back.dtransformed.len() + back.dcls.len()),
-        ("adapters and their gradients", back.ddown.len()),
+    let (h, d) = (&a.heads, a.backward.as_ref().unwrap());
+    let embedded = [&a.embed_sum, &a.embed_stats];
+    let heads = [
+        &h.masked,
+        &h.transform_pre,
+        &h.transform_act,
+        &h.transform_stats,
+        &h.transformed,
+        &h.logits,
+        &h.cls,
+        &h.pooled,
+        &h.pair_logits,
+        &h.scores,
+        &h.dscores,
+        &h.documents,
+        &h.ddocuments,
     ];
-    for (name, len) in allocated {
-        assert_eq!(elements(&listed, &[name]), len, "{name} with {recompute:?}");
-    }
-    assert_eq!(listed.len(), allocated.len());
+    let gradients = [
+        &d.dx,
+        &d.dnormed,
+        &d.dy,
+        &d.dcontext,
+        &d.dact,
+        &d.dqkv,
+        &d.dmasked,
+        &d.dtransformed,
+        &d.dcls,
+        &d.ddown,
+    ];
+    let of_model: usize = [&embedded[..], &heads, &gradients].concat().into_iter().map(size).sum();
+    let of_layers = a.x.iter().map(size).sum::<usize>()
+        + a.layers.iter().map(layer).sum::<usize>()
+        + a.ffns.iter().map(|f| size(&f.normed1) + size(&f.act)).sum::<usize>();
+    // the word-piece flags, the step's sums, and the optimiser's squared norm
+    let small = [shape.vocab, stats::SLOTS, 1].map(CudaBuf::<f32>::size).iter().sum::<usize>();
+    let all = of_model + of_layers + pack_bytes(&cpu, capacity) + small + counts_of_packs;
+    assert_eq!(counted.activations, all, "{recompute:?}");
+    let arena = CudaBuf::<f32>::size(layout.len);
+    assert_eq!((counted.weights, counted.gradients, counted.master), (arena, arena, 0));
+    let owned = owned(layout, 0, 1, Sharding::None).iter().map(ExactSizeIterator::len).sum();
+    assert_eq!(counted.moments, 2 * CudaBuf::<f32>::size(owned));
+}
 
-    let b = device_batch(&cpu, capacity).unwrap();
-    let tokens = b.ids.len() + b.positions.len() + b.segments.len() + b.row_sample.len();
-    let sequences =
-        b.cu_seqlens.len() + b.samples.len() + b.cu_documents.len() + b.cu_groups.len() + b.targets.len();
-    let sequences = sequences + b.pair_labels.len() + b.pair_weights.len();
-    let masked = b.masked_rows.len() + b.masked_labels.len();
-    let pack = memory::pack(sizes);
-    assert_eq!(elements(&pack, &["pack: ids, positions, segments, samples"]), tokens);
-    assert_eq!(elements(&pack, &["pack: sequences"]), sequences);
-    assert_eq!(elements(&pack, &["pack: masked rows and labels"]), masked);
+/// Bytes of a pack's arrays.
+fn pack_bytes(cpu: &Cpu, capacity: Capacity) -> usize {
+    let b = device_batch(cpu, capacity).unwrap();
+    let tokens = [&b.ids, &b.positions, &b.segments, &b.row_sample];
+    let sequences = [&b.cu_seqlens, &b.samples, &b.pair_labels, &b.cu_documents, &b.cu_groups];
+    let masked = [&b.masked_rows, &b.masked_labels];
+    let words: usize = [&tokens[..], &sequences, &masked].concat().into_iter().map(size).sum();
+    words + size(&b.pair_weights) + size(&b.targets)
 }
 
 #[test]
 fn parameters_are_shared_by_ranks_where_the_optimiser_is() {
     let shape =
         Shape { vocab: 64, hidden: 16, layers: 1, heads: 2, intermediate: 32, positions: 16, segments: 2 };
-    let capacity = Capacity::of_pack(32, 0.0, false);
-    let layout = Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
-    let sizes = Sizes { layout: &layout, capacity, recompute: Recompute::None, state: 251 };
-    let bytes: usize = memory::parameters(sizes, true).iter().map(|f| f.bytes(2)).sum();
-    // weights 2, gradients 4, and of this rank's part master 4 and moments 8
-    assert_eq!(bytes, layout.len * 6 + 251 * 12);
+    let layout = &Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
+    let bytes = |sharding: Sharding| {
+        let (options, train) =
+            (options(Capacity::of_pack(32, 0.0, false)), &Train { sharding, ..Train::default() });
+        let run = Run { layout, options, train, rank: 0, ranks: 2 };
+        run.count_full(&Dry::<half::bf16>::operations_only()).unwrap().bytes
+    };
+    let (whole, shared) = (bytes(Sharding::None), bytes(Sharding::Optimizer));
+    let (narrow, wide) = (CudaBuf::<half::bf16>::size, CudaBuf::<f32>::size);
+    for counted in [whole, shared] {
+        assert_eq!((counted.weights, counted.gradients), (narrow(layout.len), wide(layout.len)));
+    }
+    let elements = |sharding| owned(layout, 0, 2, sharding).iter().map(ExactSizeIterator::len).sum::<usize>();
+    let (all, own) = (elements(Sharding::None), elements(Sharding::Optimizer));
+    assert!((2 * own).abs_diff(all) < all / 10, "{own} of {all}");
+    assert_eq!((whole.master, whole.moments), (wide(all), 2 * wide(all)));
+    assert_eq!((shared.master, shared.moments), (wide(own), 2 * wide(own)));
 }
 
 fn bert_base(gpus: usize, models: &[&str]) -> Report {
@@ -150,12 +178,12 @@ fn bert_base_by_hand() {
     assert!((p.epoch_cost.unwrap() - 16.0 * p.epoch_hours).abs() < 1e-9);
     // the parts of the step are the step
     assert!((p.costs.iter().map(|c| c.1).sum::<f64>() - 100.0).abs() < 0.5, "{:?}", p.costs);
-    // no kernel is below the time its bytes and FLOPs need at the data sheet's best
-    for k in &p.kernels {
-        let calls = k.kernel.calls as f64;
-        let least = 1e3 * calls * (k.kernel.moves / 2039e9).max(k.kernel.flops / 312e12);
-        assert!(k.ms >= least, "{} {} {least}", k.kernel.name, k.ms);
-        assert!(k.kernel.must <= k.kernel.moves, "{}", k.kernel.name);
+    // no operation is below the time its bytes and FLOPs need at the data sheet's best
+    for timed in &p.operations {
+        let (name, tally) = (timed.operation.name, timed.operation.tally);
+        let least = 1e3 * (tally.bytes / 2039e9).max(tally.flops / 312e12);
+        assert!(timed.ms >= least, "{name} {} {least}", timed.ms);
+        assert!(tally.least_bytes <= tally.bytes, "{name}");
     }
 }
 

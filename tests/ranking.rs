@@ -9,7 +9,7 @@ use ctune_dist::data::batch::Batch;
 use ctune_dist::data::collection::Collection;
 use ctune_dist::data::groups::{GroupOptions, GroupSource, Sources};
 use ctune_dist::data::source::SampleSource;
-use ctune_dist::engine::Aggregate;
+use ctune_dist::engine::op::Aggregate;
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::{Hit, Run};
 use ctune_dist::probe::tally::Probe;

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::config::{Config, Device};
-use crate::engine::{Backend, cuda};
+use crate::engine::cases::Sizes;
+use crate::engine::{Engine, Floats, cuda};
 use crate::model::Shape;
-use crate::plan::roofline::flops_per_token;
 use crate::ranks::{Distributed, World};
 use crate::run::engine::on_engine;
+use crate::train::counted::{FlopRates, Work};
 use crate::{Error, Result};
 
 /// Vocabulary of the made-up samples: BERT's.
@@ -26,7 +27,7 @@ const VOCAB: usize = 30_522;
 /// The model where the config names none: 6 x 384, the size of MiniLM-L6.
 const STANDARD: [usize; 3] = [6, 384, 12];
 
-/// Calls that are timed behind each other before the clock is looked at.
+/// Calls that are timed one after the other before the clock is looked at.
 const ROUND: usize = 3;
 
 /// The work that is measured.
@@ -53,8 +54,9 @@ pub struct Peaks {
 /// One operation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Operation {
+    /// The case.
     pub name: &'static str,
-    /// The method of `Backend`.
+    /// The operation.
     pub op: &'static str,
     /// Median of the calls.
     pub ms: f64,
@@ -121,7 +123,7 @@ pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<(
     if json && config.run.device == Device::Auto && cuda::probe().is_err() {
         config.run.device = Device::Cpu; // the report names the device; nothing else may stand beside it
     }
-    let report = on_engine!(&config, world, backend => measure(backend, &config, budget, world))?;
+    let report = on_engine!(&config, world, engine => measure(engine, &config, budget, world))?;
     if !world.leads() {
         return Ok(());
     }
@@ -135,18 +137,18 @@ pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<(
     Ok(())
 }
 
-fn measure<B: Distributed>(backend: B, config: &Config, budget: Duration, world: &World) -> Result<Report> {
+fn measure<E: Distributed>(engine: E, config: &Config, budget: Duration, world: &World) -> Result<Report> {
     let workload = workload(config)?;
-    let fence = Fence::new(&backend)?;
-    let peaks = operations::peaks(&backend, budget)?;
-    let operations = operations::measure(&backend, &workload, peaks, budget)?;
-    let all_reduce = step::all_reduce(&backend, &fence, &workload, budget, world)?;
+    let fence = Fence::new(&engine)?;
+    let peaks = operations::peaks(&engine, budget)?;
+    let operations = operations::measure(&engine, &workload, peaks, budget)?;
+    let all_reduce = step::all_reduce(&engine, &fence, &workload, budget, world)?;
     let loader_tokens_per_s = step::loader(&workload, budget, world)?;
-    let step = step::train(backend, config, &workload, peaks, budget, world)?;
+    let step = step::train(engine, config, &workload, peaks, budget, world)?;
     Ok(Report {
         code: env!("CTUNE_CODE_VERSION"),
         machine: machine(),
-        device: std::any::type_name::<B>(),
+        device: std::any::type_name::<E>(),
         ranks: world.size(),
         threads: world.threads(),
         workload,
@@ -184,9 +186,21 @@ fn workload(config: &Config) -> Result<Workload> {
 }
 
 impl Workload {
-    /// FLOPs of a token as MFU counts them.
-    fn flops_per_token(&self) -> f64 {
-        flops_per_token(&self.shape, self.length as f64, f64::from(self.mask_rate))
+    /// The sizes that single operations are timed at: one pack.
+    fn sizes(&self) -> Sizes {
+        let Shape { hidden, heads, intermediate, vocab, .. } = self.shape;
+        let sequences = (self.pack_tokens / self.length).max(1);
+        let even = Sizes::even(sequences, self.length, [hidden, heads, intermediate, vocab]);
+        Sizes { dropout: self.dropout, mask_rate: self.mask_rate, ..even }
+    }
+
+    /// FLOPs of a token of the workload.
+    fn flops_per_token(&self, rates: &FlopRates) -> f64 {
+        const SEQUENCES: usize = 1000;
+        let tokens = SEQUENCES * self.length;
+        let masked = (tokens as f64 * f64::from(self.mask_rate)) as usize;
+        let attended = (tokens * self.length) as u64;
+        rates.flops(&Work { tokens, attended, masked, sequences: SEQUENCES }) / tokens as f64
     }
 }
 
@@ -199,29 +213,29 @@ fn machine() -> String {
 }
 
 /// Waits for the device: reading one element back waits for all that was queued before.
-struct Fence<B: Backend>(B::Buf<f32>);
+struct Fence<E: Engine>(Floats<E>);
 
-impl<B: Backend> Fence<B> {
-    fn new(backend: &B) -> Result<Self> {
-        Ok(Self(backend.zeros(1)?))
+impl<E: Engine> Fence<E> {
+    fn new(engine: &E) -> Result<Self> {
+        Ok(Self(engine.zeros(1)?))
     }
 
-    fn wait(&self, backend: &B) -> Result<()> {
-        backend.download(&self.0, 0..1).map(drop)
+    fn wait(&self, engine: &E) -> Result<()> {
+        engine.download(&self.0, 0..1).map(drop)
     }
 }
 
 /// Seconds of one call by the device's clock, median of at least as many as `ROUND` over about `budget`, after
 /// one that warms up; and how many there were.
-fn time<B: Backend>(
-    backend: &B,
+fn time<E: Engine>(
+    engine: &E,
     budget: Duration,
     mut call: impl FnMut() -> Result<()>,
 ) -> Result<(f64, usize)> {
     call()?;
     let (start, mut times) = (Instant::now(), Vec::new());
     while times.is_empty() || start.elapsed() < budget {
-        times.extend(backend.time(ROUND, &mut call)?);
+        times.extend(engine.time(ROUND, &mut call)?);
     }
     Ok((median(&mut times), times.len()))
 }

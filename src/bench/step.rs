@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::loader::{Cursor, Loader, LoaderOptions};
 use crate::data::source::SampleSource;
-use crate::engine::MaskRule;
+use crate::engine::op::MaskRule;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::layout::Layout;
@@ -17,6 +17,7 @@ use crate::model::{Bert, HeadSet, Objective, checkpoint};
 use crate::random::philox;
 use crate::ranks::{Distributed, World};
 use crate::text::Special;
+use crate::train::counted::{FlopRates, Run};
 use crate::train::trainer::{Flow, Trainer, Watcher};
 use crate::train::update::Update;
 
@@ -106,9 +107,9 @@ pub fn loader(work: &Workload, budget: Duration, world: &World) -> Result<f64> {
 }
 
 /// All gradients of the model, bucket by bucket as backward would hand them over.
-pub fn all_reduce<B: Distributed>(
-    backend: &B,
-    fence: &Fence<B>,
+pub fn all_reduce<E: Distributed>(
+    engine: &E,
+    fence: &Fence<E>,
     work: &Workload,
     budget: Duration,
     world: &World,
@@ -117,18 +118,18 @@ pub fn all_reduce<B: Distributed>(
         return Ok(None);
     }
     let layout = Layout::new(&work.shape, HeadSet::PRETRAINING)?;
-    let mut grads = backend.zeros(layout.len)?;
-    let mut collective = backend.collective(world)?;
+    let mut grads = engine.zeros(layout.len)?;
+    let mut collective = engine.collective(world)?;
     // a number of calls that all ranks agree on: their clocks differ
     let mut calls = |n: usize| -> Result<f64> {
         let start = Instant::now();
         for _ in 0..n {
             for bucket in layout.buckets() {
-                collective.all_reduce(backend, &mut grads, bucket)?;
+                collective.all_reduce(engine, &mut grads, bucket)?;
             }
-            collective.finish(backend)?;
+            collective.finish(engine)?;
         }
-        fence.wait(backend)?;
+        fence.wait(engine)?;
         Ok(start.elapsed().as_secs_f64() / n as f64)
     };
     let mut first = [calls(1)?];
@@ -147,8 +148,8 @@ struct Clock {
     tokens: usize,
 }
 
-impl<B: Distributed> Watcher<B> for Clock {
-    fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, B>) -> Result<Flow> {
+impl<E: Distributed> Watcher<E> for Clock {
+    fn after(&mut self, update: &Update, _trainer: &mut Trainer<'_, E>) -> Result<Flow> {
         self.step_ms.push(update.step_ms);
         self.waited_ms.push(update.waited_ms);
         self.tokens = update.tokens;
@@ -157,8 +158,8 @@ impl<B: Distributed> Watcher<B> for Clock {
 }
 
 /// Steps of `coarse` on made-up samples, from fresh weights.
-pub fn train<B: Distributed>(
-    backend: B,
+pub fn train<E: Distributed>(
+    engine: E,
     config: &Config,
     work: &Workload,
     peaks: Peaks,
@@ -175,12 +176,21 @@ pub fn train<B: Distributed>(
         rule: Some(rule(work)),
         continues: vec![0; work.shape.vocab],
     };
-    let mut model = Bert::new(backend, &work.shape, options)?;
+    let layout = Layout::new(&work.shape, HeadSet::PRETRAINING)?;
+    let counted = Run {
+        layout: &layout,
+        options: options.clone(),
+        train: &config.train,
+        rank: world.rank(),
+        ranks: world.size(),
+    };
+    let per_token = work.flops_per_token(&FlopRates::of(&counted)?);
+    let mut model = Bert::new(engine, &work.shape, options)?;
     checkpoint::fill_fresh(&mut model, 1)?;
     let mut loader = new_loader(work, world)?;
     // A step's time is not known before one was made; all ranks must make the same number.
     let packs = work.packs_per_step.max(world.size()).div_ceil(world.size()) as f64;
-    let flops = work.flops_per_token() * work.pack_tokens as f64 * packs;
+    let flops = per_token * work.pack_tokens as f64 * packs;
     let expected = flops / (0.5 * peaks.flops);
     let mut all = [(budget.as_secs_f64() / expected).ceil()];
     world.sum_f64(&mut all);
@@ -190,7 +200,6 @@ pub fn train<B: Distributed>(
     trainer.train(&mut loader, &mut clock)?;
     let step_ms = median(&mut clock.step_ms[WARM..]);
     let tokens_per_s = clock.tokens as f64 / step_ms * 1e3;
-    let per_token = work.flops_per_token();
     Ok(StepSpeed {
         steps: steps - WARM,
         step_ms,

@@ -92,7 +92,7 @@ choice! {
 }
 
 choice! {
-    /// Ranking losses; `engine::RankLoss` has their formulas.
+    /// Ranking losses; `engine::op::RankLoss` has their formulas.
     pub enum FineLoss {
         /// Localised contrastive loss (Gao et al. 2021): softmax over the group.
         Lce = "lce",
@@ -110,7 +110,7 @@ choice! {
 }
 
 choice! {
-    /// How a document's score follows from its passages' scores; `engine::Aggregate` has the formulas.
+    /// How a document's score follows from its passages' scores; `engine::op::Aggregate` has the formulas.
     pub enum Aggregate {
         /// The first passage's score. The others are not scored.
         FirstP = "first-p",

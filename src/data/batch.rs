@@ -61,6 +61,11 @@ impl Batch {
         self.samples.len()
     }
 
+    /// Sum of the squared lengths of the sequences: the pairs of tokens that attend to each other.
+    pub fn attended(&self) -> u64 {
+        self.cu_seqlens.windows(2).map(|ends| u64::from(ends[1] - ends[0]).pow(2)).sum()
+    }
+
     /// Appends one sequence `[CLS] first [SEP] second [SEP]` (or `[CLS] first [SEP]` when
     /// `second` is `None`) of sample `sample`.
     pub fn push(&mut self, special: Special, sample: u32, first: &[u32], second: Option<&[u32]>) {

@@ -9,7 +9,7 @@ use super::collection::{Candidates, Collection, relevant};
 use crate::config::{NegativesFrom, Train, TrainPassages};
 use crate::data::batch::Batch;
 use crate::data::source::SampleSource;
-use crate::engine::Aggregate;
+use crate::engine::op::Aggregate;
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
 use crate::random::{Purpose, philox};

@@ -12,7 +12,7 @@ use super::batch::Batch;
 use super::mask::count_masked;
 use super::pack::Packer;
 use super::source::SampleSource;
-use crate::engine::MaskRule;
+use crate::engine::op::MaskRule;
 use crate::{Error, Result};
 
 /// Steps that the thread may be ahead of training: enough to hide the packing of a window.
@@ -57,6 +57,8 @@ pub struct Step {
     pub tokens: usize,
     /// Sum over sequences of their squared length: pairs of tokens that attend to each other.
     pub attended: u64,
+    /// S of all packs.
+    pub sequences: usize,
     /// Equals every batch's `step_masked`.
     pub masked: usize,
     /// Equals every batch's `step_pairs`.
@@ -178,6 +180,7 @@ impl Stream {
             samples: 0,
             tokens: 0,
             attended: 0,
+            sequences: 0,
             masked: 0,
             pairs: 0,
             epoch: self.at.epoch,
@@ -188,8 +191,8 @@ impl Stream {
             let (batch, pairs) = self.batch()?;
             step.samples += self.packs[self.at.pack as usize].len();
             step.tokens += batch.tokens();
-            step.attended +=
-                batch.cu_seqlens.windows(2).map(|ends| u64::from(ends[1] - ends[0]).pow(2)).sum::<u64>();
+            step.attended += batch.attended();
+            step.sequences += batch.sequences();
             step.masked += batch.masked;
             step.pairs += pairs;
             if pack % self.options.world == self.options.rank {

@@ -4,7 +4,7 @@
 
 use super::batch::Batch;
 use crate::config::{MaskIn, Objective};
-use crate::engine::MaskRule;
+use crate::engine::op::MaskRule;
 use crate::random::{Purpose, philox};
 use crate::text::Special;
 

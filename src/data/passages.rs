@@ -1,4 +1,4 @@
-//! Long documents are cut into passages of words, which are scored one by one; `engine::Aggregate` puts
+//! Long documents are cut into passages of words, which are scored one by one; `engine::op::Aggregate` puts
 //! the scores together.
 
 use crate::config::{Aggregate, Fine};

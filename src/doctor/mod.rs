@@ -3,19 +3,19 @@
 //! model's gradients; and how fast each operation is beside what the card allows. For a first look at a new
 //! machine, and when a run looks wrong or slow.
 
+pub mod sample;
 mod speed;
-pub mod trial;
 
+use crate::engine::cases::Outcome;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda, Device, Settings, dotted};
-use crate::engine::{Backend, Real};
+use crate::engine::{Device as _, Engine, Real};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
 use crate::ranks::World;
 use crate::train::check::against_reference;
 use crate::{Error, Result};
-use trial::Outcome;
 
 /// Largest |device - CPU| / |CPU| (Euclidean norms) of an operation's result. On the software device
 /// rounding left at most 1.8e-7 in f32 and 2.7e-3 in bf16; a wrong lane or a lost term leaves 1e-1 and more.
@@ -148,9 +148,9 @@ pub fn difference(expected: &Outcome, got: &Outcome) -> f64 {
 }
 
 /// One pack forward and backward, against the reference model with its autograd.
-fn step<B: Backend>(name: &str, backend: B, world: &World, faults: &mut Vec<String>) -> Result<()> {
-    for shape in trial::shapes() {
-        let found = step_of(backend.clone(), &shape)?;
+fn step<E: Engine>(name: &str, engine: E, world: &World, faults: &mut Vec<String>) -> Result<()> {
+    for shape in sample::shapes() {
+        let found = step_of(engine.clone(), &shape)?;
         let Some((loss, expected, worst, error, good)) = found else { continue };
         if world.leads() {
             tell!(
@@ -168,8 +168,8 @@ fn step<B: Backend>(name: &str, backend: B, world: &World, faults: &mut Vec<Stri
 
 type Step = Option<(f64, f64, String, f64, bool)>;
 
-fn step_of<B: Backend>(backend: B, shape: &Shape) -> Result<Step> {
-    let pack = trial::pack(shape.vocab);
+fn step_of<E: Engine>(engine: E, shape: &Shape) -> Result<Step> {
+    let pack = sample::pack(shape.vocab);
     let options = Options {
         objective: Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
         heads: HeadSet::PRETRAINING,
@@ -181,10 +181,10 @@ fn step_of<B: Backend>(backend: B, shape: &Shape) -> Result<Step> {
         train: true,
         dropout: 0.1,
         seed: 11,
-        rule: Some(trial::rule(shape.vocab)),
+        rule: Some(sample::rule(shape.vocab)),
         continues: vec![0; shape.vocab],
     };
-    let mut model = Bert::new(backend, &Shape { layers: 2, ..shape.clone() }, options)?;
+    let mut model = Bert::new(engine, &Shape { layers: 2, ..shape.clone() }, options)?;
     checkpoint::fill_fresh(&mut model, 3)?;
     let Some(found) = against_reference(&mut model, &pack)? else { return Ok(None) };
     let (worst, error) = found.worst();

@@ -5,11 +5,11 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::trial::{self, Outcome};
 use super::{allowed, difference};
 use crate::Result;
 use crate::bench::{Operation, Peaks, Workload, operations};
 use crate::engine::Real;
+use crate::engine::cases::{self, Keep, Sizes};
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{Card, Cuda};
 use crate::model::Shape;
@@ -36,17 +36,6 @@ fn workload(peaks: Peaks) -> Workload {
     Workload { shape, pack_tokens, length, mask_rate: 0.15, dropout: 0.1, packs_per_step: 1 }
 }
 
-/// The method of `Backend` that an outcome is of.
-fn method(outcome: &str) -> &str {
-    outcome.split([' ', ':', ',']).next().unwrap_or(outcome)
-}
-
-/// Whether an operation of the benchmark is that method: LAMB's two halves have one outcome.
-fn same(op: &Operation, outcome: &str) -> bool {
-    let method = method(outcome);
-    op.op == method || method == "lamb" && op.op.starts_with("lamb_")
-}
-
 /// What was found on one GPU in one precision.
 pub struct Findings {
     card: Card,
@@ -55,21 +44,43 @@ pub struct Findings {
     peaks: Peaks,
     work: Workload,
     operations: Vec<Operation>,
-    /// Every result with its difference from the CPU engine's.
-    errors: Vec<(String, f64)>,
+    errors: Vec<Off>,
+    /// Sizes that the GPU has no attention for.
+    left_out: Vec<String>,
     /// What rounding may leave of it.
     limit: f64,
 }
 
-/// Runs every operation on `gpu` for its results and for its speed.
+/// A result and how far it is from the CPU engine's.
+struct Off {
+    op: &'static str,
+    /// The case, which of its results, and at which sizes.
+    name: String,
+    error: f64,
+}
+
+/// Every result at `sizes` on both engines.
+fn compare<R: Real>(gpu: &Cuda<R>, sizes: &Sizes) -> Result<Vec<Off>> {
+    // on the CPU attention is tried where the GPU has it
+    let expected = cases::outcomes(&Cpu::new(), sizes, Keep::on_gpu())?;
+    let got = cases::outcomes(gpu, sizes, Keep::on_gpu())?;
+    let off = |(e, g): (&cases::Outcome, &cases::Outcome)| Off {
+        op: e.op,
+        name: format!("{} (H = {}, D = {})", e.name, sizes.hidden, sizes.head_size()),
+        error: difference(e, g),
+    };
+    Ok(expected.iter().zip(&got).map(off).collect())
+}
+
+/// Runs every operation on `gpu` for its results and for its speed. Slow devices get the small sizes alone.
 pub fn examine<R: Real>(gpu: &Cuda<R>) -> Result<Findings> {
-    let mut errors: Vec<(String, f64)> = Vec::new();
-    for shape in trial::shapes() {
-        let named = |o: &Outcome| format!("{} (D = {})", o.name, shape.head_size());
-        let (expected, got) = (trial::run(&Cpu::new(), &shape)?, trial::run(gpu, &shape)?);
-        errors.extend(expected.iter().zip(&got).map(|(e, g)| (named(g), difference(e, g))));
-    }
     let peaks = operations::peaks(gpu, BUDGET)?;
+    let sizes = if peaks.flops < SLOW { Sizes::small().to_vec() } else { Sizes::all() };
+    let mut errors = Vec::new();
+    for sizes in &sizes {
+        errors.extend(compare(gpu, sizes)?);
+    }
+    let no_attention = sizes.iter().filter(|sizes| !sizes.attends_on_gpu());
     let work = workload(peaks);
     Ok(Findings {
         card: gpu.device().card.clone(),
@@ -78,6 +89,7 @@ pub fn examine<R: Real>(gpu: &Cuda<R>) -> Result<Findings> {
         peaks,
         work,
         errors,
+        left_out: no_attention.map(Sizes::describe).collect(),
         limit: allowed::<R>(),
     })
 }
@@ -85,8 +97,8 @@ pub fn examine<R: Real>(gpu: &Cuda<R>) -> Result<Findings> {
 impl Findings {
     /// Results that are further from the CPU's than rounding explains.
     pub fn wrong(&self) -> impl Iterator<Item = String> {
-        let wrong = self.errors.iter().filter(|(_, error)| *error > self.limit);
-        wrong.map(|(name, error)| format!("{name}: {error:.1e}"))
+        let wrong = self.errors.iter().filter(|off| off.error > self.limit);
+        wrong.map(|off| format!("{}: {:.1e}", off.name, off.error))
     }
 
     /// The table for people.
@@ -117,9 +129,9 @@ impl Findings {
         )?;
         let mut slowest = ("", f64::INFINITY);
         for op in &self.operations {
-            let own = self.errors.iter().filter(|(name, _)| same(op, name));
-            let worst = own.max_by(|a, b| a.1.total_cmp(&b.1));
-            let (name, error) = worst.map_or(("-", f64::NAN), |(name, error)| (name.as_str(), *error));
+            let own = self.errors.iter().filter(|off| off.op == op.op);
+            let worst = own.max_by(|a, b| a.error.total_cmp(&b.error));
+            let (name, error) = worst.map_or(("-", f64::NAN), |off| (off.name.as_str(), off.error));
             let rate = |work: f64| work / op.ms * 1e3;
             let [memory, products] = [rate(op.bytes) / bandwidth, rate(op.flops) / flops];
             if op.bytes > 1e6 && memory.max(products) < slowest.1 {
@@ -136,6 +148,9 @@ impl Findings {
                 100.0 * products,
                 if error <= self.limit { "" } else { "  <- wrong" }
             )?;
+        }
+        for sizes in &self.left_out {
+            writeln!(out, "  not compared: attention at {sizes}: no kernel takes heads of this size")?;
         }
         if slowest.1.is_finite() {
             let share = 100.0 * slowest.1;

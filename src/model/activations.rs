@@ -7,7 +7,7 @@ use super::shape::Shape;
 use crate::Result;
 pub use crate::config::Recompute;
 use crate::data::batch::Batch;
-use crate::engine::{Backend, DeviceBatch, PackCounts, stats};
+use crate::engine::{Device, DeviceBatch, Floats, PackCounts, Reals, stats};
 
 /// The largest pack that a model will see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,138 +45,138 @@ impl Capacity {
 }
 
 /// What one encoder layer keeps for its backward.
-pub struct LayerActivations<B: Backend> {
+pub struct LayerActivations<D: Device> {
     /// [T, 3H]
-    pub qkv: B::Buf<B::Real>,
+    pub qkv: Reals<D>,
     /// Log-sum-exp of the attention scores, [T, A]
-    pub lse: B::Buf<f32>,
+    pub lse: Floats<D>,
     /// Attention's result, [T, H]
-    pub context: B::Buf<B::Real>,
+    pub context: Reals<D>,
     /// Attention output + bias, dropout, residual, [T, H]
-    pub sum1: B::Buf<B::Real>,
+    pub sum1: Reals<D>,
     /// [T, 2]
-    pub stats1: B::Buf<f32>,
+    pub stats1: Floats<D>,
     /// Before GELU, [T, I]
-    pub pre: B::Buf<B::Real>,
+    pub pre: Reals<D>,
     /// FFN output + bias, dropout, residual, [T, H]
-    pub sum2: B::Buf<B::Real>,
+    pub sum2: Reals<D>,
     /// [T, 2]
-    pub stats2: B::Buf<f32>,
+    pub stats2: Floats<D>,
     /// Of each adapter the input's low-rank form, [T, r]
-    pub down: Vec<B::Buf<B::Real>>,
+    pub down: Vec<Reals<D>>,
 }
 
 /// What follows from a layer's other activations by operations that cost little.
-pub struct FfnActivations<B: Backend> {
+pub struct FfnActivations<D: Device> {
     /// LayerNorm(sum1), [T, H]
-    pub normed1: B::Buf<B::Real>,
+    pub normed1: Reals<D>,
     /// After GELU, [T, I]
-    pub act: B::Buf<B::Real>,
+    pub act: Reals<D>,
 }
 
 /// What the heads keep.
-pub struct HeadActivations<B: Backend> {
+pub struct HeadActivations<D: Device> {
     /// Encoder output at masked rows, [M, H]
-    pub masked: B::Buf<B::Real>,
+    pub masked: Reals<D>,
     /// Transform before GELU, [M, H]
-    pub transform_pre: B::Buf<B::Real>,
+    pub transform_pre: Reals<D>,
     /// Transform after GELU, [M, H]
-    pub transform_act: B::Buf<B::Real>,
+    pub transform_act: Reals<D>,
     /// [M, 2]
-    pub transform_stats: B::Buf<f32>,
+    pub transform_stats: Floats<D>,
     /// LayerNorm(transform_act), [M, H]
-    pub transformed: B::Buf<B::Real>,
+    pub transformed: Reals<D>,
     /// Logits, then their gradient, [M, V]
-    pub logits: B::Buf<B::Real>,
+    pub logits: Reals<D>,
     /// Encoder output at [CLS], [S, H]
-    pub cls: B::Buf<B::Real>,
+    pub cls: Reals<D>,
     /// Pooler: product, then pooled vector or gradient, [S, H]
-    pub pooled: B::Buf<B::Real>,
+    pub pooled: Reals<D>,
     /// QDPP logits, [S, 2]
-    pub pair_logits: B::Buf<f32>,
+    pub pair_logits: Floats<D>,
     /// Relevance scores, [S]
-    pub scores: B::Buf<f32>,
+    pub scores: Floats<D>,
     /// Their gradient, [S]
-    pub dscores: B::Buf<f32>,
+    pub dscores: Floats<D>,
     /// Scores of documents of several passages, [documents]
-    pub documents: B::Buf<f32>,
+    pub documents: Floats<D>,
     /// Their gradient, [documents]
-    pub ddocuments: B::Buf<f32>,
+    pub ddocuments: Floats<D>,
 }
 
 /// Gradients of activations, shared by all layers.
-pub struct BackwardActivations<B: Backend> {
+pub struct BackwardActivations<D: Device> {
     /// Gradient of a layer's output, then of its input, [T, H]
-    pub dx: B::Buf<B::Real>,
+    pub dx: Reals<D>,
     /// Gradient of normed1, [T, H]
-    pub dnormed: B::Buf<B::Real>,
+    pub dnormed: Reals<D>,
     /// Gradient through a dropout, then of the attention's result, [T, H]
-    pub dy: B::Buf<B::Real>,
+    pub dy: Reals<D>,
     /// [T, H]
-    pub dcontext: B::Buf<B::Real>,
+    pub dcontext: Reals<D>,
     /// [T, I]
-    pub dact: B::Buf<B::Real>,
+    pub dact: Reals<D>,
     /// [T, 3H]
-    pub dqkv: B::Buf<B::Real>,
+    pub dqkv: Reals<D>,
     /// [M, H]
-    pub dmasked: B::Buf<B::Real>,
+    pub dmasked: Reals<D>,
     /// [M, H]
-    pub dtransformed: B::Buf<B::Real>,
+    pub dtransformed: Reals<D>,
     /// [S, H]
-    pub dcls: B::Buf<B::Real>,
+    pub dcls: Reals<D>,
     /// Gradient of an adapter's low-rank form, [T, r] of the widest; empty without adapters
-    pub ddown: B::Buf<B::Real>,
+    pub ddown: Reals<D>,
 }
 
 /// All of them.
-pub struct Activations<B: Backend> {
+pub struct Activations<D: Device> {
     /// Sum of the three embeddings, [T, H]
-    pub embed_sum: B::Buf<B::Real>,
+    pub embed_sum: Reals<D>,
     /// [T, 2]
-    pub embed_stats: B::Buf<f32>,
+    pub embed_stats: Floats<D>,
     /// Input of layer l and output of layer l - 1 at l, [T, H] each: L + 1 of them for training,
     /// 2 in turn when nothing is kept.
-    pub x: Vec<B::Buf<B::Real>>,
+    pub x: Vec<Reals<D>>,
     /// One a layer for training, a single shared one when nothing is kept.
-    pub layers: Vec<LayerActivations<B>>,
+    pub layers: Vec<LayerActivations<D>>,
     /// Likewise.
-    pub ffns: Vec<FfnActivations<B>>,
-    pub heads: HeadActivations<B>,
+    pub ffns: Vec<FfnActivations<D>>,
+    pub heads: HeadActivations<D>,
     /// Absent when the model only measures.
-    pub backward: Option<BackwardActivations<B>>,
+    pub backward: Option<BackwardActivations<D>>,
 }
 
-impl<B: Backend> Activations<B> {
+impl<D: Device> Activations<D> {
     /// Allocates everything for packs up to `options.capacity`. For training, what backward needs is
     /// kept layer by layer but for what it will `recompute`.
-    pub fn new(backend: &B, layout: &Layout, options: &Options, recompute: Recompute) -> Result<Self> {
+    pub fn new(device: &D, layout: &Layout, options: &Options, recompute: Recompute) -> Result<Self> {
         let (shape, heads, capacity) = (&layout.shape, options.heads, options.capacity);
         let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
         let kept = |keep: bool| if options.train && keep { shape.layers } else { shape.layers.min(1) };
         let inputs = if options.train { shape.layers + 1 } else { 2 };
-        let ffn = |_| Ok(FfnActivations { normed1: backend.zeros(t * h)?, act: backend.zeros(t * i)? });
+        let ffn = |_| Ok(FfnActivations { normed1: device.zeros(t * h)?, act: device.zeros(t * i)? });
         let layers = &layout.layers[..kept(recompute != Recompute::Layer)];
         Ok(Self {
-            embed_sum: backend.zeros(t * h)?,
-            embed_stats: backend.zeros(t * 2)?,
-            x: (0..inputs).map(|_| backend.zeros(t * h)).collect::<Result<_>>()?,
-            layers: layers.iter().map(|at| layer(backend, shape, at, t)).collect::<Result<_>>()?,
+            embed_sum: device.zeros(t * h)?,
+            embed_stats: device.zeros(t * 2)?,
+            x: (0..inputs).map(|_| device.zeros(t * h)).collect::<Result<_>>()?,
+            layers: layers.iter().map(|at| layer(device, shape, at, t)).collect::<Result<_>>()?,
             ffns: (0..kept(recompute == Recompute::None)).map(ffn).collect::<Result<_>>()?,
-            heads: head_activations(backend, shape, heads, capacity)?,
-            backward: if options.train { Some(backward(backend, layout, heads, capacity)?) } else { None },
+            heads: head_activations(device, shape, heads, capacity)?,
+            backward: if options.train { Some(backward(device, layout, heads, capacity)?) } else { None },
         })
     }
 }
 
-impl<B: Backend> Activations<B> {
+impl<D: Device> Activations<D> {
     /// What the products of gradients of weights read of rows behind a pack's last, where a device's
-    /// launches cover them and an earlier pack's values still lie (`Backend::forget`), with lengths.
+    /// launches cover them and an earlier pack's values still lie (`op::Forget`), with lengths.
     pub fn read_behind(
         &mut self,
         layout: &Layout,
         heads: HeadSet,
         capacity: Capacity,
-    ) -> Vec<(&mut B::Buf<B::Real>, usize)> {
+    ) -> Vec<(&mut Reals<D>, usize)> {
         let (t, h, i) = (capacity.tokens, layout.shape.hidden, layout.shape.intermediate);
         let m = if heads.mlm { capacity.masked } else { 0 };
         let mut all: Vec<_> = self.x.iter_mut().map(|x| (x, t * h)).collect();
@@ -195,72 +195,72 @@ impl<B: Backend> Activations<B> {
     }
 }
 
-fn layer<B: Backend>(backend: &B, shape: &Shape, at: &LayerAt, t: usize) -> Result<LayerActivations<B>> {
+fn layer<D: Device>(device: &D, shape: &Shape, at: &LayerAt, t: usize) -> Result<LayerActivations<D>> {
     let (h, i) = (shape.hidden, shape.intermediate);
     Ok(LayerActivations {
-        qkv: backend.zeros(t * 3 * h)?,
-        lse: backend.zeros(t * shape.heads)?,
-        context: backend.zeros(t * h)?,
-        sum1: backend.zeros(t * h)?,
-        stats1: backend.zeros(t * 2)?,
-        pre: backend.zeros(t * i)?,
-        sum2: backend.zeros(t * h)?,
-        stats2: backend.zeros(t * 2)?,
-        down: at.adapters.iter().map(|adapter| backend.zeros(t * adapter.a.n)).collect::<Result<_>>()?,
+        qkv: device.zeros(t * 3 * h)?,
+        lse: device.zeros(t * shape.heads)?,
+        context: device.zeros(t * h)?,
+        sum1: device.zeros(t * h)?,
+        stats1: device.zeros(t * 2)?,
+        pre: device.zeros(t * i)?,
+        sum2: device.zeros(t * h)?,
+        stats2: device.zeros(t * 2)?,
+        down: at.adapters.iter().map(|adapter| device.zeros(t * adapter.a.n)).collect::<Result<_>>()?,
     })
 }
 
-fn head_activations<B: Backend>(
-    backend: &B,
+fn head_activations<D: Device>(
+    device: &D,
     shape: &Shape,
     heads: HeadSet,
     capacity: Capacity,
-) -> Result<HeadActivations<B>> {
+) -> Result<HeadActivations<D>> {
     let h = shape.hidden;
     let m = if heads.mlm { capacity.masked } else { 0 };
     let s = capacity.sequences;
     Ok(HeadActivations {
-        masked: backend.zeros(m * h)?,
-        transform_pre: backend.zeros(m * h)?,
-        transform_act: backend.zeros(m * h)?,
-        transform_stats: backend.zeros(m * 2)?,
-        transformed: backend.zeros(m * h)?,
-        logits: backend.zeros(m * shape.vocab)?,
-        cls: backend.zeros(s * h)?,
-        pooled: backend.zeros(s * h)?,
-        pair_logits: backend.zeros(s * 2)?,
-        scores: backend.zeros(s)?,
-        dscores: backend.zeros(s)?,
-        documents: backend.zeros(s)?,
-        ddocuments: backend.zeros(s)?,
+        masked: device.zeros(m * h)?,
+        transform_pre: device.zeros(m * h)?,
+        transform_act: device.zeros(m * h)?,
+        transform_stats: device.zeros(m * 2)?,
+        transformed: device.zeros(m * h)?,
+        logits: device.zeros(m * shape.vocab)?,
+        cls: device.zeros(s * h)?,
+        pooled: device.zeros(s * h)?,
+        pair_logits: device.zeros(s * 2)?,
+        scores: device.zeros(s)?,
+        dscores: device.zeros(s)?,
+        documents: device.zeros(s)?,
+        ddocuments: device.zeros(s)?,
     })
 }
 
-fn backward<B: Backend>(
-    backend: &B,
+fn backward<D: Device>(
+    device: &D,
     layout: &Layout,
     heads: HeadSet,
     capacity: Capacity,
-) -> Result<BackwardActivations<B>> {
+) -> Result<BackwardActivations<D>> {
     let shape = &layout.shape;
     let (t, h) = (capacity.tokens, shape.hidden);
     let m = if heads.mlm { capacity.masked } else { 0 };
     Ok(BackwardActivations {
-        dx: backend.zeros(t * h)?,
-        dnormed: backend.zeros(t * h)?,
-        dy: backend.zeros(t * h)?,
-        dcontext: backend.zeros(t * h)?,
-        dact: backend.zeros(t * shape.intermediate)?,
-        dqkv: backend.zeros(t * 3 * h)?,
-        dmasked: backend.zeros(m * h)?,
-        dtransformed: backend.zeros(m * h)?,
-        dcls: backend.zeros(capacity.sequences * h)?,
-        ddown: backend.zeros(t * layout.adapter_width())?,
+        dx: device.zeros(t * h)?,
+        dnormed: device.zeros(t * h)?,
+        dy: device.zeros(t * h)?,
+        dcontext: device.zeros(t * h)?,
+        dact: device.zeros(t * shape.intermediate)?,
+        dqkv: device.zeros(t * 3 * h)?,
+        dmasked: device.zeros(m * h)?,
+        dtransformed: device.zeros(m * h)?,
+        dcls: device.zeros(capacity.sequences * h)?,
+        ddown: device.zeros(t * layout.adapter_width())?,
     })
 }
 
 /// An empty pack on the device with room for `capacity`.
-pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<DeviceBatch<B>> {
+pub fn device_batch<D: Device>(device: &D, capacity: Capacity) -> Result<DeviceBatch<D>> {
     let (t, s) = (capacity.tokens, capacity.sequences);
     Ok(DeviceBatch {
         tokens: 0,
@@ -268,59 +268,61 @@ pub fn device_batch<B: Backend>(backend: &B, capacity: Capacity) -> Result<Devic
         masked: 0,
         groups: 0,
         documents: 0,
+        attended: 0,
         epoch: 0,
-        ids: backend.zeros(t)?,
-        positions: backend.zeros(t)?,
-        segments: backend.zeros(t)?,
-        row_sample: backend.zeros(t)?,
-        cu_seqlens: backend.zeros(s + 1)?,
-        samples: backend.zeros(s)?,
-        pair_labels: backend.zeros(s)?,
-        pair_weights: backend.zeros(s)?,
-        cu_documents: backend.zeros(s + 1)?,
-        cu_groups: backend.zeros(s + 1)?,
-        targets: backend.zeros(s)?,
-        masked_rows: backend.zeros(capacity.masked)?,
-        masked_labels: backend.zeros(capacity.masked)?,
+        ids: device.zeros(t)?,
+        positions: device.zeros(t)?,
+        segments: device.zeros(t)?,
+        row_sample: device.zeros(t)?,
+        cu_seqlens: device.zeros(s + 1)?,
+        samples: device.zeros(s)?,
+        pair_labels: device.zeros(s)?,
+        pair_weights: device.zeros(s)?,
+        cu_documents: device.zeros(s + 1)?,
+        cu_groups: device.zeros(s + 1)?,
+        targets: device.zeros(s)?,
+        masked_rows: device.zeros(capacity.masked)?,
+        masked_labels: device.zeros(capacity.masked)?,
     })
 }
 
 /// Puts a pack that fits on the device.
-pub fn put<B: Backend>(b: &B, batch: &Batch, device: &mut DeviceBatch<B>) -> Result<()> {
-    device.tokens = batch.tokens();
-    device.sequences = batch.sequences();
-    device.masked = batch.masked;
-    device.groups = batch.cu_groups.len().saturating_sub(1);
-    device.documents = batch.cu_documents.len().saturating_sub(1);
-    device.epoch = batch.epoch;
-    b.begin_pack(&PackCounts {
-        tokens: device.tokens as u32,
-        sequences: device.sequences as u32,
-        masked: device.masked as u32,
-        groups: device.groups as u32,
-        epoch: device.epoch,
+pub fn put<D: Device>(device: &D, batch: &Batch, pack: &mut DeviceBatch<D>) -> Result<()> {
+    pack.tokens = batch.tokens();
+    pack.sequences = batch.sequences();
+    pack.masked = batch.masked;
+    pack.groups = batch.cu_groups.len().saturating_sub(1);
+    pack.documents = batch.cu_documents.len().saturating_sub(1);
+    pack.attended = batch.attended();
+    pack.epoch = batch.epoch;
+    device.begin_pack(&PackCounts {
+        tokens: pack.tokens as u32,
+        sequences: pack.sequences as u32,
+        masked: pack.masked as u32,
+        groups: pack.groups as u32,
+        epoch: pack.epoch,
         step_masked: batch.step_masked as u32,
         step_pairs: batch.step_pairs as u32,
-        documents: device.documents as u32,
+        documents: pack.documents as u32,
     })?;
-    b.upload(&batch.ids, &mut device.ids, 0)?;
-    b.upload(&batch.positions, &mut device.positions, 0)?;
-    b.upload(&batch.segments, &mut device.segments, 0)?;
-    b.upload(&batch.row_sample, &mut device.row_sample, 0)?;
-    b.upload(&batch.cu_seqlens, &mut device.cu_seqlens, 0)?;
-    b.upload(&batch.samples, &mut device.samples, 0)?;
-    b.upload(&batch.pair_labels, &mut device.pair_labels, 0)?;
+    device.upload(&batch.ids, &mut pack.ids, 0)?;
+    device.upload(&batch.positions, &mut pack.positions, 0)?;
+    device.upload(&batch.segments, &mut pack.segments, 0)?;
+    device.upload(&batch.row_sample, &mut pack.row_sample, 0)?;
+    device.upload(&batch.cu_seqlens, &mut pack.cu_seqlens, 0)?;
+    device.upload(&batch.samples, &mut pack.samples, 0)?;
+    device.upload(&batch.pair_labels, &mut pack.pair_labels, 0)?;
     if batch.pair_weights.is_empty() {
-        b.upload(&vec![1.0; batch.pair_labels.len()], &mut device.pair_weights, 0)?;
+        device.upload(&vec![1.0; batch.pair_labels.len()], &mut pack.pair_weights, 0)?;
     } else {
-        b.upload(&batch.pair_weights, &mut device.pair_weights, 0)?;
+        device.upload(&batch.pair_weights, &mut pack.pair_weights, 0)?;
     }
-    b.upload(&batch.cu_documents, &mut device.cu_documents, 0)?;
-    b.upload(&batch.cu_groups, &mut device.cu_groups, 0)?;
-    b.upload(&batch.targets, &mut device.targets, 0)
+    device.upload(&batch.cu_documents, &mut pack.cu_documents, 0)?;
+    device.upload(&batch.cu_groups, &mut pack.cu_groups, 0)?;
+    device.upload(&batch.targets, &mut pack.targets, 0)
 }
 
 /// The step's statistics, f32 [`stats::SLOTS`].
-pub fn sums<B: Backend>(backend: &B) -> Result<B::Buf<f32>> {
-    backend.zeros(stats::SLOTS)
+pub fn sums<D: Device>(device: &D) -> Result<Floats<D>> {
+    device.zeros(stats::SLOTS)
 }

@@ -17,7 +17,7 @@ use super::layout::{HeadSet, Layout, Param};
 use super::shape::Shape;
 use super::tensor_file::{Entry, Written, write_synced, write_tensors};
 pub use crate::config::HeadStart;
-use crate::engine::{Backend, Elem};
+use crate::engine::{Elem, Engine};
 use crate::{Error, Result};
 
 /// Files beside the weights that make a folder loadable elsewhere.
@@ -157,12 +157,12 @@ impl Checkpoint {
     /// # Errors
     /// `Error::Data` when a tensor of the embeddings or the encoder is missing: a model that is partly
     /// random would train and rank without a word.
-    pub fn fill<B: Backend>(&self, model: &mut Bert<B>, start: Fill, seed: u32) -> Result<LoadReport> {
+    pub fn fill<E: Engine>(&self, model: &mut Bert<E>, start: Fill, seed: u32) -> Result<LoadReport> {
         let mut report = LoadReport::default();
         for param in &model.layout.params {
             if param.block.is_some() {
                 let values = initial(param, seed); // an adapter is never part of a model folder
-                model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+                model.engine.upload_weights(&values, &mut model.weights, param.offset)?;
                 continue;
             }
             let values = match start {
@@ -174,7 +174,7 @@ impl Checkpoint {
                 report.missing.push(param.name.clone());
                 initial(param, seed)
             });
-            model.backend.upload_weights(&values, &mut model.weights, param.offset)?;
+            model.engine.upload_weights(&values, &mut model.weights, param.offset)?;
         }
         let body = |name: &&String| name.starts_with("bert.e"); // embeddings, encoder
         if report.missing.iter().any(|name| body(&name)) {
@@ -236,9 +236,9 @@ pub enum Fill {
 }
 
 /// Draws every parameter anew.
-pub fn fill_fresh<B: Backend>(model: &mut Bert<B>, seed: u32) -> Result<()> {
+pub fn fill_fresh<E: Engine>(model: &mut Bert<E>, seed: u32) -> Result<()> {
     for param in &model.layout.params {
-        model.backend.upload_weights(&initial(param, seed), &mut model.weights, param.offset)?;
+        model.engine.upload_weights(&initial(param, seed), &mut model.weights, param.offset)?;
     }
     model.untrained_pair = model.options.leaves_pair();
     Ok(())
@@ -324,7 +324,7 @@ fn config_json(shape: &Shape, heads: HeadSet, untrained_pair: bool, dtype: Dtype
 }
 
 /// All parameters on the host, by Hugging Face name; adapters merged into the matrices beside them.
-pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
+pub fn export<E: Engine>(model: &Bert<E>) -> Result<Tensors> {
     let mut tensors = by_name(&model.layout, &merged(model)?);
     let own = |name: &String| model.layout.find(name).is_some_and(|param| param.block.is_none());
     tensors.retain(|name, _| own(name));
@@ -332,15 +332,15 @@ pub fn export<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
 }
 
 /// The arena as a model without adapters needs it, [layout.len].
-fn merged<B: Backend>(model: &Bert<B>) -> Result<Vec<f32>> {
-    let mut all = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+fn merged<E: Engine>(model: &Bert<E>) -> Result<Vec<f32>> {
+    let mut all = model.engine.download_weights(&model.weights, 0..model.layout.len)?;
     model.layout.merge_adapters(&mut all);
     Ok(all)
 }
 
 /// All gradients on the host, by Hugging Face name (an adapter's by its own).
-pub fn export_gradients<B: Backend>(model: &Bert<B>) -> Result<Tensors> {
-    let all = model.backend.download(&model.grads, 0..model.layout.len)?;
+pub fn export_gradients<E: Engine>(model: &Bert<E>) -> Result<Tensors> {
+    let all = model.engine.download(&model.grads, 0..model.layout.len)?;
     Ok(by_name(&model.layout, &all))
 }
 
@@ -360,15 +360,15 @@ pub struct Image<R: Elem> {
 
 impl<R: Elem> Image<R> {
     /// Copies the weights of `model`; waits for the device.
-    pub fn of<B: Backend<Real = R>>(model: &Bert<B>) -> Result<Self> {
-        let weights = model.backend.download(&model.weights, 0..model.layout.len)?;
+    pub fn of<E: Engine<Real = R>>(model: &Bert<E>) -> Result<Self> {
+        let weights = model.engine.download(&model.weights, 0..model.layout.len)?;
         let (heads, untrained_pair) = (model.options.heads, model.untrained_pair);
         Ok(Self { layout: model.layout.clone(), heads, untrained_pair, weights })
     }
 
     /// The weights as a model without adapters needs them.
-    fn merged<B: Backend>(model: &Bert<B>) -> Result<Image<f32>> {
-        let mut weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+    fn merged<E: Engine>(model: &Bert<E>) -> Result<Image<f32>> {
+        let mut weights = model.engine.download_weights(&model.weights, 0..model.layout.len)?;
         model.layout.merge_adapters(&mut weights);
         let mut layout = model.layout.clone();
         layout.params.retain(|param| param.block.is_none());
@@ -415,7 +415,7 @@ fn tensor<'a, R: Elem>(param: &'a Param, dtype: Dtype, arena: &'a [R]) -> Entry<
 ///
 /// # Errors
 /// `Error::Data` with the file that cannot be written.
-pub fn save<B: Backend>(model: &Bert<B>, dir: &Path, tokenizer: Option<&Path>) -> Result<()> {
+pub fn save<E: Engine>(model: &Bert<E>, dir: &Path, tokenizer: Option<&Path>) -> Result<()> {
     let parent = dir.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(|e| Error::io("created", parent, e))?;
     let temporary = tempfile::Builder::new()

@@ -1,42 +1,86 @@
 //! One encoder layer, forward and backward, with its adapters and with what backward computes again.
 
 use super::activations::Recompute;
-use super::bert::{Bert, Mode, missing_head};
-use super::layout::LayerAt;
-use super::lora::Place;
-use crate::engine::{Backend, Epilogue, Rows};
-use crate::{Error, Result};
+use super::bert::{Bert, Mode};
+use super::heads::missing_part;
+use super::lora::{Adapted, AdaptedBackward, Place};
+use crate::Result;
+use crate::engine::Engine;
+use crate::engine::op::{self, Epilogue};
 
-impl<B: Backend> Bert<B> {
+impl<E: Engine> Bert<E> {
     pub(super) fn layer_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
-        let drops = [1, 2, 3].map(|site| self.dropout(mode, site + 3 * l));
+        self.attention_forward(l, mode)?;
+        self.ffn_forward(l, mode)
+    }
+
+    /// From the layer's input to normed1.
+    fn attention_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
+        let [drop, drop_sum] = [1, 2].map(|site| self.dropout(mode, site + 3 * l));
         let heads = self.heads();
-        let (b, w, batch) = (&self.backend, &self.weights, &self.batch);
-        let at = &self.layout.layers[l];
-        let (t, i) = (Rows::Tokens(batch.tokens), self.layout.shape.intermediate);
+        let (engine, weights, batch) = (&self.engine, &self.weights, &self.batch);
+        let (layer, rows) = (&self.layout.layers[l], batch.rows());
         let (kept, ffns) = (self.acts.layers.len(), self.acts.ffns.len());
         let (a, f) = (&mut self.acts.layers[l % kept], &mut self.acts.ffns[l % ffns]);
-        let [x, next] = input_and_output(&mut self.acts.x, l)?;
+        let x = &self.acts.x[l % self.acts.x.len()];
 
-        b.linear(x, w, at.qkv, t, Epilogue::Bias, &mut a.qkv)?;
-        adapt(b, w, at, Place::Qkv, t, x, &mut a.down, &mut a.qkv)?;
-        b.attention(batch, heads, drops[0], &a.qkv, &mut a.lse, &mut a.context)?;
-        b.linear(&a.context, w, at.output, t, Epilogue::None, &mut a.sum1)?;
-        adapt(b, w, at, Place::Output, t, &a.context, &mut a.down, &mut a.sum1)?;
-        let (norm, bias) = (at.attention_norm, at.output.b);
-        b.residual_norm(batch, w, bias, norm, drops[1], x, &mut a.sum1, &mut a.stats1, &mut f.normed1)?;
+        let (at, epilogue) = (layer.qkv, Epilogue::Bias);
+        engine.run(op::Linear { x, weights, at, rows, epilogue, out: &mut a.qkv })?;
+        layer.adapt(engine, Place::Qkv, Adapted { weights, rows, x, down: &mut a.down, y: &mut a.qkv })?;
 
-        if at.adapter(Place::Up).is_some() {
-            b.linear(&f.normed1, w, at.up, t, Epilogue::Bias, &mut a.pre)?;
-            adapt(b, w, at, Place::Up, t, &f.normed1, &mut a.down, &mut a.pre)?;
-            b.gelu(&a.pre, t, i, &mut f.act)?;
+        let (qkv, lse) = (&a.qkv, &mut a.lse);
+        engine.run(op::Attention { batch, heads, drop, qkv, lse, out: &mut a.context })?;
+
+        let (at, epilogue, context) = (layer.output, Epilogue::None, &a.context);
+        engine.run(op::Linear { x: context, weights, at, rows, epilogue, out: &mut a.sum1 })?;
+        let product = Adapted { weights, rows, x: context, down: &mut a.down, y: &mut a.sum1 };
+        layer.adapt(engine, Place::Output, product)?;
+
+        engine.run(op::ResidualNorm {
+            batch,
+            weights,
+            bias: layer.output.b,
+            norm: layer.attention_norm,
+            drop: drop_sum,
+            residual: x,
+            y: &mut a.sum1,
+            row_stats: &mut a.stats1,
+            out: &mut f.normed1,
+        })
+    }
+
+    /// From normed1 to the layer's output.
+    fn ffn_forward(&mut self, l: usize, mode: Mode) -> Result<()> {
+        let drop = self.dropout(mode, 3 + 3 * l);
+        let (engine, weights, batch) = (&self.engine, &self.weights, &self.batch);
+        let (layer, rows, width) = (&self.layout.layers[l], batch.rows(), self.layout.shape.intermediate);
+        let (kept, ffns, inputs) = (self.acts.layers.len(), self.acts.ffns.len(), self.acts.x.len());
+        let (a, f) = (&mut self.acts.layers[l % kept], &mut self.acts.ffns[l % ffns]);
+
+        let (x, at) = (&f.normed1, layer.up);
+        if layer.adapter(Place::Up).is_some() {
+            engine.run(op::Linear { x, weights, at, rows, epilogue: Epilogue::Bias, out: &mut a.pre })?;
+            layer.adapt(engine, Place::Up, Adapted { weights, rows, x, down: &mut a.down, y: &mut a.pre })?;
+            engine.run(op::Gelu { pre: &a.pre, rows, width, act: &mut f.act })?;
         } else {
-            b.linear_gelu(&f.normed1, w, at.up, t, &mut a.pre, &mut f.act)?;
+            engine.run(op::LinearGelu { x, weights, at, rows, pre: &mut a.pre, act: &mut f.act })?;
         }
-        b.linear(&f.act, w, at.down, t, Epilogue::None, &mut a.sum2)?;
-        adapt(b, w, at, Place::Down, t, &f.act, &mut a.down, &mut a.sum2)?;
-        let (norm, bias) = (at.output_norm, at.down.b);
-        b.residual_norm(batch, w, bias, norm, drops[2], &f.normed1, &mut a.sum2, &mut a.stats2, next)
+
+        let (x, at, epilogue) = (&f.act, layer.down, Epilogue::None);
+        engine.run(op::Linear { x, weights, at, rows, epilogue, out: &mut a.sum2 })?;
+        layer.adapt(engine, Place::Down, Adapted { weights, rows, x, down: &mut a.down, y: &mut a.sum2 })?;
+
+        engine.run(op::ResidualNorm {
+            batch,
+            weights,
+            bias: layer.down.b,
+            norm: layer.output_norm,
+            drop,
+            residual: &f.normed1,
+            y: &mut a.sum2,
+            row_stats: &mut a.stats2,
+            out: &mut self.acts.x[(l + 1) % inputs],
+        })
     }
 
     /// Makes this layer's activations what forward had, where layers share buffers; the last layer's
@@ -49,11 +93,13 @@ impl<B: Backend> Bert<B> {
             Recompute::None => Ok(()),
             Recompute::Layer => self.layer_forward(l, Mode::Train),
             Recompute::GeluNorm => {
-                let (b, w, at) = (&self.backend, &self.weights, &self.layout.layers[l]);
-                let (t, i) = (Rows::Tokens(self.batch.tokens), self.layout.shape.intermediate);
+                let (engine, weights, at) =
+                    (&self.engine, &self.weights, self.layout.layers[l].attention_norm);
+                let (rows, width) = (self.batch.rows(), self.layout.shape.intermediate);
                 let (a, f) = (&mut self.acts.layers[l], &mut self.acts.ffns[0]);
-                b.norm(&a.sum1, w, at.attention_norm, t, &mut a.stats1, &mut f.normed1)?;
-                b.gelu(&a.pre, t, i, &mut f.act)
+                let (x, row_stats) = (&a.sum1, &mut a.stats1);
+                engine.run(op::Norm { x, weights, at, rows, row_stats, out: &mut f.normed1 })?;
+                engine.run(op::Gelu { pre: &a.pre, rows, width, act: &mut f.act })
             }
         }
     }
@@ -70,100 +116,102 @@ impl<B: Backend> Bert<B> {
     fn ffn_backward(&mut self, l: usize) -> Result<()> {
         let drop = self.dropout(Mode::Train, 3 + 3 * l);
         let learns = self.layout.trains_base(l);
-        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
-        let (b, w, batch, grads) = (&self.backend, &self.weights, &self.batch, &mut self.grads);
-        let at = &self.layout.layers[l];
+        let Some(d) = &mut self.acts.backward else { return Err(missing_part("backward")) };
+        let (engine, weights, batch) = (&self.engine, &self.weights, &self.batch);
+        let grads = &mut self.grads;
+        let (layer, rows, width) = (&self.layout.layers[l], batch.rows(), self.layout.shape.intermediate);
         let (kept, ffns) = (self.acts.layers.len(), self.acts.ffns.len());
         let (a, f) = (&self.acts.layers[l % kept], &self.acts.ffns[l % ffns]);
-        let (t, i) = (Rows::Tokens(batch.tokens), self.layout.shape.intermediate);
 
-        let (norm, bias, sum, st) = (at.output_norm, at.down.b, &a.sum2, &a.stats2);
-        let (dx, dnormed, dy) = (&d.dx, &mut d.dnormed, &mut d.dy);
-        b.residual_norm_backward(batch, w, bias, norm, drop, sum, st, dx, dnormed, dy, grads)?;
+        engine.run(op::ResidualNormBackward {
+            batch,
+            weights,
+            bias: layer.down.b,
+            norm: layer.output_norm,
+            drop,
+            y: &a.sum2,
+            row_stats: &a.stats2,
+            dout: &d.dx,
+            dresidual: &mut d.dnormed,
+            dy: &mut d.dy,
+            grads,
+        })?;
+
+        let (at, dy, x, dx) = (layer.down, &d.dy, &f.act, &mut d.dact);
         if learns {
-            b.linear_backward_weight(&d.dy, &f.act, at.down, t, grads)?;
+            engine.run(op::LinearBackwardWeight { dy, x, at, rows, grads })?;
         }
-        b.linear_backward_input(&d.dy, w, at.down, t, false, &mut d.dact)?;
-        if let Some((n, adapter)) = at.adapter(Place::Down) {
-            adapter.backward(b, w, t, [&f.act, &a.down[n], &d.dy], &mut d.ddown, &mut d.dact, grads)?;
-        }
-        b.gelu_backward(&a.pre, &mut d.dact, t, i, learns.then_some(at.up.b), grads)?;
+        engine.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: false, dx })?;
+        let (down, ddown) = (&a.down, &mut d.ddown);
+        let product = AdaptedBackward { weights, rows, x, down, dy, ddown, dx, grads };
+        layer.adapt_backward(engine, Place::Down, product)?;
+
+        let (pre, bias, dact) = (&a.pre, learns.then_some(layer.up.b), &mut d.dact);
+        engine.run(op::GeluBackward { pre, rows, width, bias, dact, grads })?;
+
+        let (at, dy, x, dx) = (layer.up, &d.dact, &f.normed1, &mut d.dnormed);
         if learns {
-            b.linear_backward_weight(&d.dact, &f.normed1, at.up, t, grads)?;
+            engine.run(op::LinearBackwardWeight { dy, x, at, rows, grads })?;
         }
-        b.linear_backward_input(&d.dact, w, at.up, t, true, &mut d.dnormed)?;
-        if let Some((n, adapter)) = at.adapter(Place::Up) {
-            adapter.backward(
-                b,
-                w,
-                t,
-                [&f.normed1, &a.down[n], &d.dact],
-                &mut d.ddown,
-                &mut d.dnormed,
-                grads,
-            )?;
-        }
-        Ok(())
+        engine.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: true, dx })?;
+        let product = AdaptedBackward { weights, rows, x, down, dy, ddown, dx, grads };
+        layer.adapt_backward(engine, Place::Up, product)
     }
 
     /// dnormed, the gradient of normed1, to dx, that of the layer's input.
     fn attention_backward(&mut self, l: usize, below: bool) -> Result<()> {
-        let drops = [1, 2].map(|site| self.dropout(Mode::Train, site + 3 * l));
+        let [drop, drop_sum] = [1, 2].map(|site| self.dropout(Mode::Train, site + 3 * l));
         let (heads, learns) = (self.heads(), self.layout.trains_base(l));
-        let Some(d) = &mut self.acts.backward else { return Err(missing_head("backward")) };
-        let (b, w, batch, grads) = (&self.backend, &self.weights, &self.batch, &mut self.grads);
-        let at = &self.layout.layers[l];
+        let Some(d) = &mut self.acts.backward else { return Err(missing_part("backward")) };
+        let (engine, weights, batch) = (&self.engine, &self.weights, &self.batch);
+        let grads = &mut self.grads;
+        let (layer, rows) = (&self.layout.layers[l], batch.rows());
         let a = &self.acts.layers[l % self.acts.layers.len()];
-        let (x, t) = (&self.acts.x[l], Rows::Tokens(batch.tokens));
 
-        let (norm, bias, sum, st) = (at.attention_norm, at.output.b, &a.sum1, &a.stats1);
-        let (dnormed, dx, dy) = (&d.dnormed, &mut d.dx, &mut d.dy);
-        b.residual_norm_backward(batch, w, bias, norm, drops[1], sum, st, dnormed, dx, dy, grads)?;
+        engine.run(op::ResidualNormBackward {
+            batch,
+            weights,
+            bias: layer.output.b,
+            norm: layer.attention_norm,
+            drop: drop_sum,
+            y: &a.sum1,
+            row_stats: &a.stats1,
+            dout: &d.dnormed,
+            dresidual: &mut d.dx,
+            dy: &mut d.dy,
+            grads,
+        })?;
+
+        let (at, dy, x, dx) = (layer.output, &d.dy, &a.context, &mut d.dcontext);
         if learns {
-            b.linear_backward_weight(&d.dy, &a.context, at.output, t, grads)?;
+            engine.run(op::LinearBackwardWeight { dy, x, at, rows, grads })?;
         }
-        b.linear_backward_input(&d.dy, w, at.output, t, false, &mut d.dcontext)?;
-        if let Some((n, adapter)) = at.adapter(Place::Output) {
-            let kept = [&a.context, &a.down[n], &d.dy];
-            adapter.backward(b, w, t, kept, &mut d.ddown, &mut d.dcontext, grads)?;
-        }
-        let (qkv, lse, context, bias) = (&a.qkv, &a.lse, &a.context, learns.then_some(at.qkv.b));
-        let (dout, dqkv) = (&d.dcontext, &mut d.dqkv);
-        b.attention_backward(batch, heads, drops[0], qkv, lse, context, dout, dqkv, bias, grads)?;
+        engine.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: false, dx })?;
+        let (down, ddown) = (&a.down, &mut d.ddown);
+        let product = AdaptedBackward { weights, rows, x, down, dy, ddown, dx, grads };
+        layer.adapt_backward(engine, Place::Output, product)?;
+
+        engine.run(op::AttentionBackward {
+            batch,
+            heads,
+            drop,
+            qkv: &a.qkv,
+            lse: &a.lse,
+            out: &a.context,
+            dout: &d.dcontext,
+            dqkv: &mut d.dqkv,
+            bias: learns.then_some(layer.qkv.b),
+            grads,
+        })?;
+
+        let (at, dy, x, dx) = (layer.qkv, &d.dqkv, &self.acts.x[l], &mut d.dx);
         if learns {
-            b.linear_backward_weight(&d.dqkv, x, at.qkv, t, grads)?;
+            engine.run(op::LinearBackwardWeight { dy, x, at, rows, grads })?;
         }
         if below {
-            b.linear_backward_input(&d.dqkv, w, at.qkv, t, true, &mut d.dx)?;
+            engine.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: true, dx })?;
         }
-        if let Some((n, adapter)) = at.adapter(Place::Qkv) {
-            adapter.backward(b, w, t, [x, &a.down[n], &d.dqkv], &mut d.ddown, &mut d.dx, grads)?;
-        }
-        Ok(())
+        let product = AdaptedBackward { weights, rows, x, down, dy, ddown, dx, grads };
+        layer.adapt_backward(engine, Place::Qkv, product)
     }
-}
-
-/// y += the adapter's product, where there is one at `place`.
-#[allow(clippy::too_many_arguments)] // one buffer each, as the engine's operations
-fn adapt<B: Backend>(
-    b: &B,
-    w: &B::Buf<B::Real>,
-    at: &LayerAt,
-    place: Place,
-    t: Rows,
-    x: &B::Buf<B::Real>,
-    down: &mut [B::Buf<B::Real>],
-    y: &mut B::Buf<B::Real>,
-) -> Result<()> {
-    match at.adapter(place) {
-        Some((n, adapter)) => adapter.forward(b, w, t, x, &mut down[n], y),
-        None => Ok(()),
-    }
-}
-
-/// Input and output of layer l: neighbours, or two buffers in turn.
-fn input_and_output<T>(x: &mut [T], l: usize) -> Result<[&mut T; 2]> {
-    let n = x.len();
-    x.get_disjoint_mut([l % n, (l + 1) % n])
-        .map_err(|e| Error::config(format!("a model needs at least two layer buffers: {e}")))
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::lora::{AdapterAt, Block, Lora, Place};
 use super::shape::Shape;
-use crate::engine::{EmbedAt, HeadAt, LinearAt, NormAt};
+use crate::engine::op::{EmbedAt, HeadAt, LinearAt, NormAt};
 use crate::{Error, Result};
 
 /// BERT's LayerNorm epsilon.

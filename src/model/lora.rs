@@ -15,7 +15,8 @@ use std::ops::Range;
 use super::layout::{LayerAt, Layout, Param, Table};
 use crate::Result;
 pub use crate::config::{Lora, Target};
-use crate::engine::{Backend, Epilogue, LinearAt, Rows};
+use crate::engine::op::{self, Epilogue, LinearAt};
+use crate::engine::{Device, Engine, Floats, Reals, Rows};
 use crate::random::{Purpose, philox};
 
 /// A product of the engine that adapters may stand beside.
@@ -124,45 +125,63 @@ impl Lora {
     }
 }
 
-impl AdapterAt {
-    /// y [T, N] += x A' B; keeps down = x A', [T, r].
-    pub fn forward<B: Backend>(
-        &self,
-        b: &B,
-        weights: &B::Buf<B::Real>,
-        t: Rows,
-        x: &B::Buf<B::Real>,
-        down: &mut B::Buf<B::Real>,
-        y: &mut B::Buf<B::Real>,
-    ) -> Result<()> {
-        b.linear(x, weights, self.a, t, Epilogue::None, down)?;
-        b.linear_backward_input(down, weights, self.b, t, true, y)
-    }
+/// Input and output of a product that an adapter may stand beside: y += x A' B; keeps x A'.
+pub struct Adapted<'a, D: Device> {
+    pub weights: &'a Reals<D>,
+    pub rows: Rows,
+    /// [T, K]
+    pub x: &'a Reals<D>,
+    /// Of each adapter of the layer x A', [T, r]; this one's is overwritten.
+    pub down: &'a mut [Reals<D>],
+    /// [T, N]
+    pub y: &'a mut Reals<D>,
+}
 
-    /// From dy [T, N] and what forward had: adds the gradients of A and B, and the adapter's part to
-    /// dx [T, K]. `ddown` [T, r] is overwritten.
-    #[allow(clippy::too_many_arguments, clippy::type_complexity)] // one buffer each, as the engine's operations
-    pub fn backward<B: Backend>(
-        &self,
-        b: &B,
-        weights: &B::Buf<B::Real>,
-        t: Rows,
-        [x, down, dy]: [&B::Buf<B::Real>; 3],
-        ddown: &mut B::Buf<B::Real>,
-        dx: &mut B::Buf<B::Real>,
-        grads: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        b.linear(dy, weights, self.b, t, Epilogue::None, ddown)?;
-        b.linear_backward_weight(down, dy, self.b, t, grads)?;
-        b.linear_backward_weight(ddown, x, self.a, t, grads)?;
-        b.linear_backward_input(ddown, weights, self.a, t, true, dx)
-    }
+/// From dy and what forward had: adds the gradients of A and B, and the adapter's part to dx.
+pub struct AdaptedBackward<'a, D: Device> {
+    pub weights: &'a Reals<D>,
+    pub rows: Rows,
+    /// [T, K]
+    pub x: &'a Reals<D>,
+    /// Of each adapter of the layer x A', [T, r].
+    pub down: &'a [Reals<D>],
+    /// [T, N]
+    pub dy: &'a Reals<D>,
+    /// [T, r], overwritten.
+    pub ddown: &'a mut Reals<D>,
+    /// [T, K]
+    pub dx: &'a mut Reals<D>,
+    pub grads: &'a mut Floats<D>,
 }
 
 impl LayerAt {
     /// The adapter beside the product at `place`, and its number in the layer.
     pub fn adapter(&self, place: Place) -> Option<(usize, &AdapterAt)> {
         self.adapters.iter().enumerate().find(|(_, adapter)| adapter.place == place)
+    }
+
+    /// Forward of the adapter at `place`, where there is one.
+    pub fn adapt<E: Engine>(&self, engine: &E, place: Place, product: Adapted<'_, E>) -> Result<()> {
+        let Some((n, at)) = self.adapter(place) else { return Ok(()) };
+        let Adapted { weights, rows, x, down, y } = product;
+        let down = &mut down[n];
+        engine.run(op::Linear { x, weights, at: at.a, rows, epilogue: Epilogue::None, out: down })?;
+        engine.run(op::LinearBackwardInput { dy: down, weights, at: at.b, rows, accumulate: true, dx: y })
+    }
+
+    /// Its backward.
+    pub fn adapt_backward<E: Engine>(
+        &self,
+        engine: &E,
+        place: Place,
+        product: AdaptedBackward<'_, E>,
+    ) -> Result<()> {
+        let Some((n, at)) = self.adapter(place) else { return Ok(()) };
+        let AdaptedBackward { weights, rows, x, down, dy, ddown, dx, grads } = product;
+        engine.run(op::Linear { x: dy, weights, at: at.b, rows, epilogue: Epilogue::None, out: ddown })?;
+        engine.run(op::LinearBackwardWeight { dy: &down[n], x: dy, at: at.b, rows, grads })?;
+        engine.run(op::LinearBackwardWeight { dy: ddown, x, at: at.a, rows, grads })?;
+        engine.run(op::LinearBackwardInput { dy: ddown, weights, at: at.a, rows, accumulate: true, dx })
     }
 }
 

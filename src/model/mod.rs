@@ -1,15 +1,15 @@
 //! BERT over flat arenas: shape, parameter table, activations, explicit forward and backward,
-//! heads, and Hugging Face checkpoints in and out. Written once, generic over `engine::Backend`;
+//! heads, and Hugging Face checkpoints in and out. Written once, generic over `engine::Engine`;
 //! it knows no ranks and no training loop (backward calls back when a range of gradients is ready).
 
 pub mod activations;
 pub mod bert;
 pub mod checkpoint;
 mod encoder;
+mod heads;
 pub mod init;
 pub mod layout;
 pub mod lora;
-pub mod memory;
 pub mod shape;
 pub mod tensor_file;
 pub mod trained;

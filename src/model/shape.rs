@@ -77,14 +77,3 @@ impl Shape {
         Ok(())
     }
 }
-
-/// Training FLOPs of one token, forward and backward, as MFU counts them (no recomputation):
-/// 3 (L (8 h² + 4 h i) + 4 L s h + p (2 h² + 2 h V)) with p the masked share; Chowdhery et al. 2022,
-/// appendix B, for an encoder.
-pub fn flops_per_token(shape: &Shape, attended: f64, masked_share: f64) -> f64 {
-    let (l, h, i) = (shape.layers as f64, shape.hidden as f64, shape.intermediate as f64);
-    let v = shape.vocab as f64;
-    3.0 * (l * (8.0 * h * h + 4.0 * h * i)
-        + 4.0 * l * attended * h
-        + masked_share * (2.0 * h * h + 2.0 * h * v))
-}

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::layout::{Layout, Param};
-use crate::engine::ParamGroup;
+use crate::engine::op::ParamGroup;
 use crate::{Error, Result};
 
 /// Learning rates relative to `train.lr`.

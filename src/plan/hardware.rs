@@ -2,6 +2,7 @@
 //! a data sheet's number well-known programs reach. The shares are assumptions of a prediction, taken
 //! from others' published measurements; nothing here was measured with this program.
 
+use crate::engine::cuda::Card;
 use crate::{Error, Result};
 
 /// One GPU model.
@@ -103,6 +104,17 @@ impl Gpu {
             let names = GPUS.map(|gpu| gpu.name).join(", ");
             Error::config(format!("--gpu {name}: unknown; known are {names}"))
         })
+    }
+
+    /// The card as the counting engine needs it: its multiprocessors decide how many partial sums there are. Shared
+    /// memory is what every card from compute capability 8.0 on gives a block.
+    pub fn card(&self) -> Card {
+        Card {
+            name: self.name.to_owned(),
+            multiprocessors: self.multiprocessors as i32,
+            memory: self.memory as usize,
+            ..Card::default()
+        }
     }
 
     /// Seconds to move `bytes` through memory in one kernel.

@@ -1,6 +1,7 @@
-//! `plan`: what a coarse-tuning run would need and take on GPUs, before they are rented. Memory is the
-//! sum of the buffers that the trainer allocates; time is a roofline of every kernel (`roofline`) on a
-//! card's data sheet (`hardware`). All of it is arithmetic: nothing is measured, and the output says so.
+//! `plan`: what a coarse-tuning run would need and take on GPUs, before they are rented. Memory, launches, bytes
+//! and floating-point operations are counted by running the model and the optimiser on the engine that only counts
+//! (`train::counted`); time is a roofline of every operation (`roofline`) on a card's data sheet (`hardware`). Nothing
+//! is measured, and the output says so.
 
 pub mod hardware;
 mod print;
@@ -9,24 +10,29 @@ pub mod roofline;
 use std::path::Path;
 use std::sync::Arc;
 
+use half::bf16;
 use serde::Serialize;
 
-use crate::config::{Config, Precision, Sharding};
+use crate::config::{Config, Precision};
 use crate::corpus::shard::Shards;
+use crate::data::batch::Batch;
 use crate::data::source::{ClickLog, ClickSource, SampleSource};
-use crate::engine::Rows;
-use crate::engine::cuda::rounded_rows;
-use crate::model::Shape;
+use crate::engine::cuda::Card;
+use crate::engine::dry::{Counts, Dry};
+use crate::engine::op::{Kind, MaskRule};
 use crate::model::activations::Capacity;
+use crate::model::bert::Options;
 use crate::model::checkpoint;
 use crate::model::layout::{HeadSet, Layout};
-use crate::model::memory::{self, Field, Sizes};
+use crate::model::{Objective, Shape};
 use crate::run::model::fresh_shape;
 use crate::run::samples::click_options;
+use crate::train::counted::{Bytes, Counted, Run, made_up};
+use crate::train::settings;
 use crate::{Error, Result};
 
 use hardware::{Gpu, KERNEL_GAP, LINK_SHARE};
-use roofline::{Kernel, Kind, Pack};
+use roofline::Operation;
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -58,8 +64,10 @@ const NODE: usize = 8;
 /// cuBLASLt's workspace, the CUDA context with its modules, and NCCL's buffers: assumed.
 const WORKSPACE: f64 = 64e6;
 const CONTEXT: f64 = 1.0e9;
-/// Bytes of a weight or activation on a GPU (bf16).
-const REAL: usize = 2;
+/// Packs that are counted where lengths were measured.
+const PACKS: usize = 16;
+/// Packs of so many times 1024 tokens are not looked at.
+const MOST_THOUSANDS: usize = 1025;
 
 /// Models that are known by their folder's name, so that a plan needs no download:
 /// (name, layers, hidden, heads).
@@ -79,6 +87,9 @@ pub struct Lengths {
     /// Mean over tokens of their sequence's length.
     pub attended: f64,
     pub source: String,
+    /// Lengths of some samples, in the order of the epoch.
+    #[serde(skip)]
+    pub some: Vec<usize>,
 }
 
 /// One GPU model's prediction.
@@ -88,7 +99,7 @@ pub struct Prediction {
     pub fits: bool,
     /// Largest `train.pack_tokens` that fits, a multiple of 1024; 0 when none does.
     pub largest_pack_tokens: usize,
-    pub kernels: Vec<Timed>,
+    pub operations: Vec<Timed>,
     /// Milliseconds of a step.
     pub pack_ms: f64,
     pub update_ms: f64,
@@ -107,13 +118,25 @@ pub struct Prediction {
     pub costs: Vec<(String, f64)>,
 }
 
-/// One kernel with its time on one GPU.
+/// One operation with its time on one GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Timed {
     #[serde(flatten)]
-    pub kernel: Kernel,
-    /// Milliseconds of all its calls in a step.
+    pub operation: Operation,
+    /// Milliseconds of all its runs in a step.
     pub ms: f64,
+}
+
+/// Sizes of one pack, averages over the data.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pack {
+    pub shape: Shape,
+    /// T, true tokens of a pack.
+    pub tokens: f64,
+    /// S
+    pub sequences: f64,
+    /// M, masked tokens.
+    pub masked: f64,
 }
 
 /// All that `plan` says.
@@ -129,7 +152,8 @@ pub struct Report {
     pub packs_per_step: usize,
     pub packs_per_rank: usize,
     pub flops_per_token: f64,
-    pub memory: Vec<(Field, usize)>,
+    /// Bytes of a rank's buffers.
+    pub memory: Bytes,
     /// Bytes of the gradients that ranks exchange.
     pub exchanged_bytes: f64,
     /// Bytes on each GPU, workspace and context included.
@@ -160,33 +184,77 @@ pub fn report(config: &Config, options: &PlanOptions) -> Result<Report> {
     }
     let (shape, model) = shape(config)?;
     let lengths = lengths(config, options)?;
-    let layout = Layout::new(&shape, HeadSet::PRETRAINING)?;
-    let pack = pack(config, &shape, &lengths);
-    let packs_per_rank = config.train.packs_per_step.div_ceil(options.gpus);
-    let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
-    let memory = memory_of(config, &layout, shards, config.train.pack_tokens);
-    let masked_share = if pack.mlm { f64::from(config.objective.mask_rate) } else { 0.0 };
+    let layout = settings::tuning(&config.train, None).layout(&shape, HeadSet::PRETRAINING)?;
+    let run = Asked { config, layout: &layout, ranks: options.gpus, packs: packs(config, &lengths) };
+    let packs = run.packs.len() as f64;
+    let sum = |of: &dyn Fn(&Batch) -> usize| run.packs.iter().map(of).sum::<usize>() as f64 / packs;
+    let pack = Pack {
+        shape: shape.clone(),
+        tokens: sum(&Batch::tokens),
+        sequences: sum(&Batch::sequences),
+        masked: sum(&|pack| pack.masked),
+    };
+    let counted = run.count(&Card::default())?;
+    let memory = run.memory(config.train.pack_tokens)?;
     let mut report = Report {
         note: "A prediction from data sheets and assumptions. Nothing here was measured.",
         assumptions: hardware::SOURCES.iter().map(|&s| s.to_owned()).collect(),
         model,
         parameters: layout.parameters(),
-        flops_per_token: roofline::flops_per_token(&shape, pack.attended, masked_share),
+        flops_per_token: counted.packs.total().least_flops / (packs * pack.tokens),
         pack,
         lengths,
         gpus: options.gpus,
         packs_per_step: config.train.packs_per_step,
-        packs_per_rank,
-        memory_bytes: total(&memory),
+        packs_per_rank: config.train.packs_per_step.div_ceil(options.gpus),
+        memory_bytes: total(memory),
         exchanged_bytes: layout.len as f64 * if config.train.reduce == Precision::Bf16 { 2.0 } else { 4.0 },
-        memory: memory.into_iter().map(|field| (field.clone(), field.bytes(REAL))).collect(),
+        memory,
         predictions: Vec::new(),
     };
     for name in &options.models {
-        let prediction = predict(config, options, &report, &layout, Gpu::find(name)?);
+        let prediction = predict(options, &run, &report, &layout, Gpu::find(name)?)?;
         report.predictions.push(prediction);
     }
     Ok(report)
+}
+
+/// The run that is asked for.
+struct Asked<'a> {
+    config: &'a Config,
+    layout: &'a Layout,
+    ranks: usize,
+    /// Packs as the data would make them.
+    packs: Vec<Batch>,
+}
+
+impl Asked<'_> {
+    fn with<T>(&self, pack_tokens: usize, count: impl FnOnce(Run<'_>) -> Result<T>) -> Result<T> {
+        let objective = &self.config.objective;
+        let options = Options {
+            objective: Objective::Pretraining { mlm: objective.mlm, qdpp: objective.qdpp },
+            heads: HeadSet::PRETRAINING,
+            capacity: Capacity::of_pack(pack_tokens, rate(self.config), objective.whole_word),
+            train: true,
+            dropout: self.config.train.dropout,
+            seed: 0,
+            rule: (rate(self.config) > 0.0).then(MaskRule::default),
+            continues: Vec::new(),
+        };
+        let (layout, train) = (self.layout, &self.config.train);
+        count(Run { layout, options, train, rank: 0, ranks: self.ranks })
+    }
+
+    /// One step of its packs on a card.
+    fn count(&self, card: &Card) -> Result<Counted> {
+        let dry = Dry::<bf16>::new(card.clone());
+        self.with(self.config.train.pack_tokens, |run| run.count(&dry, &self.packs))
+    }
+
+    /// Bytes of a rank whose packs have `pack_tokens` tokens.
+    fn memory(&self, pack_tokens: usize) -> Result<Bytes> {
+        self.with(pack_tokens, |run| Ok(run.count_full(&Dry::<bf16>::new(Card::default()))?.bytes))
+    }
 }
 
 /// The model's sizes: its folder's, its name's, or the config's; and where they are from.
@@ -231,40 +299,46 @@ fn lengths(config: &Config, options: &PlanOptions) -> Result<Lengths> {
         (Some(_), Some(_)) => "--samples and --mean-tokens",
     };
     let samples = counted.unwrap_or(ORCAS_CLICKS * u64::from(each));
-    Ok(Lengths { samples, mean_tokens: mean, attended: mean, source: source.into() })
+    let some = vec![(mean.round() as usize).max(1)];
+    Ok(Lengths { samples, mean_tokens: mean, attended: mean, source: source.into(), some })
 }
 
 fn measured_lengths(config: &Config, dir: &Path) -> Result<Lengths> {
     let log: Arc<dyn ClickLog> = Arc::new(Shards::open(dir)?);
     let source = ClickSource::new(log, click_options(config.seed, &config.data, &config.objective))?;
     let step = (source.samples() / MEASURED_SAMPLES).max(1) as usize;
-    let (mut n, mut sum, mut squares) = (0.0, 0.0, 0.0);
-    for sample in (0..source.samples()).step_by(step) {
-        let length = source.length(sample, 0) as f64;
-        (n, sum, squares) = (n + 1.0, sum + length, squares + length * length);
-    }
+    let some: Vec<usize> =
+        (0..source.samples()).step_by(step).map(|sample| source.length(sample, 0)).collect();
+    let n = some.len() as f64;
+    let sum = some.iter().sum::<usize>() as f64;
+    let squares = some.iter().map(|&length| (length * length) as f64).sum::<f64>();
     let text = format!("{}: lengths of {n} samples", dir.display());
     let samples = u64::from(source.samples());
-    Ok(Lengths { samples, mean_tokens: sum / n, attended: squares / sum, source: text })
+    Ok(Lengths { samples, mean_tokens: sum / n, attended: squares / sum, source: text, some })
 }
 
-fn pack(config: &Config, shape: &Shape, lengths: &Lengths) -> Pack {
-    let tokens = (config.train.pack_tokens as f64 * PACK_FILL) as usize;
-    let rate = rate(config);
-    let masked = (tokens as f64 * f64::from(rate)).round() as usize;
-    let most = Capacity::of_pack(config.train.pack_tokens, rate, config.objective.whole_word).masked;
-    Pack {
-        shape: shape.clone(),
-        tokens,
-        sequences: (tokens as f64 / lengths.mean_tokens).round() as usize,
-        attended: lengths.attended,
-        masked,
-        masked_rows: rounded_rows(Rows::Masked(masked)).min(most),
-        mlm: rate > 0.0,
-        qdpp: config.objective.qdpp > 0.0,
-        dropout: config.train.dropout > 0.0,
-        recompute: config.train.recompute,
+/// Packs of the sample's lengths, one after the other, each filled as windowed best-fit fills it.
+fn packs(config: &Config, lengths: &Lengths) -> Vec<Batch> {
+    let budget = (config.train.pack_tokens as f64 * PACK_FILL) as usize;
+    let pack = |lengths: &[usize]| {
+        let tokens: usize = lengths.iter().sum();
+        made_up(lengths, (tokens as f64 * f64::from(rate(config))).round() as usize)
+    };
+    let mut packs = Vec::new();
+    let (mut open, mut left) = (Vec::new(), budget);
+    for &length in lengths.some.iter().cycle() {
+        // the last sequence of a pack is as long as there is room
+        open.push(length.min(left));
+        left -= length.min(left);
+        if left == 0 {
+            packs.push(pack(&open));
+            (open, left) = (Vec::new(), budget);
+        }
+        if packs.len() == if lengths.some.len() == 1 { 1 } else { PACKS } {
+            break;
+        }
     }
+    packs
 }
 
 /// Share of the tokens that is masked.
@@ -272,53 +346,57 @@ fn rate(config: &Config) -> f32 {
     if config.objective.mlm > 0.0 { config.objective.mask_rate } else { 0.0 }
 }
 
-/// Every buffer of a rank with packs of `pack_tokens`.
-fn memory_of(config: &Config, layout: &Layout, shards: usize, pack_tokens: usize) -> Vec<Field> {
-    let capacity = Capacity::of_pack(pack_tokens, rate(config), config.objective.whole_word);
-    let (recompute, state) = (config.train.recompute, layout.len.div_ceil(shards));
-    let sizes = Sizes { layout, capacity, recompute, state };
-    let mut fields = memory::parameters(sizes, true);
-    fields.extend(memory::activations(sizes));
-    fields.extend(memory::pack(sizes));
-    fields.push(memory::scratch(sizes));
-    fields
+fn total(memory: Bytes) -> f64 {
+    memory.total() as f64 + WORKSPACE + CONTEXT
 }
 
-fn total(fields: &[Field]) -> f64 {
-    fields.iter().map(|field| field.bytes(REAL) as f64).sum::<f64>() + WORKSPACE + CONTEXT
+/// The largest multiple of 1024 tokens whose packs fit.
+fn largest_pack(run: &Asked<'_>, memory: f64) -> Result<usize> {
+    let fits = |thousands: usize| -> Result<bool> { Ok(total(run.memory(1024 * thousands)?) <= memory) };
+    let (mut fit, mut too_many) = (0, MOST_THOUSANDS);
+    while too_many > fit + 1 {
+        let middle = usize::midpoint(fit, too_many);
+        if fits(middle)? { fit = middle } else { too_many = middle }
+    }
+    Ok(1024 * fit)
 }
 
-fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Layout, gpu: Gpu) -> Prediction {
-    let packs = report.packs_per_rank as f64;
-    let time = |kernels: Vec<Kernel>, times: f64| -> Vec<Timed> {
-        let ms = |k: &Kernel| 1e3 * times * k.calls as f64 * (k.seconds(&gpu) + KERNEL_GAP);
-        kernels.into_iter().map(|kernel| Timed { ms: ms(&kernel), kernel }).collect()
+fn predict(
+    options: &PlanOptions,
+    run: &Asked<'_>,
+    report: &Report,
+    layout: &Layout,
+    gpu: Gpu,
+) -> Result<Prediction> {
+    let counted = run.count(&gpu.card())?;
+    // the counted packs stand for those of a step
+    let packs = report.packs_per_rank as f64 / run.packs.len() as f64;
+    let time = |counts: &Counts, times: f64| -> Vec<Timed> {
+        let ms = |o: &Operation| 1e3 * times * (o.seconds(&gpu) + o.tally.launches as f64 * KERNEL_GAP);
+        let scaled = |o: Operation| Operation { tally: o.tally.times(times), ..o };
+        roofline::operations(counts).into_iter().map(|o| Timed { ms: ms(&o), operation: scaled(o) }).collect()
     };
-    let mut kernels = time(roofline::pack_kernels(&report.pack), packs);
-    let pack_ms: f64 = kernels.iter().map(|k| k.ms).sum();
-    let shards = if config.train.sharding == Sharding::None { 1 } else { options.gpus };
-    let update = time(roofline::update_kernels(&report.pack, layout.len, layout.len.div_ceil(shards)), 1.0);
-    let update_ms: f64 = update.iter().map(|k| k.ms).sum();
-    kernels.extend(update);
+    let mut operations = time(&counted.packs, packs);
+    let pack_ms: f64 = operations.iter().map(|o| o.ms).sum();
+    let update = time(&counted.update, 1.0);
+    let update_ms: f64 = update.iter().map(|o| o.ms).sum();
+    operations.extend(update);
 
     // a sharded optimiser scatters and gathers what the ring would: the same bytes
     let links = links(report.exchanged_bytes, options, &gpu);
     let all_reduce_ms = links.first().map_or(0.0, |link| link.1);
-    let exposed_ms = exposed(layout, all_reduce_ms, pack_ms / packs);
+    let exposed_ms = exposed(layout, all_reduce_ms, pack_ms / report.packs_per_rank as f64);
     let step_ms = pack_ms + exposed_ms + update_ms;
-    let packs_per_step = report.packs_per_step as f64;
-    let tokens_per_s = report.pack.tokens as f64 * packs_per_step / step_ms * 1e3;
+    let tokens_per_s = report.pack.tokens * report.packs_per_step as f64 / step_ms * 1e3;
     let gpus = options.gpus as f64;
     let epoch_tokens = report.lengths.samples as f64 * report.lengths.mean_tokens;
     let epoch_hours = epoch_tokens / tokens_per_s / 3600.0;
-    let fits = |tokens: usize| total(&memory_of(config, layout, shards, tokens)) <= gpu.memory;
-    let largest = (1..=1024).map(|n| 1024 * n).take_while(|&tokens| fits(tokens)).last().unwrap_or(0);
-    Prediction {
-        fits: fits(config.train.pack_tokens),
-        largest_pack_tokens: largest,
-        costs: costs(report, &gpu, &kernels, exposed_ms, step_ms),
-        kernels,
-        pack_ms: pack_ms / packs,
+    Ok(Prediction {
+        fits: report.memory_bytes <= gpu.memory,
+        largest_pack_tokens: largest_pack(run, gpu.memory)?,
+        costs: costs(&gpu, &operations, exposed_ms, step_ms),
+        operations,
+        pack_ms: pack_ms / report.packs_per_rank as f64,
         update_ms,
         all_reduce_ms,
         exposed_ms,
@@ -329,7 +407,7 @@ fn predict(config: &Config, options: &PlanOptions, report: &Report, layout: &Lay
         epoch_hours,
         epoch_cost: options.price.map(|price| price * gpus * epoch_hours),
         gpu,
-    }
+    })
 }
 
 /// Milliseconds of the gradients' all-reduce by each link there could be, the one that is used first:
@@ -360,24 +438,22 @@ fn exposed(layout: &Layout, all_reduce_ms: f64, pack_ms: f64) -> f64 {
 }
 
 /// Where the time goes that a device at its peak would not need.
-fn costs(report: &Report, gpu: &Gpu, kernels: &[Timed], exposed_ms: f64, step_ms: f64) -> Vec<(String, f64)> {
-    let packs = report.packs_per_rank as f64;
-    let useful = report.flops_per_token * report.pack.tokens as f64 * packs / gpu.peak * 1e3;
-    let sum = |keep: &dyn Fn(&Timed) -> f64| kernels.iter().map(keep).sum::<f64>();
-    let ideal = |k: &Timed| k.kernel.flops / gpu.peak * 1e3 * k.kernel.calls as f64 * packs;
-    let attends = |k: &Timed| matches!(k.kernel.kind, Kind::AttentionForward | Kind::AttentionBackward);
-    let products = sum(&|k| if matches!(k.kernel.kind, Kind::Product(_)) { k.ms - ideal(k) } else { 0.0 });
-    let attention = sum(&|k| if attends(k) { k.ms - ideal(k) } else { 0.0 });
-    let rows = sum(&|k| if k.kernel.kind == Kind::Rows { k.ms } else { 0.0 });
-    let updates = sum(&|k| if k.kernel.kind == Kind::Update { k.ms } else { 0.0 });
-    let work = sum(&ideal) - useful;
+fn costs(gpu: &Gpu, operations: &[Timed], exposed_ms: f64, step_ms: f64) -> Vec<(String, f64)> {
+    let sum = |of: &dyn Fn(&Timed) -> f64| operations.iter().map(of).sum::<f64>();
+    let at_peak = |flops: f64| flops / gpu.peak * 1e3;
+    let useful = sum(&|o| at_peak(o.operation.tally.least_flops));
+    let again = sum(&|o| at_peak(o.operation.tally.flops - o.operation.tally.least_flops));
+    let above = |o: &Timed| o.ms - at_peak(o.operation.tally.flops);
+    let of = |keep: &dyn Fn(Kind) -> bool| sum(&|o| if keep(o.operation.kind) { above(o) } else { 0.0 });
+    let products = of(&|kind| matches!(kind, Kind::Product(_)));
+    let attention = of(&|kind| matches!(kind, Kind::AttentionForward | Kind::AttentionBackward));
     [
         ("the FLOPs that MFU counts, at the peak", useful),
-        ("recomputed scores, and masked rows up to the capacity", work),
+        ("scores computed again, and rows up to the capacity", again),
         ("matrix products below the peak", products),
         ("attention below the peak", attention),
-        ("row kernels (memory)", rows),
-        ("optimiser (memory)", updates),
+        ("row kernels (memory)", of(&|kind| kind == Kind::Rows)),
+        ("optimiser (memory)", of(&|kind| kind == Kind::Update)),
         ("all-reduce that nothing hides", exposed_ms),
     ]
     .map(|(what, ms)| (what.to_owned(), 100.0 * ms / step_ms))

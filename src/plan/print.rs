@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::roofline::Kind;
-use super::{Prediction, REAL, Report, hardware};
+use super::{Prediction, Report, hardware};
+use crate::engine::op::Kind;
 
 /// Bytes of a GB in the tables.
 const GB: f64 = 1e9;
@@ -36,8 +36,8 @@ fn head(out: &mut String, r: &Report) -> std::fmt::Result {
     )?;
     writeln!(
         out,
-        "pack     {} tokens, {} sequences, {} masked (products run over {} rows)",
-        r.pack.tokens, r.pack.sequences, r.pack.masked, r.pack.masked_rows
+        "pack     {:.0} tokens, {:.0} sequences, {:.0} masked",
+        r.pack.tokens, r.pack.sequences, r.pack.masked
     )?;
     writeln!(
         out,
@@ -51,13 +51,28 @@ fn head(out: &mut String, r: &Report) -> std::fmt::Result {
 
 fn memory(out: &mut String, r: &Report) -> std::fmt::Result {
     writeln!(out, "memory of one GPU (bf16 weights and activations)                 GB")?;
-    for (field, bytes) in &r.memory {
-        let width = if field.real { REAL } else { 4 };
-        writeln!(out, "  {:<44} {:>12} x {width} {:>8.3}", field.name, field.elements, *bytes as f64 / GB)?;
+    let m = r.memory;
+    let rows = [
+        ("weights", m.weights),
+        ("gradients (f32)", m.gradients),
+        ("master weights (f32)", m.master),
+        ("moments (f32)", m.moments),
+        ("activations, packs and scratch", m.activations),
+    ];
+    for (name, bytes) in rows {
+        writeln!(out, "  {name:<58} {:>8.3}", bytes as f64 / GB)?;
     }
-    let rest = r.memory_bytes - r.memory.iter().map(|(_, bytes)| *bytes as f64).sum::<f64>();
-    writeln!(out, "  {:<44} {:>25.3}", "workspace, CUDA context, NCCL (assumed)", rest / GB)?;
-    writeln!(out, "  {:<44} {:>25.3}\n", "all", r.memory_bytes / GB)
+    let rest = r.memory_bytes - m.total() as f64;
+    writeln!(out, "  {:<58} {:>8.3}", "workspace, CUDA context, NCCL (assumed)", rest / GB)?;
+    writeln!(out, "  {:<58} {:>8.3}\n", "all", r.memory_bytes / GB)
+}
+
+/// `linear [16384, 768] over 768`
+fn name(operation: &super::Operation) -> String {
+    match operation.kind {
+        Kind::Product([m, n, k]) => format!("{} [{m}, {n}] over {k}", operation.name),
+        _ => operation.name.to_owned(),
+    }
 }
 
 fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
@@ -75,21 +90,21 @@ fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
     writeln!(out, "  {fits}; largest pack_tokens that fits: {}", p.largest_pack_tokens)?;
     writeln!(
         out,
-        "  {:<36} {:>6} {:>9} {:>9} {:>8} {:>8} {:>6}",
-        "kernel (all its calls in a step)", "calls", "must GB", "moves GB", "TFLOP", "ms", "%"
+        "  {:<46} {:>6} {:>9} {:>9} {:>9} {:>8} {:>8} {:>6}",
+        "operation (all its runs in a step)", "runs", "launches", "least GB", "moves GB", "TFLOP", "ms", "%"
     )?;
-    for k in &p.kernels {
-        let calls = k.kernel.calls * if k.kernel.kind == Kind::Update { 1 } else { r.packs_per_rank };
-        let share = 100.0 * k.ms / p.step_ms;
-        let n = calls as f64;
+    for timed in &p.operations {
+        let (tally, share) = (&timed.operation.tally, 100.0 * timed.ms / p.step_ms);
         writeln!(
             out,
-            "  {:<36} {calls:>6} {:>9.2} {:>9.2} {:>8.2} {:>8.2} {share:>6.1}",
-            k.kernel.name,
-            n * k.kernel.must / GB,
-            n * k.kernel.moves / GB,
-            n * k.kernel.flops / 1e12,
-            k.ms
+            "  {:<46} {:>6} {:>9} {:>9.2} {:>9.2} {:>8.2} {:>8.2} {share:>6.1}",
+            name(&timed.operation),
+            tally.runs,
+            tally.launches,
+            tally.least_bytes / GB,
+            tally.bytes / GB,
+            tally.flops / 1e12,
+            timed.ms
         )?;
     }
     let links: Vec<_> = p.links.iter().map(|(name, ms)| format!("{name} {ms:.1} ms")).collect();

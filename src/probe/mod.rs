@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::engine::Backend;
+use crate::engine::Engine;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
 use crate::ranks::World;
@@ -44,10 +44,10 @@ pub struct ProbeOptions {
 /// `Error::Config` for no model, a name twice, models of different vocabularies, or a model without
 /// MLM head where `heads_from` names none.
 pub fn run(config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
-    on_engine!(config, world, backend => run_on(&backend, config, options, world))
+    on_engine!(config, world, engine => run_on(&engine, config, options, world))
 }
 
-fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
+fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world: &World) -> Result<()> {
     if options.pairs == 0 {
         return Err(Error::config("--pairs 0: there is nothing to probe"));
     }
@@ -57,14 +57,14 @@ fn run_on<B: Backend>(backend: &B, config: &Config, options: &ProbeOptions, worl
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
     let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
-    announce(backend, world);
+    announce(engine, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
     world.agree(world.leads().then(|| check_free(&config.run.out)))?;
     let dir = directory::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
-        let (mut model, borrowed) = load(backend.clone(), config, path, options.heads_from.as_deref())?;
+        let (mut model, borrowed) = load(engine.clone(), config, path, options.heads_from.as_deref())?;
         let predictions: Vec<Prediction> = predict(&mut model, &pairs, world)?;
         let head = borrowed.then(|| options.heads_from.clone()).flatten();
         models.push(ModelTally::new(name, path, head, &pairs, &predictions));
@@ -100,12 +100,12 @@ fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
 }
 
 /// The model with an MLM head: its own, or that of `heads_from` (then true).
-fn load<B: Backend>(
-    backend: B,
+fn load<E: Engine>(
+    engine: E,
     config: &Config,
     path: &Path,
     heads_from: Option<&Path>,
-) -> Result<(Bert<B>, bool)> {
+) -> Result<(Bert<E>, bool)> {
     const HEAD: &str = "cls.predictions";
     let mut found = Checkpoint::read(path)?;
     found.check_fits(found.shape.vocab, config.data.max_tokens)?;
@@ -122,7 +122,7 @@ fn load<B: Backend>(
     }
     let options = predict::options(config);
     debug_assert_eq!(options.heads, HeadSet::PRETRAINING);
-    let mut model = Bert::new(backend, &found.shape, options)?;
+    let mut model = Bert::new(engine, &found.shape, options)?;
     let report = found.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
     match report.missing.iter().find(|name| name.starts_with(HEAD)) {
         Some(name) => Err(Error::data(format!("{}: the MLM head lacks {name}", path.display()))),

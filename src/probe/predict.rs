@@ -6,7 +6,7 @@ use super::pairs::{Pair, Pairs};
 use crate::Result;
 use crate::config::Config;
 use crate::data::batch::Batch;
-use crate::engine::Backend;
+use crate::engine::Engine;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::{Bert, HeadSet, Mode, Objective};
@@ -61,7 +61,7 @@ pub fn options(config: &Config) -> Options {
 
 /// Predicts every word of every pair: for each, its pieces from the query alone, then its pieces with
 /// the document. Ranks share the packs; all of them return all predictions.
-pub fn predict<B: Backend>(model: &mut Bert<B>, pairs: &Pairs, world: &World) -> Result<Vec<Prediction>> {
+pub fn predict<E: Engine>(model: &mut Bert<E>, pairs: &Pairs, world: &World) -> Result<Vec<Prediction>> {
     let (mut items, mut at) = (Vec::new(), 0);
     for pair in &pairs.list {
         for word in 0..pair.words.len() {
@@ -98,8 +98,8 @@ fn fits(items: &[Masked], room: Capacity) -> usize {
     fit.count().max(1)
 }
 
-fn predict_pack<B: Backend>(
-    model: &mut Bert<B>,
+fn predict_pack<E: Engine>(
+    model: &mut Bert<E>,
     pairs: &Pairs,
     pack: &[Masked],
     values: &mut [f64],

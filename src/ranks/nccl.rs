@@ -16,7 +16,7 @@ use cudarc::nccl::sys::{self, ncclDataType_t, ncclRedOp_t, ncclResult_t};
 use super::reduce::{Collective, Distributed};
 use super::world::World;
 use crate::engine::cuda::{Cuda, CudaBuf, Device, Event};
-use crate::engine::{Backend, Elem, Real};
+use crate::engine::{Device as _, Elem, Real};
 use crate::{Error, Result};
 
 /// Longest id that the ranks exchange: NCCL's is 128 bytes.
@@ -48,7 +48,7 @@ struct Nccl {
 }
 
 impl Nccl {
-    fn new<R: Real>(backend: &Cuda<R>, world: &World) -> Result<Self> {
+    fn new<R: Real>(engine: &Cuda<R>, world: &World) -> Result<Self> {
         // SAFETY: opening the library runs its initialisers and nothing else.
         if !unsafe { sys::is_culib_present() } {
             return Err(Error::device(format!(
@@ -70,7 +70,7 @@ impl Nccl {
         // SAFETY: `comm` outlives the call; every rank makes it with the same id.
         let joined = unsafe { nccl::comm_init_rank(&mut comm, world.size() as i32, id, world.rank() as i32) };
         check("joining the ranks", joined)?;
-        let device = backend.device().clone();
+        let device = engine.device().clone();
         Ok(Self { comm, device, made: Event::new()?, summed: Event::new()?, narrow: None })
     }
 
@@ -87,7 +87,7 @@ impl Nccl {
     /// Sums `range` of `grads` in bf16 and puts the sum back, all on the communication stream.
     fn sum_narrow<R: Real>(
         &mut self,
-        backend: &Cuda<R>,
+        engine: &Cuda<R>,
         grads: &mut CudaBuf<f32>,
         range: Range<usize>,
     ) -> Result<()> {
@@ -95,16 +95,16 @@ impl Nccl {
         if self.narrow.as_ref().is_none_or(|buffer| buffer.len() < len) {
             // grows in the first step alone; what still uses the shorter one comes to its end
             self.device.communication.synchronize()?;
-            self.narrow = Some(backend.zeros(len)?);
+            self.narrow = Some(engine.zeros(len)?);
         }
         let Some(narrow) = &mut self.narrow else { return Ok(()) };
         self.made.record(&self.device.compute)?;
         self.device.communication.wait(&self.made)?;
-        backend.narrow(&self.device.communication, grads, range.clone(), narrow)?;
+        engine.narrow(&self.device.communication, grads, range.clone(), narrow)?;
         let (address, _) = narrow.span("the sum of gradients", 0..len)?;
         let stream = self.device.communication.raw().cast();
         all_reduce(address, len, ncclDataType_t::ncclBfloat16, self.comm, stream)?;
-        backend.widen(&self.device.communication, narrow, grads, range)
+        engine.widen(&self.device.communication, narrow, grads, range)
     }
 
     /// An error that came up in the background, on any rank; does not wait.
@@ -122,13 +122,13 @@ impl Nccl {
 }
 
 impl<R: Real> Collective<Cuda<R>> for Ranks {
-    fn all_reduce(&mut self, backend: &Cuda<R>, grads: &mut CudaBuf<f32>, range: Range<usize>) -> Result<()> {
+    fn all_reduce(&mut self, engine: &Cuda<R>, grads: &mut CudaBuf<f32>, range: Range<usize>) -> Result<()> {
         let Some(nccl) = &mut self.nccl else { return Ok(()) };
         if range.is_empty() {
             return Ok(());
         }
-        if backend.sums_narrow() {
-            return nccl.sum_narrow(backend, grads, range);
+        if engine.sums_narrow() {
+            return nccl.sum_narrow(engine, grads, range);
         }
         nccl.follow()?;
         let len = range.len();
@@ -138,7 +138,7 @@ impl<R: Real> Collective<Cuda<R>> for Ranks {
 
     fn reduce_scatter(
         &mut self,
-        _backend: &Cuda<R>,
+        _engine: &Cuda<R>,
         grads: &mut CudaBuf<f32>,
         pieces: &[Range<usize>],
     ) -> Result<()> {
@@ -172,7 +172,7 @@ impl<R: Real> Collective<Cuda<R>> for Ranks {
 
     fn all_gather(
         &mut self,
-        _backend: &Cuda<R>,
+        _engine: &Cuda<R>,
         weights: &mut CudaBuf<R>,
         pieces: &[Range<usize>],
     ) -> Result<()> {
@@ -201,7 +201,7 @@ impl<R: Real> Collective<Cuda<R>> for Ranks {
         })
     }
 
-    fn finish(&mut self, _backend: &Cuda<R>) -> Result<()> {
+    fn finish(&mut self, _engine: &Cuda<R>) -> Result<()> {
         let Some(nccl) = &self.nccl else { return Ok(()) };
         nccl.poll()?;
         nccl.summed.record(&nccl.device.communication)?;

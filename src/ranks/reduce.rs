@@ -8,31 +8,25 @@ use mpi::traits::*;
 
 use super::world::World;
 use crate::Result;
-use crate::engine::Backend;
 use crate::engine::cpu::{Cpu, Operand};
+use crate::engine::{Device, Engine, Floats, Reals};
 
 /// What a training step exchanges. Every rank makes the same calls with the same ranges in the same
 /// order. A device may work behind on a stream of its own until `finish`.
-pub trait Collective<B: Backend> {
+pub trait Collective<D: Device> {
     /// Sums `grads[range]` over ranks.
-    fn all_reduce(&mut self, backend: &B, grads: &mut B::Buf<f32>, range: Range<usize>) -> Result<()>;
+    fn all_reduce(&mut self, device: &D, grads: &mut Floats<D>, range: Range<usize>) -> Result<()>;
     /// Sums one bucket over ranks, cut into a piece a rank: rank r has the sum of `pieces[r]`
     /// afterwards; what the other pieces hold is unspecified.
-    fn reduce_scatter(&mut self, backend: &B, grads: &mut B::Buf<f32>, pieces: &[Range<usize>])
-    -> Result<()>;
+    fn reduce_scatter(&mut self, device: &D, grads: &mut Floats<D>, pieces: &[Range<usize>]) -> Result<()>;
     /// Hands every rank the piece that rank r owns, `pieces[r]`.
-    fn all_gather(
-        &mut self,
-        backend: &B,
-        weights: &mut B::Buf<B::Real>,
-        pieces: &[Range<usize>],
-    ) -> Result<()>;
+    fn all_gather(&mut self, device: &D, weights: &mut Reals<D>, pieces: &[Range<usize>]) -> Result<()>;
     /// What was started is complete for every operation that the device is given from now on.
-    fn finish(&mut self, backend: &B) -> Result<()>;
+    fn finish(&mut self, device: &D) -> Result<()>;
 }
 
 /// An engine whose ranks can exchange arenas.
-pub trait Distributed: Backend {
+pub trait Distributed: Engine {
     /// The collectives of `world` on this engine's device.
     ///
     /// # Errors
@@ -40,7 +34,10 @@ pub trait Distributed: Backend {
     fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>>;
 }
 
-impl<R: Operand> Distributed for Cpu<R> {
+impl<R: Operand> Distributed for Cpu<R>
+where
+    Self: Engine,
+{
     fn collective<'w>(&self, world: &'w World) -> Result<Box<dyn Collective<Self> + 'w>> {
         Ok(Box::new(MpiCollective::new(world)))
     }
@@ -109,14 +106,14 @@ impl<'w> MpiCollective<'w> {
     }
 }
 
-impl<B: Backend> Collective<B> for MpiCollective<'_> {
-    fn all_reduce(&mut self, backend: &B, grads: &mut B::Buf<f32>, range: Range<usize>) -> Result<()> {
+impl<D: Device> Collective<D> for MpiCollective<'_> {
+    fn all_reduce(&mut self, device: &D, grads: &mut Floats<D>, range: Range<usize>) -> Result<()> {
         if self.world.size() == 1 || range.is_empty() {
             return Ok(());
         }
         let pieces = pieces(&(0..range.len()), self.world.size());
         let lens: Vec<usize> = pieces.iter().map(ExactSizeIterator::len).collect();
-        backend.on_host(grads, range, &mut |values| {
+        device.on_host(grads, range, &mut |values| {
             let longest = self.scatter(values, &lens);
             let all = self.gather();
             for (rank, piece) in pieces.iter().enumerate() {
@@ -125,12 +122,7 @@ impl<B: Backend> Collective<B> for MpiCollective<'_> {
         })
     }
 
-    fn reduce_scatter(
-        &mut self,
-        backend: &B,
-        grads: &mut B::Buf<f32>,
-        pieces: &[Range<usize>],
-    ) -> Result<()> {
+    fn reduce_scatter(&mut self, device: &D, grads: &mut Floats<D>, pieces: &[Range<usize>]) -> Result<()> {
         let (Some(first), Some(last)) = (pieces.first(), pieces.last()) else { return Ok(()) };
         let range = first.start..last.end;
         if self.world.size() == 1 || range.is_empty() {
@@ -139,32 +131,27 @@ impl<B: Backend> Collective<B> for MpiCollective<'_> {
         let lens: Vec<usize> = pieces.iter().map(ExactSizeIterator::len).collect();
         let own = &pieces[self.world.rank()];
         let own = own.start - range.start..own.end - range.start;
-        backend.on_host(grads, range, &mut |values| {
+        device.on_host(grads, range, &mut |values| {
             self.scatter(values, &lens);
             values[own.clone()].copy_from_slice(&self.sum[..own.len()]);
         })
     }
 
-    fn all_gather(
-        &mut self,
-        backend: &B,
-        weights: &mut B::Buf<B::Real>,
-        pieces: &[Range<usize>],
-    ) -> Result<()> {
+    fn all_gather(&mut self, device: &D, weights: &mut Reals<D>, pieces: &[Range<usize>]) -> Result<()> {
         let longest = pieces.iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         if self.world.size() == 1 || longest == 0 {
             return Ok(());
         }
-        self.sum = backend.download_weights(weights, pieces[self.world.rank()].clone())?;
+        self.sum = device.download_weights(weights, pieces[self.world.rank()].clone())?;
         self.sum.resize(longest, 0.0);
         let all = self.gather();
         for (rank, piece) in pieces.iter().enumerate() {
-            backend.upload_weights(&all[rank * longest..][..piece.len()], weights, piece.start)?;
+            device.upload_weights(&all[rank * longest..][..piece.len()], weights, piece.start)?;
         }
         Ok(())
     }
 
-    fn finish(&mut self, _backend: &B) -> Result<()> {
+    fn finish(&mut self, _device: &D) -> Result<()> {
         Ok(()) // every call above has waited
     }
 }

@@ -1,12 +1,12 @@
 //! Dropout as constant tensors of 0 and 1 / (1 - rate), element by element from the rule that
-//! `engine::Dropout` documents, so that gradients can be compared with dropout on. The
+//! `engine::op::Dropout` documents, so that gradients can be compared with dropout on. The
 //! engine draws eight elements at once; here each element asks for its own block.
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::Result;
 use crate::data::batch::Batch;
-use crate::engine::Dropout;
+use crate::engine::op::Dropout;
 use crate::random::philox;
 
 /// The dropout of one pack; off without a rate.

@@ -16,7 +16,7 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
 
 use crate::data::batch::Batch;
-use crate::engine::Aggregate;
+use crate::engine::op::Aggregate;
 use crate::model::shape::Shape;
 use crate::{Error, Result};
 use bert::Weights;

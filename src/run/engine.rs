@@ -1,7 +1,6 @@
 //! The engine that a run computes on.
 
 use crate::config::{Device, Precision, Run, Train};
-use crate::engine::Backend;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda};
 use crate::ranks::World;
@@ -59,22 +58,22 @@ pub fn choose(run: &Run, train: &Train, world: &World) -> Result<Engine> {
     })
 }
 
-/// `on_engine!(config, world, backend => work)`: runs `work` with the engine that the plan asks for.
+/// `on_engine!(config, world, engine => work)`: runs `work` with the engine that the plan asks for.
 macro_rules! on_engine {
-    ($config:expr, $world:expr, $backend:ident => $work:expr) => {
+    ($config:expr, $world:expr, $engine:ident => $work:expr) => {
         match $crate::run::engine::choose(&$config.run, &$config.train, $world)? {
-            $crate::run::engine::Engine::CpuF32($backend) => $work,
-            $crate::run::engine::Engine::CpuBf16($backend) => $work,
-            $crate::run::engine::Engine::CudaF32($backend) => $work,
-            $crate::run::engine::Engine::CudaBf16($backend) => $work,
+            $crate::run::engine::Engine::CpuF32($engine) => $work,
+            $crate::run::engine::Engine::CpuBf16($engine) => $work,
+            $crate::run::engine::Engine::CudaF32($engine) => $work,
+            $crate::run::engine::Engine::CudaBf16($engine) => $work,
         }
     };
 }
 pub(crate) use on_engine;
 
 /// Says where the run computes.
-pub fn announce<B: Backend>(backend: &B, world: &World) {
+pub fn announce<D: crate::engine::Device>(engine: &D, world: &World) {
     if world.leads() {
-        tell!("device: {}, {} rank(s) x {} thread(s)", backend.describe(), world.size(), world.threads());
+        tell!("device: {}, {} rank(s) x {} thread(s)", engine.describe(), world.size(), world.threads());
     }
 }

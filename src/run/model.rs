@@ -4,12 +4,13 @@ use std::path::Path;
 
 use super::samples::Samples;
 use crate::config::{Model, Objective, Train};
-use crate::engine::Backend;
+use crate::engine::Engine;
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Shape};
 use crate::ranks::World;
+use crate::train::counted::Run;
 use crate::train::memory::{Forecast, Needs};
 use crate::train::settings;
 use crate::{Error, Result};
@@ -24,15 +25,15 @@ pub struct ModelSettings<'a> {
 }
 
 impl ModelSettings<'_> {
-    /// The model on `backend`, with the weights of the checkpoint `resumed`, of `model.path`, or fresh
+    /// The model on `engine`, with the weights of the checkpoint `resumed`, of `model.path`, or fresh
     /// ones; and what memory was predicted for its training.
-    pub fn make<B: Backend>(
+    pub fn make<E: Engine>(
         &self,
-        backend: B,
+        engine: E,
         samples: &Samples,
         resumed: Option<&Path>,
         world: &World,
-    ) -> Result<(Bert<B>, Option<Forecast>)> {
+    ) -> Result<(Bert<E>, Option<Forecast>)> {
         let rate = if samples.rule.is_some() { self.objective.mask_rate } else { 0.0 };
         let capacity = |tokens| Capacity::of_pack(tokens, rate, self.objective.whole_word);
         let options = Options {
@@ -47,18 +48,20 @@ impl ModelSettings<'_> {
         };
         let vocab = samples.tokenizer.vocab();
         let tuning = settings::tuning(self.train, None);
-        let forecast = |backend: &B, shape: &Shape| {
+        let forecast = |engine: &E, shape: &Shape| {
             let layout = &tuning.layout(shape, HeadSet::PRETRAINING)?;
             let least_tokens = self.max_tokens;
-            Needs { layout, train: self.train, capacity: &capacity, least_tokens }.forecast(backend, world)
+            let (options, train) = (options.clone(), self.train);
+            let run = Run { layout, options, train, rank: world.rank(), ranks: world.size() };
+            Needs { run, capacity: &capacity, least_tokens }.forecast(engine)
         };
         let resumed = resumed.map(|checkpoint| checkpoint.join("model"));
         match resumed.as_ref().or(self.model.path.as_ref()) {
             Some(path) => {
                 let checkpoint = Checkpoint::read(path)?;
                 checkpoint.check_fits(vocab, self.max_tokens)?;
-                let forecast = forecast(&backend, &checkpoint.shape)?;
-                let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
+                let forecast = forecast(&engine, &checkpoint.shape)?;
+                let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;
                 let report = checkpoint.fill(&mut model, Fill::Head(HeadStart::NewHead), self.seed)?;
                 if world.leads() {
                     report.print(path);
@@ -67,8 +70,8 @@ impl ModelSettings<'_> {
             }
             None => {
                 let shape = fresh_shape(self.model, vocab, self.max_tokens)?;
-                let forecast = forecast(&backend, &shape)?;
-                let mut model = Bert::tuned(backend, &shape, options, &tuning)?;
+                let forecast = forecast(&engine, &shape)?;
+                let mut model = Bert::tuned(engine, &shape, options, &tuning)?;
                 checkpoint::fill_fresh(&mut model, self.seed)?;
                 Ok((model, forecast))
             }

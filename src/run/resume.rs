@@ -270,7 +270,7 @@ pub fn plan_of(config: &Config, unused: &[&str]) -> Result<String> {
 ///
 /// # Errors
 /// `Error::Data` with every tensor that is missing or unexpected, or what else does not fit.
-pub fn load<B: Distributed>(dir: &Path, trainer: &mut Trainer<B>) -> Result<State> {
+pub fn load<E: Distributed>(dir: &Path, trainer: &mut Trainer<E>) -> Result<State> {
     let state = find::read_state(dir)?;
     let arena = trainer.model.layout.len;
     if state.arena != arena {
@@ -293,21 +293,21 @@ pub fn load<B: Distributed>(dir: &Path, trainer: &mut Trainer<B>) -> Result<Stat
     }
     let owned = trainer.optimiser.state.owned.clone();
     let mut optimiser = find::read_optimiser(dir, &state, &owned)?;
-    if !has_master::<B>() && !optimiser.master.is_empty() {
+    if !has_master::<E>() && !optimiser.master.is_empty() {
         // From a device with 16-bit weights to one with f32: the optimiser's f32 weights are the exact ones.
         let all = find::read_optimiser(dir, &state, &find::held(dir, &state)?)?;
         let model = &mut trainer.model;
         let mut at = 0;
         for range in &all.owned {
             let values = &all.master[at..at + range.len()];
-            model.backend.upload_weights(values, &mut model.weights, range.start)?;
+            model.engine.upload_weights(values, &mut model.weights, range.start)?;
             at += range.len();
         }
         optimiser.master.clear();
-    } else if has_master::<B>() && optimiser.master.is_empty() {
+    } else if has_master::<E>() && optimiser.master.is_empty() {
         let model = &trainer.model;
         for range in &owned {
-            optimiser.master.extend(model.backend.download_weights(&model.weights, range.clone())?);
+            optimiser.master.extend(model.engine.download_weights(&model.weights, range.clone())?);
         }
     }
     trainer.restore(state.progress, &optimiser)?;

@@ -16,7 +16,7 @@ use crate::data::negatives::Negatives;
 use crate::data::source::{
     ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource,
 };
-use crate::engine::MaskRule;
+use crate::engine::op::MaskRule;
 use crate::model;
 use crate::ranks::World;
 use crate::text::Tokenizer;

@@ -77,9 +77,9 @@ impl<'w> Session<'w> {
     /// # Errors
     /// `Error::Preempted` after a signal, when everything is saved; `Error::Data` when gradients stay
     /// non-finite at a place that training went back from already.
-    pub fn train<B: Distributed>(
+    pub fn train<E: Distributed>(
         &mut self,
-        trainer: &mut Trainer<B>,
+        trainer: &mut Trainer<E>,
         source: Arc<dyn SampleSource>,
         mut options: LoaderOptions,
     ) -> Result<()> {
@@ -101,7 +101,7 @@ impl<'w> Session<'w> {
     ///
     /// # Errors
     /// As `resume::load`.
-    pub fn go_back<B: Distributed>(&mut self, from: &Path, trainer: &mut Trainer<B>) -> Result<()> {
+    pub fn go_back<E: Distributed>(&mut self, from: &Path, trainer: &mut Trainer<E>) -> Result<()> {
         let state = self.world.agree_all(resume::load(from, trainer))?;
         self.saver.resumed_at(state.progress.updates);
         if self.world.leads() {
@@ -117,7 +117,7 @@ impl<'w> Session<'w> {
     }
 
     /// Leaves in metrics.jsonl the steps that the weights have seen and goes on behind them.
-    pub fn cut_metrics<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<()> {
+    pub fn cut_metrics<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         let path = self.dir.join("metrics.jsonl");
         self.meter = None;
         let cut = || resume::cut_metrics(&path, trainer.progress());
@@ -134,7 +134,7 @@ impl<'w> Session<'w> {
     }
 
     /// Measures the held-out pairs when it is time.
-    fn validate<B: Distributed>(&mut self, step: u64, trainer: &mut Trainer<B>) -> Result<()> {
+    fn validate<E: Distributed>(&mut self, step: u64, trainer: &mut Trainer<E>) -> Result<()> {
         let Some(validation) = self.validation.as_ref().filter(|_| self.validates(step)) else {
             return Ok(());
         };
@@ -188,7 +188,7 @@ impl<'w> Session<'w> {
     }
 
     /// All ranks stop after the same step: everything is saved before any of them ends.
-    fn preempted<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<Error> {
+    fn preempted<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<Error> {
         let saved = self.saver.save_now(trainer)?;
         let signal = signals::asked().unwrap_or("a signal to another rank");
         Ok(Error::Preempted(format!(
@@ -203,7 +203,7 @@ impl<'w> Session<'w> {
     ///
     /// # Errors
     /// `Error::Data` with the file that cannot be written.
-    pub fn finish<B: Distributed>(&mut self, trainer: &mut Trainer<B>, command: &str) -> Result<()> {
+    pub fn finish<E: Distributed>(&mut self, trainer: &mut Trainer<E>, command: &str) -> Result<()> {
         if self.saver.is_on() {
             self.saver.save_now(trainer)?;
         }
@@ -226,7 +226,7 @@ impl<'w> Session<'w> {
     }
 }
 
-impl<B: Distributed> Watcher<B> for Session<'_> {
+impl<E: Distributed> Watcher<E> for Session<'_> {
     fn word(&mut self) -> Result<Word> {
         Ok(Word { stop: signals::asked().is_some(), ..self.saver.word()? })
     }
@@ -235,7 +235,7 @@ impl<B: Distributed> Watcher<B> for Session<'_> {
         self.saver.due(step) || self.validates(step)
     }
 
-    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, E>) -> Result<Flow> {
         if let Some(meter) = &mut self.meter {
             meter.record(update)?;
         }

@@ -44,11 +44,11 @@ impl Stage {
 
 /// Runs `pretrain` or `coarse` on every rank of `world`.
 pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
-    on_engine!(config, world, backend => run_on(backend, config, stage, world))
+    on_engine!(config, world, engine => run_on(engine, config, stage, world))
 }
 
-fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &World) -> Result<()> {
-    announce(&backend, world);
+fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &World) -> Result<()> {
+    announce(&engine, world);
     let samples = open_samples(config, stage, world)?;
     let mut options = loader_options(config, &samples, world);
     let steps = steps(&config.train, || packs_per_epoch(samples.source.as_ref(), &options))?;
@@ -69,14 +69,14 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     }
     let _lock = directory::lock(dir, world)?;
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
-    let product_speed = product_speed(&backend, world)?;
-    let (model, forecast) = model_settings(config).make(backend, &samples, from, world)?;
+    let product_speed = product_speed(&engine, world)?;
+    let (model, forecast) = model_settings(config).make(engine, &samples, from, world)?;
     if world.leads() {
         tell!("{} parameters, {steps} steps", model.layout.parameters());
         samples.print();
     }
     let mut trainer = Trainer::new(model, world, &config.train, steps)?.check_every(config.run.check);
-    let memory = forecast.map(|forecast| forecast.report(&trainer.model.backend, world)).transpose()?;
+    let memory = forecast.map(|forecast| forecast.report(&trainer.model.engine, world)).transpose()?;
     let mut facts = vec![("steps", json!(steps)), ("memory", json!(memory))];
     facts.extend(samples.facts());
     directory::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
@@ -93,7 +93,7 @@ fn run_on<B: Distributed>(backend: B, config: &Config, stage: Stage, world: &Wor
     }
     options.start = trainer.progress().cursor;
     session.train(&mut trainer, samples.source.clone(), options)?;
-    forecast.map_or(Ok(()), |forecast| forecast.confirm(&trainer.model.backend))?;
+    forecast.map_or(Ok(()), |forecast| forecast.confirm(&trainer.model.engine))?;
     session.finish(&mut trainer, stage.name())
 }
 

@@ -48,10 +48,10 @@ impl Task<'_> {
 
 /// Runs the study of `config` on every rank of `world`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
-    on_engine!(config, world, backend => run_on(&backend, config, world))
+    on_engine!(config, world, engine => run_on(&engine, config, world))
 }
 
-fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
+fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<()> {
     let arms = &config.experiment.arms;
     let Some(first) = arms.first() else {
         return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
@@ -66,14 +66,14 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
     directory::create(config, &identity, &[("arms", json!(arms.len()))], world)?;
     let study = Study::read(config, &first.model, dir, world)?;
     let tasks = tasks(config, study.folds.len());
-    announce(backend, world);
+    announce(engine, world);
     signals::listen()?;
     let start = std::time::Instant::now();
     let claims = dir.join(CLAIMS);
     world.agree(world.leads().then(|| empty_folder(&claims)))?;
     for (i, task) in tasks.iter().enumerate() {
         if claim(&claims, i)? {
-            let done = run_task(backend, &study, task, dir);
+            let done = run_task(engine, &study, task, dir);
             if let Err(error @ Error::Preempted(_)) = &done {
                 world.fail(error); // the others are at other tasks: there is nothing to agree on
             }
@@ -180,7 +180,7 @@ fn ranked(config: &Config, fold: &Fold) -> Vec<String> {
     }
 }
 
-fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path) -> Result<()> {
+fn run_task<E: Distributed>(engine: &E, study: &Study, task: &Task, out: &Path) -> Result<()> {
     let dir = task.dir(out);
     let (run_path, about_path) = (dir.join("run.txt"), dir.join("task.json"));
     let about = format!("{:#}\n", describe(study, task)?);
@@ -193,7 +193,7 @@ fn run_task<B: Distributed>(backend: &B, study: &Study, task: &Task, out: &Path)
     let ranked = ranked(study.config, fold);
     let seed = seed(study, task);
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir, seed };
-    let (_, run) = study.run_fold(backend.clone(), start, &fold_task, &World::solo())?;
+    let (_, run) = study.run_fold(engine.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     directory::write_whole(&about_path, about.as_bytes())
 }

@@ -31,6 +31,7 @@ use crate::run::engine::{announce, on_engine};
 use crate::run::resume;
 use crate::run::signals;
 use crate::text::Tokenizer;
+use crate::train::counted;
 use crate::train::memory::Needs;
 use crate::train::metrics::Meter;
 use crate::train::schedule::steps;
@@ -125,17 +126,17 @@ impl<'a> Study<'a> {
 
     /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
     /// model ranks as it is.
-    pub fn run_fold<B: Distributed>(
+    pub fn run_fold<E: Distributed>(
         &self,
-        backend: B,
+        engine: E,
         start: Start,
         task: &FoldTask,
         world: &World,
-    ) -> Result<(Bert<B>, Run)> {
+    ) -> Result<(Bert<E>, Run)> {
         let config = self.config;
         let FoldTask { fold, topics, ranked, seed, .. } = *task;
         let train = self.training_topics(fold, topics);
-        let mut model = self.load(backend, start, !train.is_empty(), seed, world)?;
+        let mut model = self.load(engine, start, !train.is_empty(), seed, world)?;
         if !train.is_empty() {
             model = self.train(model, &train, task, world)?;
         }
@@ -163,14 +164,14 @@ impl<'a> Study<'a> {
         topics
     }
 
-    fn load<B: Distributed>(
+    fn load<E: Distributed>(
         &self,
-        backend: B,
+        engine: E,
         start: Start,
         train: bool,
         seed: u32,
         world: &World,
-    ) -> Result<Bert<B>> {
+    ) -> Result<Bert<E>> {
         let config = self.config;
         let checkpoint = Checkpoint::read(start.model)?;
         checkpoint.check_fits(checkpoint.shape.vocab, config.data.max_tokens)?;
@@ -192,10 +193,11 @@ impl<'a> Study<'a> {
         if train {
             let layout = &tuning.layout(&checkpoint.shape, HeadSet::RANKING)?;
             let least_tokens = config.data.max_tokens * (1 + config.fine.negatives);
-            Needs { layout, train: &config.train, capacity: &capacity, least_tokens }
-                .forecast(&backend, world)?;
+            let (options, train) = (options.clone(), &config.train);
+            let run = counted::Run { layout, options, train, rank: world.rank(), ranks: world.size() };
+            Needs { run, capacity: &capacity, least_tokens }.forecast(&engine)?;
         }
-        let mut model = Bert::tuned(backend, &checkpoint.shape, options, &tuning)?;
+        let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;
         let report = checkpoint.fill(&mut model, Fill::Head(start.head), seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {
@@ -204,13 +206,13 @@ impl<'a> Study<'a> {
         Ok(model)
     }
 
-    fn train<B: Distributed>(
+    fn train<E: Distributed>(
         &self,
-        model: Bert<B>,
+        model: Bert<E>,
         train: &[String],
         task: &FoldTask,
         world: &World,
-    ) -> Result<Bert<B>> {
+    ) -> Result<Bert<E>> {
         let FoldTask { fold, dir, seed, .. } = *task;
         let config = self.config;
         let options = GroupOptions {
@@ -269,7 +271,7 @@ impl<'a> Study<'a> {
         }
         let mut model = trainer.model;
         if let Some((_, weights)) = &validator.best {
-            model.backend.upload_weights(weights, &mut model.weights, 0)?;
+            model.engine.upload_weights(weights, &mut model.weights, 0)?;
         }
         Ok(model)
     }
@@ -288,7 +290,7 @@ struct Validator<'a> {
     worse: usize,
 }
 
-impl<B: Distributed> Watcher<B> for Validator<'_> {
+impl<E: Distributed> Watcher<E> for Validator<'_> {
     fn word(&mut self) -> Result<Word> {
         Ok(Word { stop: signals::asked().is_some(), ..Word::default() })
     }
@@ -298,7 +300,7 @@ impl<B: Distributed> Watcher<B> for Validator<'_> {
         every > 0 && step.is_multiple_of(every)
     }
 
-    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow> {
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, E>) -> Result<Flow> {
         self.meter.record(update)?;
         if update.agreed.stop {
             return Ok(Flow::Preempted);
@@ -308,13 +310,13 @@ impl<B: Distributed> Watcher<B> for Validator<'_> {
         }
         let model = &mut trainer.model;
         let fine = &self.study.config.fine;
-        if !Watcher::<B>::holds(self, update.step) {
+        if !Watcher::<E>::holds(self, update.step) {
             return Ok(Flow::Continue);
         }
         let run = rerank(model, &self.study.collection, self.topics, fine.aggregate.into(), self.world)?;
         let value = mean(&self.study.qrels, &run, self.measure)?;
         if self.best.as_ref().is_none_or(|(best, _)| value > *best) {
-            let weights = model.backend.download_weights(&model.weights, 0..model.layout.len)?;
+            let weights = model.engine.download_weights(&model.weights, 0..model.layout.len)?;
             self.best = Some((value, weights));
             self.worse = 0;
             return Ok(Flow::Continue);
@@ -331,12 +333,12 @@ fn mean(qrels: &Qrels, run: &Run, measure: Measure) -> Result<f64> {
 /// The `fine` command: all folds of `model.path` one after the other, each data-parallel over the
 /// ranks; test runs joined into `run.txt`, the measures of all topics in `results.txt`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
-    on_engine!(config, world, backend => run_on(&backend, config, world))
+    on_engine!(config, world, engine => run_on(&engine, config, world))
 }
 
-fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result<()> {
+fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
-    announce(backend, world);
+    announce(engine, world);
     let dir = &config.run.out;
     let identity = identity(config, path)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
@@ -356,7 +358,7 @@ fn run_on<B: Distributed>(backend: &B, config: &Config, world: &World) -> Result
         let seed = config.seed.wrapping_add(repeat);
         let mut joined = Run::default();
         for i in 0..study.folds.len() {
-            joined.merge(study.finish_fold(backend, path, i, &folder, seed, world)?)?;
+            joined.merge(study.finish_fold(engine, path, i, &folder, seed, world)?)?;
         }
         repeats.extend(world.agree(world.leads().then(|| finish(config, &study, &joined, &folder)))?);
     }
@@ -388,9 +390,9 @@ fn summarise(repeats: &[Vec<Mean>], dir: &Path) -> Result<()> {
 impl Study<'_> {
     /// One fold of the `fine` command. A fold that is finished is kept, one that was cut off starts at
     /// its beginning: folds take minutes, and early stopping has state of its own.
-    fn finish_fold<B: Distributed>(
+    fn finish_fold<E: Distributed>(
         &self,
-        backend: &B,
+        engine: &E,
         path: &Path,
         i: usize,
         dir: &Path,
@@ -417,7 +419,7 @@ impl Study<'_> {
         let start = Start { model: path, head: config.fine.start };
         let n = (config.fine.train_topics > 0).then_some(config.fine.train_topics);
         let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder, seed };
-        let (model, run) = self.run_fold(backend.clone(), start, &task, world)?;
+        let (model, run) = self.run_fold(engine.clone(), start, &task, world)?;
         let conclude = || {
             checkpoint::save(&model, &folder.join("model"), Some(path))?;
             run.write(&run_path, "ctune-dist")?;

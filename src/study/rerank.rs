@@ -10,7 +10,8 @@ use super::rerank_part::Part;
 use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::data::collection::{Candidates, Collection};
-use crate::engine::{Aggregate, Backend, RankLoss};
+use crate::engine::Engine;
+use crate::engine::op::{Aggregate, RankLoss};
 use crate::ir::refuse_input;
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
@@ -42,8 +43,8 @@ impl Pair<'_> {
 /// Scores every candidate of `topics`; ranks share the work. Pairs of like length share a pack; a
 /// document's score is put together from its passages' as `aggregate` says. Topics without
 /// candidates are left out.
-pub fn rerank<B: Backend>(
-    model: &mut Bert<B>,
+pub fn rerank<E: Engine>(
+    model: &mut Bert<E>,
     collection: &Collection,
     topics: &[String],
     aggregate: Aggregate,
@@ -98,8 +99,8 @@ fn packs<'a, 'p>(mut pairs: &'p [Pair<'a>], capacity: Capacity) -> Vec<&'p [Pair
     packs
 }
 
-fn score_pack<B: Backend>(
-    model: &mut Bert<B>,
+fn score_pack<E: Engine>(
+    model: &mut Bert<E>,
     collection: &Collection,
     pack: &[Pair],
     scores: &mut [f64],
@@ -130,10 +131,10 @@ pub fn scoring_options(pack_tokens: usize, seed: u32) -> Options {
 
 /// The `rerank` command: `model` re-scores `data.run`, written to `out`.
 pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
-    on_engine!(config, world, backend => run_on(backend, config, out, world))
+    on_engine!(config, world, engine => run_on(engine, config, out, world))
 }
 
-fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) -> Result<()> {
+fn run_on<E: Engine>(engine: E, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = Config::need("model.path", &config.model.path)?;
     let data = &config.data;
     let sources = config.sources.iter().flat_map(|source| &source.path);
@@ -144,7 +145,7 @@ fn run_on<B: Backend>(backend: B, config: &Config, out: &Path, world: &World) ->
     let checkpoint = Checkpoint::read(path)?;
     checkpoint.check_fits(tokenizer.vocab(), config.data.max_tokens)?;
     let options = scoring_options(config.train.pack_tokens, config.seed);
-    let mut model = Bert::new(backend, &checkpoint.shape, options)?;
+    let mut model = Bert::new(engine, &checkpoint.shape, options)?;
     let report = checkpoint.fill(&mut model, Fill::AsSaved, config.seed)?;
     if report.missing.iter().any(|name| name.starts_with("classifier")) {
         return Err(Error::config(format!(

@@ -4,8 +4,8 @@
 
 use crate::Result;
 use crate::data::batch::Batch;
-use crate::engine::Backend;
-use crate::engine::RankLoss;
+use crate::engine::Engine;
+use crate::engine::op::RankLoss;
 use crate::model::checkpoint::export;
 use crate::model::{Bert, Mode, Objective};
 use crate::reference::Reference;
@@ -59,18 +59,18 @@ impl Comparison {
 
 /// Runs forward and backward of `batch` on both. Gradients and statistics of the model are those of
 /// no pack afterwards. `None` for an objective that the reference does not have.
-pub fn against_reference<B: Backend>(model: &mut Bert<B>, batch: &Batch) -> Result<Option<Comparison>> {
+pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Result<Option<Comparison>> {
     if matches!(model.options.objective, Objective::Ranking(loss, _) if loss != RankLoss::Lce) {
         return Ok(None);
     }
     let len = model.layout.len;
     model.take_sums()?;
-    model.backend.clear(&mut model.grads, 0..len)?;
+    model.engine.clear(&mut model.grads, 0..len)?;
     model.forward(batch, Mode::Train)?;
     model.backward(batch, &mut |_, _, _| Ok(()))?;
     let sums = model.take_sums()?;
-    let gradient = model.backend.download(&model.grads, 0..len)?;
-    model.backend.clear(&mut model.grads, 0..len)?;
+    let gradient = model.engine.download(&model.grads, 0..len)?;
+    model.engine.clear(&mut model.grads, 0..len)?;
 
     let reference = Reference::new(&model.layout.shape, &export(model)?)?;
     let dropout = (model.options.dropout > 0.0).then_some((model.options.dropout, model.options.seed));
@@ -107,6 +107,6 @@ pub fn against_reference<B: Backend>(model: &mut Bert<B>, batch: &Batch) -> Resu
         loss,
         reference_loss: f64::from(total.to_scalar::<f32>()?),
         tensors: model.layout.params.iter().filter(|p| p.trained).filter_map(compare).collect(),
-        allowed: if size_of::<B::Real>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 },
+        allowed: if size_of::<E::Real>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 },
     }))
 }

@@ -1,24 +1,21 @@
-//! Whether a run fits its GPU: predicted before anything is allocated, from the same list of buffers as
-//! `plan`'s, and compared with what was allocated. A run that cannot fit ends here with advice, not at
-//! its first allocation that fails.
+//! Whether a run fits its GPU: counted before anything is allocated, by the engine that only counts, and
+//! compared with what was allocated. A run that cannot fit ends here with advice, not at its first allocation
+//! that fails.
 
 use serde_json::{Value, json};
 
-use super::optimiser::owned;
-use crate::config::{Precision, Sharding, Train};
-use crate::engine::{Backend, Memory};
+use super::counted::Run;
+use crate::config::{Sharding, Train};
+use crate::engine::dry::Dry;
+use crate::engine::{Device, Memory};
 use crate::model::activations::{Capacity, Recompute};
-use crate::model::layout::Layout;
-use crate::model::memory::{self, Sizes};
+use crate::model::bert::Options;
 use crate::ranks::World;
 use crate::{Error, Result};
 
-/// What prediction and allocation may differ by: scratch that an operation asks for when it first runs.
+/// What counting and allocation may differ by: packs that are not full ask for scratch in other steps.
 const SLACK: f64 = 0.02;
 const SLACK_BYTES: f64 = 16e6;
-
-/// Buffers end at multiples of 16 bytes, and the optimiser's launches have tables of slices.
-const ROUNDING: usize = 32 << 10;
 
 /// Bytes of a run on this rank's device.
 #[derive(Clone, Copy, Debug)]
@@ -33,8 +30,7 @@ pub struct Forecast {
 
 /// What a run's memory depends on.
 pub struct Needs<'a> {
-    pub layout: &'a Layout,
-    pub train: &'a Train,
+    pub run: Run<'a>,
     /// The largest pack for so many `train.pack_tokens`.
     pub capacity: &'a dyn Fn(usize) -> Capacity,
     /// The fewest `train.pack_tokens` that the run can have.
@@ -43,38 +39,26 @@ pub struct Needs<'a> {
 
 impl Needs<'_> {
     /// Bytes of what training allocates under `train`.
-    fn bytes<B: Backend>(&self, backend: &B, train: &Train, world: &World) -> Result<usize> {
+    fn bytes<D: Device>(&self, dry: &Dry<D::Real>, train: &Train) -> Result<usize> {
         let capacity = (self.capacity)(train.pack_tokens);
-        let (rank, ranks) = (world.rank(), world.size());
-        let state = owned(self.layout, rank, ranks, train.sharding).iter().map(ExactSizeIterator::len).sum();
-        let sizes = Sizes { layout: self.layout, capacity, recompute: train.recompute, state };
-        let mut fields = memory::parameters(sizes, size_of::<B::Real>() < size_of::<f32>());
-        fields.extend(memory::activations(sizes));
-        fields.extend(memory::pack(sizes));
-        if size_of::<B::Real>() < size_of::<f32>() {
-            fields.push(memory::scratch(sizes));
-        }
-        let model: usize = fields.iter().map(|field| field.bytes(size_of::<B::Real>())).sum();
-        let narrow = train.reduce == Precision::Bf16 && ranks > 1;
-        let longest = self.layout.buckets().iter().map(ExactSizeIterator::len).max().unwrap_or(0);
-        let engine = backend.memory(&capacity.counts())?.map_or(0, |memory| memory.engine);
-        Ok(model + engine + ROUNDING + if narrow { 2 * longest } else { 0 })
+        let options = Options { capacity, ..self.run.options.clone() };
+        let run = Run { options, train, ..self.run.clone() };
+        let fresh = dry.dry().unwrap_or_else(|| dry.clone()); // what was the most so far is another's
+        Ok(run.count_full(&fresh)?.bytes.total())
     }
 
     /// Predicts, and refuses what cannot fit; `None` for a device without memory of its own.
     ///
     /// # Errors
     /// `Error::Device` with the changes of the plan that would make it fit.
-    pub fn forecast<B: Backend>(&self, backend: &B, world: &World) -> Result<Option<Forecast>> {
-        let Some(memory) = backend.memory(&(self.capacity)(self.train.pack_tokens).counts())? else {
-            return Ok(None);
-        };
-        let Memory { allocated, free, .. } = memory;
-        let needed = self.bytes(backend, self.train, world)?;
+    pub fn forecast<D: Device>(&self, device: &D) -> Result<Option<Forecast>> {
+        let (Some(memory), Some(dry)) = (device.memory()?, device.dry()) else { return Ok(None) };
+        let Memory { allocated, free } = memory;
+        let needed = self.bytes::<D>(&dry, self.run.train)?;
         if needed <= free {
             return Ok(Some(Forecast { predicted: allocated + needed, before: allocated, free }));
         }
-        let advice = self.advice(backend, free, world)?;
+        let advice = self.advice::<D>(&dry, free)?;
         let advice = if advice.is_empty() {
             "no smaller train.pack_tokens, train.recompute or train.sharding alone makes it fit: combine \
             several, or use a smaller model"
@@ -84,18 +68,19 @@ impl Needs<'_> {
         };
         Err(Error::device(format!(
             "{}: this run needs {:.2} GB, {:.2} GB are free: {advice}",
-            backend.describe(),
+            device.describe(),
             gb(needed),
             gb(free)
         )))
     }
 
     /// Single changes of the plan that would make it fit.
-    fn advice<B: Backend>(&self, backend: &B, free: usize, world: &World) -> Result<Vec<String>> {
-        let fits = |train: &Train| self.bytes(backend, train, world).map(|bytes| bytes <= free);
+    fn advice<D: Device>(&self, dry: &Dry<D::Real>, free: usize) -> Result<Vec<String>> {
+        let fits = |train: &Train| self.bytes::<D>(dry, train).map(|bytes| bytes <= free);
+        let train = self.run.train;
         let mut advice = Vec::new();
-        let tokens = |pack_tokens| Train { pack_tokens, ..self.train.clone() };
-        let (mut fit, mut too_many) = (self.least_tokens, self.train.pack_tokens);
+        let tokens = |pack_tokens| Train { pack_tokens, ..train.clone() };
+        let (mut fit, mut too_many) = (self.least_tokens, train.pack_tokens);
         if fits(&tokens(fit))? {
             while too_many > fit + 1 {
                 let middle = usize::midpoint(fit, too_many);
@@ -104,12 +89,12 @@ impl Needs<'_> {
             advice.push(format!("lower train.pack_tokens to {fit}"));
         }
         for (recompute, name) in [(Recompute::GeluNorm, "gelu-norm"), (Recompute::Layer, "layer")] {
-            if fits(&Train { recompute, ..self.train.clone() })? {
+            if fits(&Train { recompute, ..train.clone() })? {
                 advice.push(format!("set train.recompute = \"{name}\""));
                 break;
             }
         }
-        if fits(&Train { sharding: Sharding::Optimizer, ..self.train.clone() })? {
+        if fits(&Train { sharding: Sharding::Optimizer, ..train.clone() })? {
             advice.push("set train.sharding = \"optimizer\"".into());
         }
         Ok(advice)
@@ -123,13 +108,13 @@ impl Forecast {
     }
 
     /// Bytes that buffers hold now.
-    fn allocated<B: Backend>(backend: &B) -> Result<usize> {
-        Ok(backend.memory(&Default::default())?.map_or(0, |memory| memory.allocated))
+    fn allocated<D: Device>(device: &D) -> Result<usize> {
+        Ok(device.memory()?.map_or(0, |memory| memory.allocated))
     }
 
     /// Prediction and allocation for `run.json`, said in one line by the leading rank.
-    pub fn report<B: Backend>(&self, backend: &B, world: &World) -> Result<Value> {
-        let allocated = Self::allocated(backend)?;
+    pub fn report<D: Device>(&self, device: &D, world: &World) -> Result<Value> {
+        let allocated = Self::allocated(device)?;
         if world.leads() {
             tell!(
                 "memory: {:.3} GB predicted, {:.3} GB allocated, {:.2} GB were free",
@@ -144,8 +129,8 @@ impl Forecast {
     }
 
     /// At the end of a run: warns when the prediction was wrong.
-    pub fn confirm<B: Backend>(&self, backend: &B) -> Result<()> {
-        let allocated = Self::allocated(backend)?;
+    pub fn confirm<D: Device>(&self, device: &D) -> Result<()> {
+        let allocated = Self::allocated(device)?;
         let off = (allocated as f64 - self.predicted as f64).abs();
         if off > SLACK_BYTES.max(SLACK * self.predicted as f64) {
             tracing::warn!(

@@ -4,6 +4,7 @@
 
 mod account;
 pub mod check;
+pub mod counted;
 pub mod health;
 pub mod memory;
 pub mod metrics;

@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::config::{Optimizer, Sharding, Train};
-use crate::engine::{AdamW, Backend, Fetch, ParamGroup, slices};
+use crate::engine::op::{self, ParamGroup, UpdateRule, slices};
+use crate::engine::{Engine, Fetch, Floats};
 use crate::model::Bert;
 use crate::model::layout::Layout;
 use crate::model::trained::Rates;
@@ -24,20 +25,20 @@ use crate::{Error, Result};
 
 /// What an optimiser remembers from update to update. A checkpoint of it and of the weights is enough
 /// to go on.
-pub struct OptimiserState<B: Backend> {
+pub struct OptimiserState<E: Engine> {
     /// Ranges of the arena that this rank updates, ascending: what learns, or this rank's share of it.
     pub owned: Vec<Range<usize>>,
     /// Weights in f32 where `Real` is narrower, the owned ranges end to end; else empty.
-    pub master: B::Buf<f32>,
+    pub master: Floats<E>,
     /// Mean of the gradients, the owned ranges end to end.
-    pub moment1: B::Buf<f32>,
+    pub moment1: Floats<E>,
     /// Mean of their squares, likewise.
-    pub moment2: B::Buf<f32>,
+    pub moment2: Floats<E>,
     /// Updates made, skipped ones included.
     pub updates: u64,
 }
 
-impl<B: Backend> OptimiserState<B> {
+impl<E: Engine> OptimiserState<E> {
     /// Elements of each moment.
     pub fn len(&self) -> usize {
         self.owned.iter().map(ExactSizeIterator::len).sum()
@@ -92,8 +93,8 @@ pub fn owned(layout: &Layout, rank: usize, ranks: usize, sharding: Sharding) -> 
 }
 
 /// The optimiser of one rank.
-pub struct Optimiser<B: Backend> {
-    pub state: OptimiserState<B>,
+pub struct Optimiser<E: Engine> {
+    pub state: OptimiserState<E>,
     settings: Train,
     ranks: usize,
     groups: Vec<ParamGroup>,
@@ -102,17 +103,17 @@ pub struct Optimiser<B: Backend> {
     /// What this rank measures for the global norm.
     measured: Vec<Range<usize>>,
     /// Squared global norm, [1]
-    norm_sq: B::Buf<f32>,
+    norm_sq: Floats<E>,
     /// LAMB: squared norms of tensor and direction, [groups, 2]; else empty
-    norms: B::Buf<f32>,
+    norms: Floats<E>,
     /// Time that the host spent in exchanges.
     exchanged: Duration,
 }
 
-impl<B: Backend> Optimiser<B> {
+impl<E: Engine> Optimiser<E> {
     /// The optimiser of rank `rank` of `ranks`, with zeroed moments, for what learns in `model`.
-    pub fn new(model: &Bert<B>, rank: usize, ranks: usize, settings: &Train) -> Result<Self> {
-        let (backend, layout) = (&model.backend, &model.layout);
+    pub fn new(model: &Bert<E>, rank: usize, ranks: usize, settings: &Train) -> Result<Self> {
+        let (engine, layout) = (&model.engine, &model.layout);
         let head = settings.head_lr.map_or(1.0, |lr| (lr / settings.lr) as f32);
         let rates = Rates { head, layer_decay: settings.layer_decay };
         let lamb = settings.optimizer == Optimizer::Lamb;
@@ -124,13 +125,13 @@ impl<B: Backend> Optimiser<B> {
         let len = owned.iter().map(ExactSizeIterator::len).sum();
         let state = OptimiserState {
             master: master(model, &owned)?,
-            moment1: backend.zeros(len)?,
-            moment2: backend.zeros(len)?,
+            moment1: engine.zeros(len)?,
+            moment2: engine.zeros(len)?,
             updates: 0,
             owned,
         };
-        let norms = backend.zeros(if lamb { 2 * groups.len() } else { 0 })?;
-        let norm_sq = backend.zeros(1)?;
+        let norms = engine.zeros(if lamb { 2 * groups.len() } else { 0 })?;
+        let norm_sq = engine.zeros(1)?;
         Ok(Self {
             state,
             settings: settings.clone(),
@@ -156,9 +157,9 @@ impl<B: Backend> Optimiser<B> {
     /// already: gradients would differ between ranks, which nothing later would notice.
     pub fn reduce(
         &mut self,
-        reducer: &mut dyn Collective<B>,
-        backend: &B,
-        grads: &mut B::Buf<f32>,
+        reducer: &mut dyn Collective<E>,
+        engine: &E,
+        grads: &mut Floats<E>,
         range: &Range<usize>,
     ) -> Result<()> {
         let sharded = self.sharded();
@@ -175,9 +176,9 @@ impl<B: Backend> Optimiser<B> {
         }
         let start = Instant::now();
         if sharded {
-            reducer.reduce_scatter(backend, grads, &bucket.shares)?;
+            reducer.reduce_scatter(engine, grads, &bucket.shares)?;
         } else {
-            reducer.all_reduce(backend, grads, bucket.whole())?;
+            reducer.all_reduce(engine, grads, bucket.whole())?;
         }
         self.exchanged += start.elapsed();
         Ok(())
@@ -203,9 +204,9 @@ impl<B: Backend> Optimiser<B> {
     }
 
     /// Takes part in the sums with this rank's gradients as they are (zero): for a rank without packs.
-    pub fn join(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>) -> Result<()> {
+    pub fn join(&mut self, reducer: &mut dyn Collective<E>, model: &mut Bert<E>) -> Result<()> {
         for range in self.buckets.iter().map(|b| b.range.clone()).collect::<Vec<_>>() {
-            self.reduce(reducer, &model.backend, &mut model.grads, &range)?;
+            self.reduce(reducer, &model.engine, &mut model.grads, &range)?;
         }
         Ok(())
     }
@@ -213,32 +214,33 @@ impl<B: Backend> Optimiser<B> {
     /// Applies the summed gradients at learning rate `lr`, and sets them to zero. Returns the squared
     /// norm before clipping, [1], on its way; where it is not finite (on all ranks alike), nothing has
     /// changed. The device decides that: the host waits for nothing here.
-    pub fn step(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<Fetch> {
+    pub fn step(&mut self, reducer: &mut dyn Collective<E>, model: &mut Bert<E>, lr: f64) -> Result<Fetch> {
         self.check_reduced()?;
-        let backend = &model.backend;
-        reducer.finish(backend)?; // the device waits, not the host
-        backend.sum_squares(&model.grads, &self.measured, &mut self.norm_sq, 0)?;
+        let engine = &model.engine;
+        reducer.finish(engine)?; // the device waits, not the host
+        let (src, ranges, out) = (&model.grads, &self.measured[..], &mut self.norm_sq);
+        engine.run(op::SumSquares { src, ranges, out, slot: 0 })?;
         let start = Instant::now();
-        reducer.all_reduce(backend, &mut self.norm_sq, 0..1)?;
-        reducer.finish(backend)?;
+        reducer.all_reduce(engine, &mut self.norm_sq, 0..1)?;
+        reducer.finish(engine)?;
         self.exchanged += start.elapsed();
         self.update(reducer, model, lr)?;
         if self.sharded() {
             let start = Instant::now();
             for bucket in self.buckets.iter().filter(|b| b.learns()) {
-                reducer.all_gather(&model.backend, &mut model.weights, &bucket.shares)?;
+                reducer.all_gather(&model.engine, &mut model.weights, &bucket.shares)?;
             }
-            reducer.finish(&model.backend)?;
+            reducer.finish(&model.engine)?;
             self.exchanged += start.elapsed();
         }
         model.forget(&self.norm_sq)?;
         self.state.updates += 1;
-        model.backend.fetch(&self.norm_sq, 0..1)
+        model.engine.fetch(&self.norm_sq, 0..1)
     }
 
-    fn update(&mut self, reducer: &mut dyn Collective<B>, model: &mut Bert<B>, lr: f64) -> Result<()> {
+    fn update(&mut self, reducer: &mut dyn Collective<E>, model: &mut Bert<E>, lr: f64) -> Result<()> {
         let s = &self.settings;
-        let update = AdamW {
+        let rule = UpdateRule {
             lr: lr as f32,
             beta1: s.beta1,
             beta2: s.beta2,
@@ -247,30 +249,41 @@ impl<B: Backend> Optimiser<B> {
             step: self.state.updates as u32 + 1,
             clip_norm: s.clip_norm,
         };
-        let (b, groups) = (&model.backend, &self.groups);
+        let (engine, groups, norm_sq) = (&model.engine, &self.groups[..], &self.norm_sq);
         let (weights, grads) = (&mut model.weights, &mut model.grads);
         let OptimiserState { owned, master, moment1, moment2, .. } = &mut self.state;
+        let owned = &owned[..];
         if s.optimizer == Optimizer::Adamw {
-            return b.adamw(update, groups, owned, &self.norm_sq, weights, master, grads, moment1, moment2);
+            return engine.run(op::AdamWUpdate {
+                rule,
+                groups,
+                owned,
+                norm_sq,
+                weights,
+                master,
+                grads,
+                moment1,
+                moment2,
+            });
         }
         let norms = &mut self.norms;
-        b.lamb_direction(
-            update,
+        engine.run(op::LambDirection {
+            rule,
             groups,
             owned,
-            &self.norm_sq,
+            norm_sq,
             weights,
             master,
             grads,
             moment1,
             moment2,
             norms,
-        )?;
+        })?;
         if s.sharding == Sharding::Optimizer {
-            reducer.all_reduce(b, norms, 0..2 * groups.len())?;
-            reducer.finish(b)?;
+            reducer.all_reduce(engine, norms, 0..2 * groups.len())?;
+            reducer.finish(engine)?;
         }
-        b.lamb_apply(update, groups, owned, norms, weights, master, grads)
+        engine.run(op::LambApply { rule, groups, owned, norms, weights, master, grads })
     }
 }
 
@@ -290,15 +303,15 @@ fn ascending(ranges: impl Iterator<Item = Range<usize>>) -> Vec<Range<usize>> {
 
 /// The f32 copy of weights that are kept narrower, the owned ranges end to end; empty where they are
 /// f32.
-fn master<B: Backend>(model: &Bert<B>, owned: &[Range<usize>]) -> Result<B::Buf<f32>> {
-    if size_of::<B::Real>() == size_of::<f32>() {
-        return model.backend.zeros(0);
+fn master<E: Engine>(model: &Bert<E>, owned: &[Range<usize>]) -> Result<Floats<E>> {
+    if size_of::<E::Real>() == size_of::<f32>() {
+        return model.engine.zeros(0);
     }
-    let mut master = model.backend.zeros(owned.iter().map(ExactSizeIterator::len).sum())?;
+    let mut master = model.engine.zeros(owned.iter().map(ExactSizeIterator::len).sum())?;
     let mut at = 0;
     for range in owned {
-        let weights = model.backend.download_weights(&model.weights, range.clone())?;
-        model.backend.upload(&weights, &mut master, at)?;
+        let weights = model.engine.download_weights(&model.weights, range.clone())?;
+        model.engine.upload(&weights, &mut master, at)?;
         at += range.len();
     }
     Ok(master)

@@ -2,7 +2,7 @@
 //! the plan.
 
 use crate::config::{self, Fine, FineLoss, Lora, Train, TrainPassages};
-use crate::engine::{Aggregate, RankLoss};
+use crate::engine::op::{Aggregate, RankLoss};
 use crate::model::{Objective, Tuning};
 
 /// What training adds, freezes and computes twice.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::optimiser::OptimiserState;
 use crate::Result;
-use crate::engine::Backend;
+use crate::engine::Engine;
 
 /// The optimiser's arrays of one rank.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,22 +28,22 @@ impl SavedOptimiser {
     }
 
     /// A copy of a rank's arrays; waits for the device.
-    pub fn of<B: Backend>(backend: &B, state: &OptimiserState<B>) -> Result<Self> {
+    pub fn of<E: Engine>(engine: &E, state: &OptimiserState<E>) -> Result<Self> {
         let len = state.len();
-        let master = if has_master::<B>() { len } else { 0 };
+        let master = if has_master::<E>() { len } else { 0 };
         Ok(Self {
             owned: state.owned.clone(),
-            master: backend.download(&state.master, 0..master)?,
-            moment1: backend.download(&state.moment1, 0..len)?,
-            moment2: backend.download(&state.moment2, 0..len)?,
+            master: engine.download(&state.master, 0..master)?,
+            moment1: engine.download(&state.moment1, 0..len)?,
+            moment2: engine.download(&state.moment2, 0..len)?,
         })
     }
 
     /// Puts the arrays back into the state of the same `owned` ranges.
-    pub fn restore<B: Backend>(&self, backend: &B, state: &mut OptimiserState<B>) -> Result<()> {
-        backend.upload(&self.master, &mut state.master, 0)?;
-        backend.upload(&self.moment1, &mut state.moment1, 0)?;
-        backend.upload(&self.moment2, &mut state.moment2, 0)
+    pub fn restore<E: Engine>(&self, engine: &E, state: &mut OptimiserState<E>) -> Result<()> {
+        engine.upload(&self.master, &mut state.master, 0)?;
+        engine.upload(&self.moment1, &mut state.moment1, 0)?;
+        engine.upload(&self.moment2, &mut state.moment2, 0)
     }
 
     /// Elements of each array.
@@ -58,6 +58,6 @@ impl SavedOptimiser {
 }
 
 /// Whether the optimiser keeps f32 weights beside a device's narrower ones.
-pub fn has_master<B: Backend>() -> bool {
-    size_of::<B::Real>() < size_of::<f32>()
+pub fn has_master<E: Engine>() -> bool {
+    size_of::<E::Real>() < size_of::<f32>()
 }

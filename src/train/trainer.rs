@@ -4,15 +4,15 @@
 
 use super::account::Account;
 use super::check::against_reference;
+use super::counted::{FlopRates, Run, Work};
 use super::optimiser::Optimiser;
 use super::schedule::LearningRate;
-use super::speed::Work;
 use super::state::SavedOptimiser;
 use super::update::{Update, Word};
 use crate::Result;
 use crate::config::Train;
 use crate::data::loader::{Cursor, Loader, Step};
-use crate::engine::{Backend, Fetch};
+use crate::engine::{Engine, Fetch};
 use crate::model::{Bert, Mode};
 use crate::ranks::{Collective, Distributed, World};
 
@@ -33,7 +33,7 @@ pub enum Flow {
 }
 
 /// Looks on after every update: logs, validates, saves.
-pub trait Watcher<B: Backend> {
+pub trait Watcher<E: Engine> {
     /// What this rank tells the others with the update's exchange.
     fn word(&mut self) -> Result<Word> {
         Ok(Word::default())
@@ -48,7 +48,7 @@ pub trait Watcher<B: Backend> {
 
     /// Called once a step, in order. On an asynchronous device `trainer` may be a step ahead of `update`,
     /// but for steps that `holds` names, the last one, and those with something agreed.
-    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, B>) -> Result<Flow>;
+    fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, E>) -> Result<Flow>;
 }
 
 /// Where training stands, besides weights and the optimiser's arrays.
@@ -63,12 +63,12 @@ pub struct Progress {
 }
 
 /// The model with what changes it.
-pub struct Trainer<'w, B: Backend> {
-    pub model: Bert<B>,
+pub struct Trainer<'w, E: Engine> {
+    pub model: Bert<E>,
     world: &'w World,
     /// Sums gradients over ranks.
-    reducer: Box<dyn Collective<B> + 'w>,
-    pub optimiser: Optimiser<B>,
+    reducer: Box<dyn Collective<E> + 'w>,
+    pub optimiser: Optimiser<E>,
     lr: LearningRate,
     /// Where the next step's packs start.
     cursor: Cursor,
@@ -76,14 +76,18 @@ pub struct Trainer<'w, B: Backend> {
     account: Account<'w>,
     /// Steps between two checks; 0 is off.
     check: u64,
+    flops: FlopRates,
 }
 
-impl<'w, B: Distributed> Trainer<'w, B> {
-    pub fn new(model: Bert<B>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
+impl<'w, E: Distributed> Trainer<'w, E> {
+    pub fn new(model: Bert<E>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
         let account = Account::new(world, model.options.objective);
+        let (layout, options) = (&model.layout, model.options.clone());
+        let run = Run { layout, options, train: settings, rank: world.rank(), ranks: world.size() };
         Ok(Self {
+            flops: FlopRates::of(&run)?,
             optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,
-            reducer: model.backend.collective(world)?,
+            reducer: model.engine.collective(world)?,
             model,
             world,
             lr: LearningRate::new(settings, steps),
@@ -95,7 +99,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
 
     // ---- the training loop -----------------------------------------------------------------------
     /// Makes the planned updates, or fewer when the watcher stops; says which.
-    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+    pub fn train(&mut self, loader: &mut Loader, watcher: &mut dyn Watcher<E>) -> Result<Flow> {
         let world = self.world;
         let _armed = world.beat().armed(); // from here on a standstill is a hang
         while self.optimiser.state.updates < self.lr.steps {
@@ -106,8 +110,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             for (i, batch) in step.batches.iter().enumerate() {
                 let last = i + 1 == step.batches.len();
                 self.model.forward(batch, Mode::Train)?;
-                self.model.backward(batch, &mut |backend, grads, bucket| {
-                    if last { optimiser.reduce(reducer, backend, grads, &bucket) } else { Ok(()) }
+                self.model.backward(batch, &mut |engine, grads, bucket| {
+                    if last { optimiser.reduce(reducer, engine, grads, &bucket) } else { Ok(()) }
                 })?; // a layer's gradients leave as soon as they are done
             }
             if step.batches.is_empty() {
@@ -142,7 +146,8 @@ impl<'w, B: Distributed> Trainer<'w, B> {
 
     /// Has the numbers of the step that was just made brought to the host.
     fn note(&mut self, step: &Step, lr: f64, norm_sq: Fetch) -> Result<()> {
-        let work = Work { tokens: step.tokens, attended: step.attended, masked: step.masked };
+        let Step { tokens, attended, masked, sequences, .. } = *step;
+        let work = Work { tokens, attended, masked, sequences };
         let known = Update {
             step: self.optimiser.state.updates,
             epoch: step.epoch,
@@ -150,7 +155,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
             tokens: step.tokens,
             waited_ms: step.waited_ms,
             exchange_ms: self.optimiser.take_exchange_ms(),
-            flops: work.flops(&self.model.layout.shape),
+            flops: self.flops.flops(&work),
             ..Update::default()
         };
         let sums = self.model.send_sums()?;
@@ -160,7 +165,7 @@ impl<'w, B: Distributed> Trainer<'w, B> {
 
     /// Reads the steps whose numbers have to be known by now, and shows them to `watcher`: all but the
     /// last, and the last where training may not run ahead of it.
-    fn read(&mut self, watcher: &mut dyn Watcher<B>) -> Result<Flow> {
+    fn read(&mut self, watcher: &mut dyn Watcher<E>) -> Result<Flow> {
         while let Some((step, ahead)) = self.account.oldest() {
             if !ahead && self.may_run_ahead(step, watcher) {
                 break;
@@ -175,14 +180,14 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     }
 
     /// Whether the next step may begin before step `step` is read. The same on all ranks.
-    fn may_run_ahead(&self, step: u64, watcher: &dyn Watcher<B>) -> bool {
-        B::WORKS_BEHIND && self.account.may_run_ahead() && step < self.lr.steps && !watcher.holds(step)
+    fn may_run_ahead(&self, step: u64, watcher: &dyn Watcher<E>) -> bool {
+        E::ASYNCHRONOUS && self.account.may_run_ahead() && step < self.lr.steps && !watcher.holds(step)
     }
 
     fn debug(&mut self, step: &Step) -> Result<()> {
         let updates = self.optimiser.state.updates;
         let due = self.check > 0 && updates.is_multiple_of(self.check);
-        self.model.backend.check_results(due);
+        self.model.engine.watch().set(due);
         let Some(batch) = step.batches.first().filter(|_| due) else { return Ok(()) };
         let Some(found) = against_reference(&mut self.model, batch)? else { return Ok(()) };
         if self.world.leads() {
@@ -213,9 +218,9 @@ impl<'w, B: Distributed> Trainer<'w, B> {
     /// Takes up training at `progress`, from the optimiser's arrays as they were then. The model's
     /// weights are the caller's to put back.
     pub fn restore(&mut self, progress: Progress, saved: &SavedOptimiser) -> Result<()> {
-        saved.restore(&self.model.backend, &mut self.optimiser.state)?;
+        saved.restore(&self.model.engine, &mut self.optimiser.state)?;
         self.optimiser.state.updates = progress.updates;
-        self.model.backend.clear(&mut self.model.grads, 0..self.model.layout.len)?;
+        self.model.engine.clear(&mut self.model.grads, 0..self.model.layout.len)?;
         self.cursor = progress.cursor;
         self.account.restore(progress.skipped);
         Ok(())

@@ -11,7 +11,8 @@ use crate::Result;
 use crate::data::batch::Batch;
 use crate::data::mask::count_masked;
 use crate::data::source::SampleSource;
-use crate::engine::{Backend, MaskRule, stats};
+use crate::engine::op::MaskRule;
+use crate::engine::{Engine, stats};
 use crate::model::activations::Capacity;
 use crate::model::{Bert, Mode, Objective};
 use crate::ranks::World;
@@ -87,7 +88,7 @@ impl Validation {
     }
 
     /// Measures `model`; every rank calls it and gets the same.
-    pub fn measure<B: Backend>(&self, model: &mut Bert<B>, world: &World) -> Result<Scores> {
+    pub fn measure<E: Engine>(&self, model: &mut Bert<E>, world: &World) -> Result<Scores> {
         // of all packs; those of other ranks stay 0
         let mut sums = vec![0.0; self.all * WIDTH];
         let mut margins = vec![0.0; self.labels.len()];
@@ -106,9 +107,9 @@ impl Validation {
         Ok(self.scores(&total, &margins, model.options.objective))
     }
 
-    fn pack<B: Backend>(
+    fn pack<E: Engine>(
         &self,
-        model: &mut Bert<B>,
+        model: &mut Bert<E>,
         batch: &Batch,
         margins: &mut [f64],
     ) -> Result<[f64; WIDTH]> {

@@ -5,47 +5,44 @@ use super::support::*;
 use crate::engine::naive;
 use crate::engine::stored::{Stored, pick};
 use crate::engine::support::{Pack, random, to64};
-use ctune_dist::engine::{Backend, Dropout, Heads, Real};
+use ctune_dist::engine::op::{self, Dropout, Heads};
+use ctune_dist::engine::{Device, Engine, Real};
 
 fn case<R: Real>(lengths: &[usize], heads: usize, size: usize, drop: Dropout) {
     let what = format!("attention {} {lengths:?} A={heads} D={size} rate {}", R::NAME, drop.threshold);
     let pack = Pack::new(lengths, 50);
     let (t, h) = (pack.tokens(), heads * size);
     let gpu = gpu::<R>(counts(&pack));
-    let batch = device(&gpu, &pack);
-    let sizes = Heads { heads, size };
-    let rows = capacity(t, 256);
+    let (batch, rows) = (&device(&gpu, &pack), capacity(t, 256));
+    let behind = rows - t + 3;
     let qkv: Vec<f32> = random(3 * t * h, 31).iter().map(|x| held::<R>(2.0 * x)).collect();
     let dout = all_held::<R>(&random(t * h, 32));
-    let behind = rows - t + 3;
-    let on_device = reals(&gpu, &qkv, 3 * h * behind);
-    let mut lse = floats(&gpu, &[], (t + behind) * heads);
-    let mut out = unwritten(&gpu, (t + behind) * h);
-    gpu.attention(&batch, sizes, drop, &on_device, &mut lse, &mut out).unwrap();
-    let dout_on_device = reals(&gpu, &dout, h * behind);
-    let mut dqkv = unwritten(&gpu, 3 * (t + behind) * h);
-    let (bias, mut grads) = (Some(0), floats(&gpu, &vec![0.5; 3 * h], 8));
-    gpu.attention_backward(
-        &batch,
-        sizes,
+    let (sizes, inputs) = (Heads { heads, size }, &reals(&gpu, &qkv, 3 * h * behind));
+    let (lse, out) = (&mut floats(&gpu, &[], (t + behind) * heads), &mut unwritten(&gpu, (t + behind) * h));
+    gpu.run(op::Attention { batch, heads: sizes, drop, qkv: inputs, lse, out }).unwrap();
+    let dqkv = &mut unwritten(&gpu, 3 * (t + behind) * h);
+    let grads = &mut floats(&gpu, &vec![0.5; 3 * h], 8);
+    gpu.run(op::AttentionBackward {
+        batch,
+        heads: sizes,
         drop,
-        &on_device,
-        &lse,
-        &out,
-        &dout_on_device,
-        &mut dqkv,
-        bias,
-        &mut grads,
-    )
+        qkv: inputs,
+        lse,
+        out,
+        dout: &reals(&gpu, &dout, h * behind),
+        dqkv,
+        bias: Some(0),
+        grads,
+    })
     .unwrap();
 
     let exact = naive::Attention { pack: &pack, heads, size, drop };
     let (exact_out, exact_lse) = exact.forward::<f64>(&to64(&qkv));
     let (stored_out, stored_dqkv) = Stored { pack: &pack, heads, size, drop }.both::<R>(&qkv, &dout);
-    close(&what, &taken(&gpu, &out, t * h, 0), &stored_out, &exact_out);
+    close(&what, &taken(&gpu, out, t * h, 0), &stored_out, &exact_out);
     let (_, plain_lse) = exact.forward::<f32>(&qkv); // kept in f32 for either type
-    close(&format!("{what} lse"), &taken_floats(&gpu, &lse, t * heads), &plain_lse, &exact_lse);
-    let got = taken(&gpu, &dqkv, 3 * t * h, 3 * (rows - t) * h);
+    close(&format!("{what} lse"), &taken_floats(&gpu, lse, t * heads), &plain_lse, &exact_lse);
+    let got = taken(&gpu, dqkv, 3 * t * h, 3 * (rows - t) * h);
     let exact_dqkv = exact.backward::<f64>(&to64(&qkv), &to64(&dout));
     for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
         let (got, exact) = (pick(&got, which, h), pick(&exact_dqkv, which, h));
@@ -58,7 +55,7 @@ fn case<R: Real>(lengths: &[usize], heads: usize, size: usize, drop: Dropout) {
         }
         close(&format!("{what} {name}"), &got, &pick(&stored_dqkv, which, h), &exact);
     }
-    let sums = taken_floats(&gpu, &grads, 3 * h);
+    let sums = taken_floats(&gpu, grads, 3 * h);
     let plain: Vec<f32> = naive::columns(&stored_dqkv, 3 * h).iter().map(|x| 0.5 + x).collect();
     let exact: Vec<f64> = naive::columns(&exact_dqkv, 3 * h).iter().map(|x| 0.5 + x).collect();
     for (which, name) in ["q", "k", "v"].iter().enumerate() {
@@ -124,10 +121,10 @@ fn plain_arithmetic_takes_the_other_head_sizes() {
 fn other_head_sizes_are_refused() {
     let pack = Pack::new(&[3], 50);
     let gpu = gpu::<f32>(counts(&pack));
-    let (mut lse, mut out) = (floats(&gpu, &[], 3), unwritten(&gpu, 3 * 20));
-    let qkv = reals(&gpu, &[0.0; 180], 0);
-    let batch = device(&gpu, &pack);
-    let refused = gpu.attention(&batch, Heads { heads: 1, size: 20 }, Dropout::OFF, &qkv, &mut lse, &mut out);
+    let (lse, out) = (&mut floats(&gpu, &[], 3), &mut unwritten(&gpu, 3 * 20));
+    let (batch, qkv) = (&device(&gpu, &pack), &reals(&gpu, &[0.0; 180], 0));
+    let (heads, drop) = (Heads { heads: 1, size: 20 }, Dropout::OFF);
+    let refused = gpu.run(op::Attention { batch, heads, drop, qkv, lse, out });
     assert!(refused.unwrap_err().to_string().contains("not 20"));
 }
 
@@ -136,8 +133,7 @@ fn other_head_sizes_are_refused() {
 fn large_scores_stay_finite() {
     let pack = Pack::new(&[70], 50);
     let gpu = gpu::<half::bf16>(counts(&pack));
-    let batch = device(&gpu, &pack);
-    let heads = Heads { heads: 1, size: 32 };
+    let (batch, heads, drop) = (&device(&gpu, &pack), Heads { heads: 1, size: 32 }, Dropout::OFF);
     // Keys all point away from the queries: every score is far below 0, so that a key behind the sequence,
     // whose score is 0, would outweigh all others.
     let value = |i: usize| match i / 32 % 3 {
@@ -145,16 +141,26 @@ fn large_scores_stay_finite() {
         1 => -40.0 - (i % 7) as f32,
         _ => (i % 11) as f32,
     };
-    let qkv = reals(&gpu, &(0..3 * 70 * 32).map(value).collect::<Vec<_>>(), 3 * 32 * ROOM);
-    let (mut lse, mut out) = (floats(&gpu, &[], 70 + ROOM), unwritten(&gpu, (70 + ROOM) * 32));
-    gpu.attention(&batch, heads, Dropout::OFF, &qkv, &mut lse, &mut out).unwrap();
-    assert!(taken_floats(&gpu, &lse, 70).iter().all(|x| x.is_finite() && *x < -1000.0));
-    assert!(taken(&gpu, &out, 70 * 32, 0).iter().all(|x| (0.0..=10.0).contains(x)));
-    let dout = reals(&gpu, &random(70 * 32, 32), ROOM * 32);
-    let (mut dqkv, mut none) = (unwritten(&gpu, 3 * (70 + ROOM) * 32), gpu.zeros(0).unwrap());
-    gpu.attention_backward(&batch, heads, Dropout::OFF, &qkv, &lse, &out, &dout, &mut dqkv, None, &mut none)
-        .unwrap();
-    let got = gpu.download_weights(&dqkv, 0..3 * 70 * 32).unwrap();
+    let qkv = &reals(&gpu, &(0..3 * 70 * 32).map(value).collect::<Vec<_>>(), 3 * 32 * ROOM);
+    let (lse, out) = (&mut floats(&gpu, &[], 70 + ROOM), &mut unwritten(&gpu, (70 + ROOM) * 32));
+    gpu.run(op::Attention { batch, heads, drop, qkv, lse, out }).unwrap();
+    assert!(taken_floats(&gpu, lse, 70).iter().all(|x| x.is_finite() && *x < -1000.0));
+    assert!(taken(&gpu, out, 70 * 32, 0).iter().all(|x| (0.0..=10.0).contains(x)));
+    let (dqkv, grads) = (&mut unwritten(&gpu, 3 * (70 + ROOM) * 32), &mut gpu.zeros(0).unwrap());
+    gpu.run(op::AttentionBackward {
+        batch,
+        heads,
+        drop,
+        qkv,
+        lse,
+        out,
+        dout: &reals(&gpu, &random(70 * 32, 32), ROOM * 32),
+        dqkv,
+        bias: None,
+        grads,
+    })
+    .unwrap();
+    let got = gpu.download_weights(dqkv, 0..3 * 70 * 32).unwrap();
     assert!(got.iter().all(|x| x.is_finite()));
 }
 
@@ -165,19 +171,27 @@ fn the_same_bits_again() {
     let heads = Heads { heads: 2, size: 64 };
     let run = || {
         let gpu = gpu::<half::bf16>(counts(&pack));
-        let (t, batch) = (pack.tokens(), device(&gpu, &pack));
+        let (t, batch, drop) = (pack.tokens(), &device(&gpu, &pack), Dropout::new(0.2, 3, 4));
         let room = t + ROOM;
-        let (mut lse, mut out) = (floats(&gpu, &[], room * 2), unwritten(&gpu, room * 128));
-        let qkv = reals(&gpu, &random(t * 3 * 128, 1), ROOM * 3 * 128);
-        let dout = reals(&gpu, &random(t * 128, 2), ROOM * 128);
-        let (mut dqkv, mut grads) = (unwritten(&gpu, 3 * room * 128), gpu.zeros::<f32>(384).unwrap());
-        let drop = Dropout::new(0.2, 3, 4);
-        gpu.attention(&batch, heads, drop, &qkv, &mut lse, &mut out).unwrap();
-        let bias = Some(0);
-        gpu.attention_backward(&batch, heads, drop, &qkv, &lse, &out, &dout, &mut dqkv, bias, &mut grads)
-            .unwrap();
-        let mut values = taken(&gpu, &dqkv, t * 3 * 128, (capacity(t, 256) - t) * 3 * 128);
-        values.extend(gpu.download(&grads, 0..384).unwrap());
+        let (lse, out) = (&mut floats(&gpu, &[], room * 2), &mut unwritten(&gpu, room * 128));
+        let qkv = &reals(&gpu, &random(t * 3 * 128, 1), ROOM * 3 * 128);
+        gpu.run(op::Attention { batch, heads, drop, qkv, lse, out }).unwrap();
+        let (dqkv, grads) = (&mut unwritten(&gpu, 3 * room * 128), &mut gpu.zeros(384).unwrap());
+        gpu.run(op::AttentionBackward {
+            batch,
+            heads,
+            drop,
+            qkv,
+            lse,
+            out,
+            dout: &reals(&gpu, &random(t * 128, 2), ROOM * 128),
+            dqkv,
+            bias: Some(0),
+            grads,
+        })
+        .unwrap();
+        let mut values = taken(&gpu, dqkv, t * 3 * 128, (capacity(t, 256) - t) * 3 * 128);
+        values.extend(gpu.download(grads, 0..384).unwrap());
         values.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
     };
     assert!(run() == run());

@@ -3,7 +3,7 @@
 use super::support::{counts, gpu};
 use crate::engine::support::{POISON, Pack};
 use ctune_dist::engine::cuda::{Cuda, CudaBuf};
-use ctune_dist::engine::{Backend, PackCounts, Real};
+use ctune_dist::engine::{Device, PackCounts, Real};
 
 /// An engine in `R` that has been told the counts of `pack` and of `masked` tokens, with room for
 /// `ROOM` more of each.

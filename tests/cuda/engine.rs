@@ -2,10 +2,11 @@
 //! without recorded segments.
 
 use ctune_dist::data::batch::Batch;
-use ctune_dist::doctor::{difference, trial};
+use ctune_dist::doctor::{difference, sample};
+use ctune_dist::engine::cases::{Keep, Sizes, outcomes};
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::cuda::{Cuda, Settings};
-use ctune_dist::engine::{Backend, Real};
+use ctune_dist::engine::{Device, Engine, Real, op};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, checkpoint};
@@ -21,21 +22,21 @@ fn gpu<R: Real>(graph: bool) -> Cuda<R> {
 
 /// What rounding may leave of an operation's result, relative to it. Summation orders differ from
 /// the CPU's, so f32 differs by some units in the last place; bf16 keeps 8 bits of every intermediate.
-fn operations_agree<R: Real>(cpu: &impl Backend, allowed: f64) {
+fn operations_agree<R: Real>(cpu: &impl Engine, allowed: f64) {
     let gpu = gpu::<R>(true);
-    for shape in trial::shapes() {
-        let expected = trial::run(cpu, &shape).unwrap();
-        let got = trial::run(&gpu, &shape).unwrap();
+    for sizes in Sizes::all() {
+        let expected = outcomes(cpu, &sizes, Keep::on_gpu()).unwrap();
+        let got = outcomes(&gpu, &sizes, Keep::on_gpu()).unwrap();
         assert_eq!(expected.len(), got.len());
         let mut wrong = Vec::new();
         for (expected, got) in expected.iter().zip(&got) {
             let error = difference(expected, got);
-            println!("{:<44} D {:<3} {error:.1e}", got.name, shape.head_size());
-            if error > allowed || (got.name.starts_with("mask") && error > 0.0) {
-                wrong.push(format!("{} {error:.1e}", got.name));
+            println!("{:<24} {:<44} {error:.1e}", got.op, got.name);
+            if error > allowed || (got.op == "mask_tokens" && error > 0.0) {
+                wrong.push(format!("{} {} {error:.1e}", got.op, got.name));
             }
         }
-        assert!(wrong.is_empty(), "{} in {}: {wrong:?}", shape.head_size(), R::NAME);
+        assert!(wrong.is_empty(), "{} in {}: {wrong:?}", sizes.describe(), R::NAME);
     }
 }
 
@@ -50,8 +51,8 @@ fn operations_in_bf16_are_the_cpu_engines() {
     operations_agree::<half::bf16>(&Cpu::<half::bf16>::default(), 1e-2);
 }
 
-fn model<B: Backend>(backend: B, train: bool) -> Bert<B> {
-    let pack = trial::pack(301);
+fn model<E: Engine>(engine: E, train: bool) -> Bert<E> {
+    let pack = sample::pack(301);
     let options = Options {
         objective: Objective::Pretraining { mlm: 1.0, qdpp: 0.5 },
         heads: HeadSet::PRETRAINING,
@@ -59,18 +60,18 @@ fn model<B: Backend>(backend: B, train: bool) -> Bert<B> {
         train,
         dropout: 0.1,
         seed: 11,
-        rule: Some(trial::rule(301)),
+        rule: Some(sample::rule(301)),
         continues: vec![0; 301],
     };
-    let shape = Shape { layers: 2, ..trial::shapes()[1].clone() };
-    let mut model = Bert::new(backend, &shape, options).unwrap();
+    let shape = Shape { layers: 2, ..sample::shapes()[1].clone() };
+    let mut model = Bert::new(engine, &shape, options).unwrap();
     checkpoint::fill_fresh(&mut model, 3).unwrap();
     model
 }
 
 /// Packs of several sizes, as a run meets them.
 fn packs() -> Vec<Batch> {
-    let whole = trial::pack(301);
+    let whole = sample::pack(301);
     let first = |n: usize| {
         let mut batch = whole.clone();
         let t = batch.cu_seqlens[n] as usize;
@@ -82,20 +83,20 @@ fn packs() -> Vec<Batch> {
         batch.pair_labels.truncate(n);
         batch.targets.truncate(n);
         batch.cu_groups.clear();
-        batch.masked = ctune_dist::data::mask::count_masked(&trial::rule(301), &batch, &[0; 301]);
+        batch.masked = ctune_dist::data::mask::count_masked(&sample::rule(301), &batch, &[0; 301]);
         batch
     };
     vec![first(4), first(5), first(3), first(5), first(2), first(4), first(5)]
 }
 
 /// Losses, masked ids and the gradient after all packs.
-fn gradients<B: Backend>(backend: B) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
-    let mut model = model(backend, true);
+fn gradients<E: Engine>(engine: E) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
+    let mut model = model(engine, true);
     let (mut losses, mut masked) = (Vec::new(), Vec::new());
     for (i, mut batch) in packs().into_iter().enumerate() {
         batch.epoch = i as u32 / 3; // dropout and masks must follow a replayed step
         batch.step_pairs += i;
-        batch.masked = ctune_dist::data::mask::count_masked(&trial::rule(301), &batch, &[0; 301]);
+        batch.masked = ctune_dist::data::mask::count_masked(&sample::rule(301), &batch, &[0; 301]);
         model.forward(&batch, Mode::Train).unwrap();
         model.backward(&batch, &mut |_, _, _| Ok(())).unwrap();
         losses.extend(model.take_sums().unwrap());
@@ -103,7 +104,7 @@ fn gradients<B: Backend>(backend: B) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
         masked.extend([ids, rows, labels]);
     }
     let all = 0..model.layout.len;
-    (losses, masked, model.backend.download(&model.grads, all).unwrap())
+    (losses, masked, model.engine.download(&model.grads, all).unwrap())
 }
 
 fn relative(expected: &[f32], got: &[f32]) -> f64 {
@@ -112,7 +113,7 @@ fn relative(expected: &[f32], got: &[f32]) -> f64 {
     norm(off) / norm(expected.iter().map(|e| f64::from(*e)).collect())
 }
 
-fn step_agrees<B: Backend>(engine: B, loss_allowed: f64, gradient_allowed: f64) {
+fn step_agrees<E: Engine>(engine: E, loss_allowed: f64, gradient_allowed: f64) {
     let (losses, masked, gradient) = gradients(Cpu::new());
     let name = engine.describe();
     let (other_losses, other_masked, other_gradient) = gradients(engine);
@@ -157,7 +158,7 @@ fn segments_are_recorded_the_second_time_and_replayed_after() {
     for _ in 0..3 {
         model.forward(batch, Mode::Train).unwrap();
         model.backward(batch, &mut |_, _, _| Ok(())).unwrap();
-        counts.push(model.backend.recorded_segments());
+        counts.push(model.engine.recorded_segments());
     }
     // forward, heads, two layers, embeddings
     assert_eq!(counts, [0, 5, 5]);
@@ -172,22 +173,21 @@ fn a_step_that_was_not_finite_leaves_nothing_behind() {
         model.forward(small, Mode::Train).unwrap();
         model.backward(small, &mut |_, _, _| Ok(())).unwrap();
         let all = 0..model.layout.len;
-        model.backend.download(&model.grads, all).unwrap()
+        model.engine.download(&model.grads, all).unwrap()
     };
     for graph in [true, false] {
         let expected = gradient(&mut model(gpu(graph), true));
         let mut model = model(gpu(graph), true);
         let (at, len) = (model.layout.layers[0].up.w, model.layout.len);
-        let before = model.backend.download_weights(&model.weights, at..at + 1).unwrap();
-        model.backend.upload_weights(&[f32::INFINITY], &mut model.weights, at).unwrap();
+        let before = model.engine.download_weights(&model.weights, at..at + 1).unwrap();
+        model.engine.upload_weights(&[f32::INFINITY], &mut model.weights, at).unwrap();
         model.forward(large, Mode::Train).unwrap();
         model.backward(large, &mut |_, _, _| Ok(())).unwrap();
-        let mut norm_sq = model.backend.zeros(1).unwrap();
-        let whole = 0..len;
-        model.backend.sum_squares(&model.grads, std::slice::from_ref(&whole), &mut norm_sq, 0).unwrap();
-        assert!(!model.backend.download(&norm_sq, 0..1).unwrap()[0].is_finite());
-        model.backend.upload_weights(&before, &mut model.weights, at).unwrap();
-        model.backend.clear(&mut model.grads, 0..len).unwrap();
+        let (src, ranges, mut norm_sq) = (&model.grads, &vec![0..len; 1], model.engine.zeros(1).unwrap());
+        model.engine.run(op::SumSquares { src, ranges, out: &mut norm_sq, slot: 0 }).unwrap();
+        assert!(!model.engine.download(&norm_sq, 0..1).unwrap()[0].is_finite());
+        model.engine.upload_weights(&before, &mut model.weights, at).unwrap();
+        model.engine.clear(&mut model.grads, 0..len).unwrap();
         model.forget(&norm_sq).unwrap();
         let got = gradient(&mut model);
         assert!(got.iter().zip(&expected).all(|(g, e)| g.to_bits() == e.to_bits()), "graphs: {graph}");
@@ -206,8 +206,8 @@ fn a_step_has_the_reference_models_gradients() {
 fn a_nan_is_traced_to_the_operation_that_made_it() {
     let mut model = model(gpu::<f32>(true), true);
     let at = model.layout.layers[1].up.w;
-    model.backend.upload_weights(&[f32::NAN], &mut model.weights, at).unwrap();
-    model.backend.check_results(true);
+    model.engine.upload_weights(&[f32::NAN], &mut model.weights, at).unwrap();
+    model.engine.watch().set(true);
     let error = model.forward(&packs()[1], Mode::Train).unwrap_err().to_string();
     for word in ["linear", "not finite"] {
         assert!(error.contains(word), "{error}");

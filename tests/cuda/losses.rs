@@ -8,7 +8,8 @@ use crate::engine::losses::{
 use crate::engine::naive;
 use crate::engine::support::{Pack, factor, random, to64};
 use ctune_dist::engine::cuda::{Cuda, CudaBuf};
-use ctune_dist::engine::{Backend, Dropout, HeadAt, LossScale, PackCounts, RankLoss, Real, Rows, stats};
+use ctune_dist::engine::op::{self, Dropout, HeadAt, LossScale, RankLoss};
+use ctune_dist::engine::{Device, Engine, PackCounts, Real, Rows, stats};
 
 /// The weight of a loss whose step has `count` terms: `value` is what the device must compute itself.
 fn scale(weight: f32, count: u32) -> LossScale {
@@ -64,8 +65,18 @@ impl MlmCase {
         let mut sums = fresh_sums(&gpu);
         let (weights, labels) = (reals(&gpu, &self.weights, ROOM), words(&gpu, &self.labels));
         let (rows, scale) = (Rows::Masked(self.rows), scale(weight, STEP_MASKED));
-        gpu.mlm_loss(&weights, BIAS_AT, self.vocab, &labels, rows, scale, &mut logits, &mut grads, &mut sums)
-            .unwrap();
+        gpu.run(op::MlmLoss {
+            weights: &weights,
+            bias: BIAS_AT,
+            vocab: self.vocab,
+            labels: &labels,
+            rows,
+            scale,
+            logits: &mut logits,
+            grads: &mut grads,
+            sums: &mut sums,
+        })
+        .unwrap();
         let grads = taken_floats(&gpu, &grads, self.weights.len());
         (taken(&gpu, &logits, len, zeros * self.vocab), grads, read_sums(&gpu, &sums))
     }
@@ -170,18 +181,18 @@ fn qdpp<R: Real>(rows: usize, h: usize) {
         let mut logits = floats(&gpu, &[], 2 * (rows + ROOM));
         let mut grads = floats(&gpu, &vec![0.0; weights.len()], ROOM);
         let (mut sums, rows_of, scale) = (fresh_sums(&gpu), Rows::Sequences(rows), scale(weight, pairs));
-        gpu.qdpp_head(
-            &on_device,
+        gpu.run(op::QdppHead {
+            weights: &on_device,
             at,
-            &labels_there,
-            &factors_there,
-            rows_of,
+            labels: &labels_there,
+            factors: &factors_there,
+            rows: rows_of,
             scale,
-            &mut buffer,
-            &mut logits,
-            &mut grads,
-            &mut sums,
-        )
+            pre: &mut buffer,
+            logits: &mut logits,
+            grads: &mut grads,
+            sums: &mut sums,
+        })
         .unwrap();
         let zeros = if weight == 0.0 { 0 } else { (capacity(rows, 64) - rows) * h };
         let grads = taken_floats(&gpu, &grads, weights.len());
@@ -224,7 +235,15 @@ fn score<R: Real>(h: usize, drop: Dropout) {
     let (batch, on_device) = (device(&gpu, &pack), reals(&gpu, &weights, ROOM));
     let mut buffer = reals(&gpu, &pre, (ROOM + 3) * h);
     let mut scores = floats(&gpu, &[], s + ROOM);
-    gpu.score_head(&batch, &on_device, at, drop, &mut buffer, &mut scores).unwrap();
+    gpu.run(op::ScoreHead {
+        batch: &batch,
+        weights: &on_device,
+        at,
+        drop,
+        pre: &mut buffer,
+        scores: &mut scores,
+    })
+    .unwrap();
     let factors: Vec<f64> = (0..s * h)
         .map(|i| factor(drop, [pack.samples[i / h], 0, pack.epoch, (i % h) as u32 / 8], (i % h) as u32))
         .collect();
@@ -242,7 +261,16 @@ fn score<R: Real>(h: usize, drop: Dropout) {
 
     let mut grads = floats(&gpu, &vec![0.0; weights.len()], ROOM);
     let dscores = floats(&gpu, &dscores, ROOM);
-    gpu.score_head_backward(&batch, &on_device, at, drop, &dscores, &mut buffer, &mut grads).unwrap();
+    gpu.run(op::ScoreHeadBackward {
+        batch: &batch,
+        weights: &on_device,
+        at,
+        drop,
+        dscores: &dscores,
+        pooled: &mut buffer,
+        grads: &mut grads,
+    })
+    .unwrap();
     let dpre = taken(&gpu, &buffer, s * h, (capacity(s, 64) - s) * h);
     check_head::<R>(&what, at, 1, (&dpre, &taken_floats(&gpu, &grads, weights.len())), &plain, &exact);
 }
@@ -284,7 +312,15 @@ fn every_ranking_loss() {
         let (mut d, mut sums) = (floats(&gpu, &[], 11 + ROOM), fresh_sums(&gpu));
         let on_device = floats(&gpu, &scores, ROOM);
         let factor = scale(3.5, counts(&pack).step_pairs);
-        gpu.rank_loss(loss, &batch, &on_device, factor, &mut d, &mut sums).unwrap();
+        gpu.run(op::GroupLoss {
+            loss,
+            batch: &batch,
+            scores: &on_device,
+            scale: factor,
+            dscores: &mut d,
+            sums: &mut sums,
+        })
+        .unwrap();
         let total = |s: &[f64]| {
             let group = |ends: &[u32]| {
                 let range = ends[0] as usize..ends[1] as usize;
@@ -324,9 +360,25 @@ fn a_loss_of_documents_reaches_their_passages() {
     for how in WAYS {
         let (mut of_documents, mut slopes) = (floats(&gpu, &[], 7 + ROOM), floats(&gpu, &[], 7 + ROOM));
         let (mut d, mut sums) = (floats(&gpu, &[], 11 + ROOM), fresh_sums(&gpu));
-        gpu.aggregate(how, &batch, &on_device, &mut of_documents).unwrap();
-        gpu.rank_loss(RankLoss::ListNet, &batch, &of_documents, factor, &mut slopes, &mut sums).unwrap();
-        gpu.aggregate_backward(how, &batch, &on_device, &slopes, &mut d).unwrap();
+        gpu.run(op::AggregateScores { how, batch: &batch, scores: &on_device, documents: &mut of_documents })
+            .unwrap();
+        gpu.run(op::GroupLoss {
+            loss: RankLoss::ListNet,
+            batch: &batch,
+            scores: &of_documents,
+            scale: factor,
+            dscores: &mut slopes,
+            sums: &mut sums,
+        })
+        .unwrap();
+        gpu.run(op::AggregateScoresBackward {
+            how,
+            batch: &batch,
+            scores: &on_device,
+            ddocuments: &slopes,
+            dscores: &mut d,
+        })
+        .unwrap();
         let total = |s: &[f64]| loss_of_passages(how, RankLoss::ListNet, s, &to64(&targets));
         let (wide, found) = (to64(&scores), f64::from(read_sums(&gpu, &sums)[stats::RANK_LOSS]));
         assert!((found - total(&wide)).abs() <= 1e-6 * (1.0 + total(&wide)), "{how:?}: {found}");

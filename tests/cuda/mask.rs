@@ -5,7 +5,8 @@ use super::support::{device, words};
 use crate::engine::support::Pack;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::cuda::Cuda;
-use ctune_dist::engine::{Backend, DeviceBatch, MaskRule};
+use ctune_dist::engine::op::{self, MaskRule};
+use ctune_dist::engine::{Device, DeviceBatch, Engine};
 
 const RULE: MaskRule = MaskRule {
     seed: 5,
@@ -35,7 +36,7 @@ fn on_cpu(pack: &Pack, rule: &MaskRule) -> [Vec<u32>; 3] {
         batch.masked = masked;
         batch.masked_rows = cpu.zeros(pack.tokens()).unwrap();
         batch.masked_labels = cpu.zeros(pack.tokens()).unwrap();
-        if cpu.mask_tokens(&mut batch, rule, &pieces).is_ok() {
+        if cpu.run(op::MaskTokens { batch: &mut batch, rule, continues: &pieces }).is_ok() {
             break;
         }
     }
@@ -52,8 +53,8 @@ fn on_gpu(gpu: &Cuda<f32>, pack: &Pack, rule: &MaskRule, masked: usize) -> Devic
     batch.masked_labels = words(gpu, &vec![u32::MAX; masked]);
     let mut pieces = gpu.zeros(rule.vocab as usize).unwrap();
     gpu.upload(&continues(rule.vocab), &mut pieces, 0).unwrap();
-    gpu.check_results(true);
-    gpu.mask_tokens(&mut batch, rule, &pieces).unwrap();
+    gpu.watch().set(true);
+    gpu.run(op::MaskTokens { batch: &mut batch, rule, continues: &pieces }).unwrap();
     batch
 }
 
@@ -90,7 +91,10 @@ fn a_wrong_count_is_an_error_where_results_are_checked() {
     batch.masked = masked;
     (batch.masked_rows, batch.masked_labels) = (words(&gpu, &[]), words(&gpu, &[]));
     let pieces = gpu.zeros(1000).unwrap();
-    gpu.check_results(true);
-    let error = gpu.mask_tokens(&mut batch, &RULE, &pieces).unwrap_err().to_string();
+    gpu.watch().set(true);
+    let error = gpu
+        .run(op::MaskTokens { batch: &mut batch, rule: &RULE, continues: &pieces })
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the host counted"), "{error}");
 }

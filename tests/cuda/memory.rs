@@ -3,53 +3,60 @@
 use serde_json::Value;
 
 use ctune_dist::config::{Precision, Sharding, Train};
+use ctune_dist::doctor::sample;
+use ctune_dist::engine::Real;
 use ctune_dist::engine::cuda::{Cuda, Settings};
-use ctune_dist::engine::{RankLoss, Real};
+use ctune_dist::engine::op::RankLoss;
 use ctune_dist::model::activations::{Capacity, Recompute};
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::lora::{Lora, Target};
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
 use ctune_dist::ranks::{Distributed, World};
+use ctune_dist::train::counted::Run;
 use ctune_dist::train::memory::Needs;
 use ctune_dist::train::optimiser::Optimiser;
 
 use super::program::{F32, PLAN, start};
 use crate::program::{Place, assert_done, assert_refused};
 use crate::softgpu;
-use ctune_dist::doctor::trial;
 
 /// What the prediction allows for the rounding of buffers and for tables.
 const SLACK: i64 = 32 << 10;
 
-fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
-    softgpu::load();
-    let kernel_cache = Some(softgpu::library_path().join("images"));
-    let gpu = Cuda::<R>::new(0, Settings { kernel_cache, ..Settings::default() }).unwrap();
-    let (world, mut pack) = (World::solo(), trial::pack(301));
-    pack.masked *= usize::from(heads.mlm);
-    let shape = Shape { layers: 3, ..trial::shapes()[1].clone() };
-    let train = Train { recompute: tuning.recompute, pack_tokens, ..Train::default() };
-    let rate = if heads.mlm { 0.2 } else { 0.0 };
-    let capacity = |tokens| Capacity::of_pack(tokens, rate, false);
-    let layout = tuning.layout(&shape, heads).unwrap();
-    let needs = Needs { layout: &layout, train: &train, capacity: &capacity, least_tokens: 64 };
-    let forecast = needs.forecast(&gpu, &world).unwrap().unwrap();
-    let options = Options {
+fn options(heads: HeadSet, capacity: Capacity) -> Options {
+    Options {
         objective: match heads.mlm {
             true => Objective::Pretraining { mlm: 1.0, qdpp: 1.0 },
             false => Objective::Ranking(RankLoss::Lce, None),
         },
         heads,
-        capacity: capacity(train.pack_tokens),
+        capacity,
         train: true,
         dropout: 0.1,
         seed: 1,
-        rule: heads.mlm.then(|| trial::rule(301)),
+        rule: heads.mlm.then(|| sample::rule(301)),
         continues: vec![0; 301],
-    };
+    }
+}
+
+fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
+    softgpu::load();
+    let kernel_cache = Some(softgpu::library_path().join("images"));
+    let gpu = Cuda::<R>::new(0, Settings { kernel_cache, ..Settings::default() }).unwrap();
+    let (world, mut pack) = (World::solo(), sample::pack(301));
+    pack.masked *= usize::from(heads.mlm);
+    let shape = Shape { layers: 3, ..sample::shapes()[1].clone() };
+    let train = Train { recompute: tuning.recompute, pack_tokens, ..Train::default() };
+    let rate = if heads.mlm { 0.2 } else { 0.0 };
+    let capacity = |tokens| Capacity::of_pack(tokens, rate, false);
+    let options = options(heads, capacity(train.pack_tokens));
+    let layout = &tuning.layout(&shape, heads).unwrap();
+    let run = Run { layout, options: options.clone(), train: &train, rank: 0, ranks: 1 };
+    let needs = Needs { run, capacity: &capacity, least_tokens: 64 };
+    let forecast = needs.forecast(&gpu).unwrap().unwrap();
     let mut model = Bert::tuned(gpu.clone(), &shape, options, tuning).unwrap();
     let mut optimiser = Optimiser::new(&model, 0, 1, &train).unwrap();
-    let mut reducer = model.backend.collective(&world).unwrap();
+    let mut reducer = model.engine.collective(&world).unwrap();
     model.forward(&pack, Mode::Train).unwrap();
     model.backward(&pack, &mut |_, _, _| Ok(())).unwrap();
     optimiser.step(&mut *reducer, &mut model, 1e-3).unwrap().wait().unwrap();
@@ -79,11 +86,13 @@ fn shares_and_narrow_sums_are_in_the_prediction() {
     softgpu::load();
     let kernel_cache = Some(softgpu::library_path().join("images"));
     let gpu = Cuda::<half::bf16>::new(0, Settings { kernel_cache, ..Settings::default() }).unwrap();
-    let layout = Tuning::default().layout(&trial::shapes()[1], HeadSet::PRETRAINING).unwrap();
+    let layout = &Tuning::default().layout(&sample::shapes()[1], HeadSet::PRETRAINING).unwrap();
     let capacity = |tokens| Capacity::of_pack(tokens, 0.2, false);
     let predicted = |train: &Train| {
-        let needs = Needs { layout: &layout, train, capacity: &capacity, least_tokens: 64 };
-        needs.forecast(&gpu, &World::solo()).unwrap().unwrap().predicted()
+        let options = options(HeadSet::PRETRAINING, capacity(train.pack_tokens));
+        let run = Run { layout, options, train, rank: 0, ranks: 1 };
+        let needs = Needs { run, capacity: &capacity, least_tokens: 64 };
+        needs.forecast(&gpu).unwrap().unwrap().predicted()
     };
     let whole = predicted(&Train::default());
     // alone, nothing is shared and nothing is sent

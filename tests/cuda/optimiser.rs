@@ -8,7 +8,8 @@ use super::support::all_held;
 use crate::engine::optimiser::{N, Plain, groups, plain_lamb, update};
 use crate::engine::support::{Pack, close, random, to64};
 use ctune_dist::engine::cuda::{Cuda, CudaBuf};
-use ctune_dist::engine::{Backend, Real};
+use ctune_dist::engine::op;
+use ctune_dist::engine::{Engine, Real};
 use half::bf16;
 
 /// One rank's share of the optimiser's state and a whole copy of weights and gradients.
@@ -40,22 +41,42 @@ impl<R: Real> Rank<R> {
 
     /// One update; `g` with its norm over the whole arena.
     fn step(&mut self, step: u32, g: &[f32], lamb: bool) {
-        let (gpu, groups, u) = (&self.gpu, groups(), update(step));
-        let mut grads = put(gpu, g, 8);
-        gpu.sum_squares(&grads, &[0..10_000, 10_000..N], &mut self.norm_sq, 0).unwrap();
-        let (owned, norm) = (&self.owned, &self.norm_sq);
-        let (w, master) = (&mut self.weights, &mut self.master);
+        let Self { gpu, owned, weights, master, m: moment1, v: moment2, norm_sq } = self;
+        let (rule, groups, grads) = (update(step), &groups(), &mut put(gpu, g, 8));
+        let ranges = &[0..10_000, 10_000..N];
+        gpu.run(op::SumSquares { src: grads, ranges, out: norm_sq, slot: 0 }).unwrap();
         if lamb {
-            let mut norms = put(gpu, &vec![9.0; 2 * groups.len()], 8);
-            let (m, v) = (&mut self.m, &mut self.v);
-            gpu.lamb_direction(u, &groups, owned, norm, w, master, &mut grads, m, v, &mut norms).unwrap();
-            get::<f32, R>(gpu, &norms, 2 * groups.len(), 0);
-            gpu.lamb_apply(u, &groups, owned, &norms, w, master, &mut grads).unwrap();
+            let norms = &mut put(gpu, &vec![9.0; 2 * groups.len()], 8);
+            gpu.run(op::LambDirection {
+                rule,
+                groups,
+                owned,
+                norm_sq,
+                weights,
+                master,
+                grads,
+                moment1,
+                moment2,
+                norms,
+            })
+            .unwrap();
+            get::<f32, R>(gpu, norms, 2 * groups.len(), 0);
+            gpu.run(op::LambApply { rule, groups, owned, norms, weights, master, grads }).unwrap();
         } else {
-            let (m, v) = (&mut self.m, &mut self.v);
-            gpu.adamw(u, &groups, owned, norm, w, master, &mut grads, m, v).unwrap();
+            gpu.run(op::AdamWUpdate {
+                rule,
+                groups,
+                owned,
+                norm_sq,
+                weights,
+                master,
+                grads,
+                moment1,
+                moment2,
+            })
+            .unwrap();
         }
-        assert!(get::<f32, R>(gpu, &grads, N, 0).iter().all(|&x| x == 0.0), "gradients end as zeros");
+        assert!(get::<f32, R>(gpu, grads, N, 0).iter().all(|&x| x == 0.0), "gradients end as zeros");
     }
 
     /// Weights in f32: the master's where there is one, and then the weights are its rounding.
@@ -169,7 +190,7 @@ fn sums_of_squares() {
         vec![1..100_003; 1],
         vec![0..3, 30_000..46_384, 50_001..50_001, 99_999..100_003],
     ] {
-        gpu.sum_squares(&xb, &ranges, &mut out, 1).unwrap();
+        gpu.run(op::SumSquares { src: &xb, ranges: &ranges, out: &mut out, slot: 1 }).unwrap();
         let values: Vec<f32> = ranges.iter().flat_map(|range| x[range.clone()].to_vec()).collect();
         let plain: f32 = values.iter().map(|x| x * x).sum();
         let exact: f64 = to64(&values).iter().map(|x| x * x).sum();

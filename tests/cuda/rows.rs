@@ -9,7 +9,8 @@ use super::support::{ROOM, all_held, capacity, device, words};
 use crate::engine::naive::{self, Norm, Num};
 use crate::engine::support::{Pack, close, random, to64};
 use ctune_dist::engine::cuda::Cuda;
-use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Real, Rows};
+use ctune_dist::engine::op::{self, Dropout, EmbedAt, NormAt};
+use ctune_dist::engine::{Device, Engine, Real, Rows};
 use half::bf16;
 
 /// Widths of every instantiation, whole and partly filled.
@@ -59,17 +60,26 @@ fn residual_norm() {
 fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let what = format!("residual_norm {} {:?} {h} {}", R::NAME, pack.lengths, drop.threshold);
     let (t, gpu) = (pack.tokens(), engine::<R>(pack, 0));
-    let batch = device(&gpu, pack);
-    let (weights, at) = arena::<R>(h, h);
+    let batch = &device(&gpu, pack);
+    let (weights, norm) = arena::<R>(h, h);
     let input = |seed: u32| all_held::<R>(&random(t * h, seed));
     let (residual, product, dout) = (input(1), input(2), input(3));
-    let wb = put(&gpu, &weights, 8);
-    let behind = ROOM * h + 8;
-    let (mut y, mut out) = (put(&gpu, &product, behind), unwritten(&gpu, t * h, behind));
-    let mut stats = unwritten(&gpu, 2 * t, behind);
-    let rb = put(&gpu, &residual, behind);
-    gpu.residual_norm(&batch, &wb, 2 * h, at, drop, &rb, &mut y, &mut stats, &mut out).unwrap();
-    get::<f32, R>(&gpu, &stats, 2 * t, 0);
+    let (wb, behind) = (&put(&gpu, &weights, 8), ROOM * h + 8);
+    let (y, out) = (&mut put(&gpu, &product, behind), &mut unwritten(&gpu, t * h, behind));
+    let row_stats = &mut unwritten(&gpu, 2 * t, behind);
+    gpu.run(op::ResidualNorm {
+        batch,
+        weights: wb,
+        bias: 2 * h,
+        norm,
+        drop,
+        residual: &put(&gpu, &residual, behind),
+        y,
+        row_stats,
+        out,
+    })
+    .unwrap();
+    get::<f32, R>(&gpu, row_stats, 2 * t, 0);
 
     let bias = &weights[2 * h..];
     let factors = pack.factors::<f64>(drop, h);
@@ -78,37 +88,36 @@ fn residual_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let r = |x: f32| R::from_f32(x).to_f32();
     let plain_y: Vec<f32> =
         (0..t * h).map(|i| r(residual[i] + r(factors[i] as f32 * r(product[i] + bias[i % h])))).collect();
-    close(&format!("{what} y"), &get(&gpu, &y, t * h, 0), &plain_y, &exact_y);
-    let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
+    close(&format!("{what} y"), &get(&gpu, y, t * h, 0), &plain_y, &exact_y);
+    let (n32, n64) = (norm_of::<f32>(&weights, norm), norm_of::<f64>(&weights, norm));
     let plain_out = all_held::<R>(&naive::norm(&plain_y, &n32));
-    close(&what, &get(&gpu, &out, t * h, 0), &plain_out, &naive::norm(&exact_y, &n64));
+    close(&what, &get(&gpu, out, t * h, 0), &plain_out, &naive::norm(&exact_y, &n64));
 
-    let (mut dresidual, mut dy) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
-    let mut grads = put(&gpu, &vec![0.5; 3 * h], 8);
-    let db = put(&gpu, &dout, behind);
-    gpu.residual_norm_backward(
-        &batch,
-        &wb,
-        2 * h,
-        at,
+    let (dresidual, dy) = (&mut unwritten(&gpu, t * h, behind), &mut unwritten(&gpu, t * h, behind));
+    let grads = &mut put(&gpu, &vec![0.5; 3 * h], 8);
+    gpu.run(op::ResidualNormBackward {
+        batch,
+        weights: wb,
+        bias: 2 * h,
+        norm,
         drop,
-        &y,
-        &stats,
-        &db,
-        &mut dresidual,
-        &mut dy,
-        &mut grads,
-    )
+        y,
+        row_stats,
+        dout: &put(&gpu, &dout, behind),
+        dresidual,
+        dy,
+        grads,
+    })
     .unwrap();
     let (dx, dgamma, dbeta) = naive::norm_backward(&plain_y, &n32, &dout);
     let exact = naive::norm_backward(&exact_y, &n64, &to64(&dout));
     let dx = all_held::<R>(&dx);
     let cleared = (gpu_rows(t) - t) * h;
-    close(&format!("{what} dresidual"), &get(&gpu, &dresidual, t * h, cleared), &dx, &exact.0);
+    close(&format!("{what} dresidual"), &get(&gpu, dresidual, t * h, cleared), &dx, &exact.0);
     let plain_dy = all_held::<R>(&naive::times(&dx, &pack.factors(drop, h)));
     let exact_dy = naive::times(&exact.0, &factors);
-    close(&format!("{what} dy"), &get(&gpu, &dy, t * h, cleared), &plain_dy, &exact_dy);
-    let got = get::<f32, R>(&gpu, &grads, 3 * h, 0);
+    close(&format!("{what} dy"), &get(&gpu, dy, t * h, cleared), &plain_dy, &exact_dy);
+    let got = get::<f32, R>(&gpu, grads, 3 * h, 0);
     let names = ["gamma", "beta", "bias"];
     let plain = [dgamma, dbeta, naive::columns(&plain_dy, h)];
     let exact = [exact.1, exact.2, naive::columns(&exact_dy, h)];
@@ -150,36 +159,37 @@ fn masked_rows_case<R: Real>(pack: &Pack, h: usize) {
     let input =
         |seed: u32, by: f32| all_held::<R>(&random(m * h, seed).iter().map(|x| by * x).collect::<Vec<_>>());
     let (x, dout) = (input(1, 4.0), input(2, 1.0));
-    let (xb, wb, behind) = (put(&gpu, &x, 8), put(&gpu, &weights, 8), ROOM * h + 8);
+    let (xb, wb, behind) = (&put(&gpu, &x, 8), &put(&gpu, &weights, 8), ROOM * h + 8);
     let cleared = (capacity(m, 128) - m) * h;
 
-    let (mut stats, mut out) = (unwritten(&gpu, 2 * m, 8), unwritten(&gpu, m * h, behind));
-    gpu.norm(&xb, &wb, at, rows, &mut stats, &mut out).unwrap();
+    let (row_stats, out) = (&mut unwritten(&gpu, 2 * m, 8), &mut unwritten(&gpu, m * h, behind));
+    gpu.run(op::Norm { x: xb, weights: wb, at, rows, row_stats, out }).unwrap();
     let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
     let plain = all_held::<R>(&naive::norm(&x, &n32));
-    close(&format!("norm {what}"), &get(&gpu, &out, m * h, 0), &plain, &naive::norm(&to64(&x), &n64));
-    let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; 2 * h], 8));
-    gpu.norm_backward(&xb, &wb, at, rows, &stats, &mut d, &mut grads).unwrap();
+    close(&format!("norm {what}"), &get(&gpu, out, m * h, 0), &plain, &naive::norm(&to64(&x), &n64));
+    let (d, grads) = (&mut put(&gpu, &dout, behind), &mut put(&gpu, &vec![0.5; 2 * h], 8));
+    gpu.run(op::NormBackward { x: xb, weights: wb, at, rows, row_stats, d, grads }).unwrap();
     let plain = naive::norm_backward(&x, &n32, &dout);
     let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
-    let got = get(&gpu, &d, m * h, cleared);
+    let got = get(&gpu, d, m * h, cleared);
     close(&format!("norm dx {what}"), &got, &all_held::<R>(&plain.0), &exact.0);
-    let got = get::<f32, R>(&gpu, &grads, 2 * h, 0);
+    let got = get::<f32, R>(&gpu, grads, 2 * h, 0);
     accumulated(&format!("norm dgamma {what}"), &got[..h], 0.5, &plain.1, &exact.1);
     accumulated(&format!("norm dbeta {what}"), &got[h..], 0.5, &plain.2, &exact.2);
 
-    let mut act = unwritten(&gpu, m * h, behind);
-    gpu.gelu(&xb, rows, h, &mut act).unwrap();
+    let act = &mut unwritten(&gpu, m * h, behind);
+    gpu.run(op::Gelu { pre: xb, rows, width: h, act }).unwrap();
     let plain = all_held::<R>(&x.iter().map(|&x| naive::gelu(x)).collect::<Vec<_>>());
     let exact: Vec<f64> = x.iter().map(|&x| naive::gelu(f64::from(x))).collect();
-    close(&format!("gelu {what}"), &get(&gpu, &act, m * h, 0), &plain, &exact);
-    let (mut dact, mut bias) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; h], 8));
-    gpu.gelu_backward(&xb, &mut dact, rows, h, Some(0), &mut bias).unwrap();
+    close(&format!("gelu {what}"), &get(&gpu, act, m * h, 0), &plain, &exact);
+    let (dact, grads) = (&mut put(&gpu, &dout, behind), &mut put(&gpu, &vec![0.5; h], 8));
+    let (width, bias) = (h, Some(0));
+    gpu.run(op::GeluBackward { pre: xb, rows, width, bias, dact, grads }).unwrap();
     let both = || x.iter().zip(&dout);
     let plain = all_held::<R>(&both().map(|(&x, &d)| d * naive::gelu_slope(x)).collect::<Vec<_>>());
     let exact: Vec<f64> = both().map(|(&x, &d)| f64::from(d) * naive::gelu_slope(f64::from(x))).collect();
-    close(&format!("gelu' {what}"), &get(&gpu, &dact, m * h, cleared), &plain, &exact);
-    let got = get::<f32, R>(&gpu, &bias, h, 0);
+    close(&format!("gelu' {what}"), &get(&gpu, dact, m * h, cleared), &plain, &exact);
+    let got = get::<f32, R>(&gpu, grads, h, 0);
     accumulated(
         &format!("gelu' bias {what}"),
         &got,
@@ -196,20 +206,21 @@ fn gather_and_scatter() {
 }
 
 fn gather_case<R: Real>() {
-    let rows = [29, 0, 7, 8, 3];
-    for h in WIDTHS {
-        let gpu = engine::<R>(&Pack::new(&[30], 50), rows.len());
-        let x = all_held::<R>(&random(30 * h, 1));
-        let (mut xb, index) = (put(&gpu, &x, 8), words(&gpu, &rows));
-        let mut out = unwritten(&gpu, rows.len() * h, ROOM * h);
-        gpu.gather_rows(&xb, &index, Rows::Masked(rows.len()), h, &mut out).unwrap();
-        let got = get(&gpu, &out, rows.len() * h, 0);
-        for (got, &row) in got.chunks(h).zip(&rows) {
-            assert_eq!(got, &x[row as usize * h..][..h]);
+    let list = [29, 0, 7, 8, 3];
+    for hidden in WIDTHS {
+        let gpu = engine::<R>(&Pack::new(&[30], 50), list.len());
+        let values = all_held::<R>(&random(30 * hidden, 1));
+        let (x, picked, rows) = (&mut put(&gpu, &values, 8), &words(&gpu, &list), Rows::Masked(list.len()));
+        let out = &mut unwritten(&gpu, list.len() * hidden, ROOM * hidden);
+        gpu.run(op::GatherRows { x, picked, rows, hidden, out }).unwrap();
+        let got = get(&gpu, out, list.len() * hidden, 0);
+        for (got, &row) in got.chunks(hidden).zip(&list) {
+            assert_eq!(got, &values[row as usize * hidden..][..hidden]);
         }
-        gpu.scatter_add_rows(&out, &index, Rows::Masked(rows.len()), h, &mut xb).unwrap();
-        for (row, (got, x)) in get(&gpu, &xb, 30 * h, 0).chunks(h).zip(x.chunks(h)).enumerate() {
-            let factor = if rows.contains(&(row as u32)) { 2.0 } else { 1.0 };
+        gpu.run(op::ScatterAddRows { src: out, picked, rows, hidden, x }).unwrap();
+        let got = get(&gpu, x, 30 * hidden, 0);
+        for (row, (got, x)) in got.chunks(hidden).zip(values.chunks(hidden)).enumerate() {
+            let factor = if list.contains(&(row as u32)) { 2.0 } else { 1.0 };
             assert!(got.iter().zip(x).all(|(got, x)| *got == factor * x), "row {row}");
         }
     }
@@ -247,12 +258,12 @@ fn embedding() {
 fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
     let what = format!("embed {} {:?} {h} {}", R::NAME, pack.lengths, drop.threshold);
     let (t, at, gpu) = (pack.tokens(), embed_at(h), engine::<R>(pack, 0));
-    let batch = device(&gpu, pack);
+    let batch = &device(&gpu, pack);
     let weights = all_held::<R>(&random(at.segment + 2 * h, 21));
-    let (wb, behind) = (put(&gpu, &weights, 8), ROOM * h + 8);
-    let (mut sum, mut out) = (unwritten(&gpu, t * h, behind), unwritten(&gpu, t * h, behind));
-    let mut stats = unwritten(&gpu, 2 * t, behind);
-    gpu.embed(&batch, &wb, at, drop, &mut sum, &mut stats, &mut out).unwrap();
+    let (wb, behind) = (&put(&gpu, &weights, 8), ROOM * h + 8);
+    let (sum, out) = (&mut unwritten(&gpu, t * h, behind), &mut unwritten(&gpu, t * h, behind));
+    let row_stats = &mut unwritten(&gpu, 2 * t, behind);
+    gpu.run(op::Embed { batch, weights: wb, at, drop, sum, row_stats, out }).unwrap();
     let rows = |row: usize| {
         [
             at.word + pack.ids[row] as usize * h,
@@ -269,27 +280,28 @@ fn embed_case<R: Real>(pack: &Pack, h: usize, drop: Dropout) {
             r(r(w + p) + s)
         })
         .collect();
-    close(&format!("{what} sum"), &get(&gpu, &sum, t * h, 0), &plain_sum, &exact_sum);
+    close(&format!("{what} sum"), &get(&gpu, sum, t * h, 0), &plain_sum, &exact_sum);
     let (n32, n64) = (norm_of::<f32>(&weights, at.norm), norm_of::<f64>(&weights, at.norm));
     let (f32s, f64s) = (pack.factors::<f32>(drop, h), pack.factors::<f64>(drop, h));
     let plain = all_held::<R>(&naive::times(&all_held::<R>(&naive::norm(&plain_sum, &n32)), &f32s));
     let exact = naive::times(&naive::norm(&exact_sum, &n64), &f64s);
-    close(&what, &get(&gpu, &out, t * h, 0), &plain, &exact);
+    close(&what, &get(&gpu, out, t * h, 0), &plain, &exact);
 
-    let dout = all_held::<R>(&random(t * h, 22));
+    let gradient = all_held::<R>(&random(t * h, 22));
     let run = || {
-        let (mut d, mut grads) = (put(&gpu, &dout, behind), put(&gpu, &vec![0.5; weights.len()], 8));
-        gpu.embed_backward(&batch, &wb, at, drop, &sum, &stats, &mut d, &mut grads).unwrap();
-        get::<R, R>(&gpu, &d, t * h, 0);
-        get::<f32, R>(&gpu, &grads, weights.len(), 0)
+        let dout = &mut put(&gpu, &gradient, behind);
+        let grads = &mut put(&gpu, &vec![0.5; weights.len()], 8);
+        gpu.run(op::EmbedBackward { batch, weights: wb, at, drop, sum, row_stats, dout, grads }).unwrap();
+        get::<R, R>(&gpu, dout, t * h, 0);
+        get::<f32, R>(&gpu, grads, weights.len(), 0)
     };
     let got = run();
     assert!(got.iter().zip(run()).all(|(a, b)| a.to_bits() == b.to_bits()), "{what}: other bits");
-    let through = all_held::<R>(&naive::times(&dout, &f32s));
+    let through = all_held::<R>(&naive::times(&gradient, &f32s));
     let (dx, dgamma, dbeta) = naive::norm_backward(&plain_sum, &n32, &through);
     let mut plain = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
     add_to_tables(pack, at, &all_held::<R>(&dx), &mut plain);
-    let (dx, dgamma, dbeta) = naive::norm_backward(&exact_sum, &n64, &naive::times(&to64(&dout), &f64s));
+    let (dx, dgamma, dbeta) = naive::norm_backward(&exact_sum, &n64, &naive::times(&to64(&gradient), &f64s));
     let mut exact = [dgamma, dbeta, vec![0.0; weights.len() - 2 * h]].concat();
     add_to_tables(pack, at, &dx, &mut exact);
     let ends = [0, h, 2 * h, at.position, at.segment, weights.len()];
@@ -307,8 +319,10 @@ fn widths_that_no_kernel_takes_are_errors() {
     for (h, text) in [(12, "multiples of 8"), (4104, "at most 4096")] {
         let at = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
         let buffer = |n: usize| gpu.zeros::<f32>(n).unwrap();
-        let (x, w, mut stats, mut out) = (buffer(3 * h), buffer(2 * h), buffer(6), buffer(3 * h));
-        let error = gpu.norm(&x, &w, at, Rows::Masked(3), &mut stats, &mut out).unwrap_err().to_string();
+        let (x, weights, rows) = (&buffer(3 * h), &buffer(2 * h), Rows::Masked(3));
+        let (row_stats, out) = (&mut buffer(6), &mut buffer(3 * h));
+        let refused = gpu.run(op::Norm { x, weights, at, rows, row_stats, out });
+        let error = refused.unwrap_err().to_string();
         assert!(error.contains(text), "{error}");
     }
 }

@@ -4,7 +4,7 @@
 use crate::engine::support::Pack;
 use crate::softgpu;
 use ctune_dist::engine::cuda::{Cuda, CudaBuf, Settings};
-use ctune_dist::engine::{Backend, DeviceBatch, PackCounts, Real};
+use ctune_dist::engine::{Device, DeviceBatch, PackCounts, Real};
 
 /// Rows that packs may have beyond the one under test.
 pub const ROOM: usize = 37;
@@ -105,6 +105,7 @@ pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
         masked: 0,
         groups: 0,
         documents: 0,
+        attended: pack.attended(),
         epoch: pack.epoch,
         ids: words(gpu, &pack.ids),
         positions: words(gpu, &pack.positions),

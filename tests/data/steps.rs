@@ -8,7 +8,7 @@ use ctune_dist::data::mask::count_masked;
 use ctune_dist::data::{
     Batch, ClickOptions, ClickSource, Cursor, Loader, LoaderOptions, SampleSource, Step, packs_per_epoch,
 };
-use ctune_dist::engine::MaskRule;
+use ctune_dist::engine::op::MaskRule;
 
 use super::{MemoryLog, VOCAB, click_options, loader_options, one, rule};
 

@@ -3,19 +3,19 @@
 use super::naive::Attention;
 use super::stored::{Stored, pick};
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Backend, Dropout, Heads};
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::op::{self, Dropout, Heads};
+use ctune_dist::engine::{Engine, Real, Reals};
 
-fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
+fn case<R: Real, E: Engine<Real = R>>(cpu: &E, pack: &Pack, heads: usize, size: usize, drop: Dropout) {
     let what = format!("attention {} {:?} A={heads} D={size} {drop:?}", R::NAME, pack.lengths);
     let (t, h) = (pack.tokens(), heads * size);
-    let batch = pack.device(cpu);
-    let sizes = Heads { heads, size };
+    let (batch, sizes) = (&pack.device(cpu), Heads { heads, size });
     let qkv = held::<R>(&random(3 * t * h, 31).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
     let dout = held::<R>(&random(t * h, 32));
-    let qkv_b: Buffer<R> = poisoned(cpu, &qkv);
-    let (mut lse, mut out) = (unwritten(cpu, t * heads), unwritten(cpu, t * h));
-    cpu.attention(&batch, sizes, drop, &qkv_b, &mut lse, &mut out).unwrap();
+    let inputs: &Reals<E> = &poisoned(cpu, &qkv);
+    let (lse, out) = (&mut unwritten(cpu, t * heads), &mut unwritten(cpu, t * h));
+    cpu.run(op::Attention { batch, heads: sizes, drop, qkv: inputs, lse, out }).unwrap();
     let naive = Attention { pack, heads, size, drop };
     let (mut plain, plain_lse) = naive.forward::<f32>(&qkv);
     let (exact, exact_lse) = naive.forward::<f64>(&to64(&qkv));
@@ -23,15 +23,24 @@ fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: 
     if R::NARROW {
         (plain, plain_dqkv) = Stored { pack, heads, size, drop }.both::<R>(&qkv, &dout);
     }
-    close(&what, &taken(&out, t * h), &plain, &exact);
-    close(&format!("{what} lse"), &taken(&lse, t * heads), &plain_lse, &exact_lse);
+    close(&what, &taken(cpu, out, t * h), &plain, &exact);
+    close(&format!("{what} lse"), &taken(cpu, lse, t * heads), &plain_lse, &exact_lse);
 
-    let mut dqkv = unwritten(cpu, 3 * t * h);
-    let dout_b = poisoned(cpu, &dout);
-    let (bias, mut grads) = (Some(0), poisoned(cpu, &vec![0.5; 3 * h]));
-    cpu.attention_backward(&batch, sizes, drop, &qkv_b, &lse, &out, &dout_b, &mut dqkv, bias, &mut grads)
-        .unwrap();
-    let got = taken(&dqkv, 3 * t * h);
+    let (dqkv, grads) = (&mut unwritten(cpu, 3 * t * h), &mut poisoned(cpu, &vec![0.5; 3 * h]));
+    cpu.run(op::AttentionBackward {
+        batch,
+        heads: sizes,
+        drop,
+        qkv: inputs,
+        lse,
+        out,
+        dout: &poisoned(cpu, &dout),
+        dqkv,
+        bias: Some(0),
+        grads,
+    })
+    .unwrap();
+    let got = taken(cpu, dqkv, 3 * t * h);
     let exact = naive.backward::<f64>(&to64(&qkv), &to64(&dout));
     for (which, name) in ["dq", "dk", "dv"].iter().enumerate() {
         let name = format!("{what} {name}");
@@ -47,7 +56,7 @@ fn case<R: Operand>(cpu: &Cpu<R>, pack: &Pack, heads: usize, size: usize, drop: 
     // against the rows that came out: sums of large terms of both signs, whose own errors add up in each
     let plain: Vec<f32> = super::naive::columns(&got, 3 * h).iter().map(|x| 0.5 + x).collect();
     let exact: Vec<f64> = super::naive::columns(&to64(&got), 3 * h).iter().map(|x| 0.5 + x).collect();
-    close(&format!("{what} bias"), &taken(&grads, 3 * h), &plain, &exact);
+    close(&format!("{what} bias"), &taken(cpu, grads, 3 * h), &plain, &exact);
 }
 
 #[test]
@@ -55,7 +64,7 @@ fn ragged_packs() {
     on_engines!(ragged_case);
 }
 
-fn ragged_case<R: Operand>(cpu: &Cpu<R>) {
+fn ragged_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     // In bf16 the largest error of a handful of values is chance: packs of one and two tokens stand among
     // the others of a ragged pack.
     for pack in packs(50).into_iter().filter(|pack| !R::NARROW || pack.tokens() > 60) {
@@ -70,7 +79,7 @@ fn head_sizes() {
     on_engines!(head_sizes_case);
 }
 
-fn head_sizes_case<R: Operand>(cpu: &Cpu<R>) {
+fn head_sizes_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     let pack = Pack::new(&[17, 100], 50);
     for size in [1, 8, 20, 24, 64, 80] {
         case(cpu, &pack, 3, size, Dropout::new(0.1, 9, 7));
@@ -83,7 +92,7 @@ fn long_sequence() {
     on_engines!(long_case);
 }
 
-fn long_case<R: Operand>(cpu: &Cpu<R>) {
+fn long_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     case(cpu, &Pack::new(&[7, 512], 50), 1, 64, Dropout::new(0.1, 9, 7));
 }
 
@@ -102,9 +111,10 @@ fn large_scores_stay_finite() {
     let cpu = Cpu::new();
     let pack = Pack::new(&[70], 50);
     let qkv: Vec<f32> = random(3 * 70 * 32, 31).iter().map(|x| 60.0 * x).collect();
-    let (mut lse, mut out) = (unwritten(&cpu, 70), unwritten(&cpu, 70 * 32));
-    let heads = Heads { heads: 1, size: 32 };
-    cpu.attention(&pack.device(&cpu), heads, Dropout::OFF, &poisoned(&cpu, &qkv), &mut lse, &mut out)
-        .unwrap();
-    assert!(taken(&out, 70 * 32).iter().chain(&taken(&lse, 70)).all(|x| x.is_finite() && x.abs() < 1e5));
+    let (batch, heads, drop) = (&pack.device(&cpu), Heads { heads: 1, size: 32 }, Dropout::OFF);
+    let (qkv, lse, out) = (&poisoned(&cpu, &qkv), &mut unwritten(&cpu, 70), &mut unwritten(&cpu, 70 * 32));
+    cpu.run(op::Attention { batch, heads, drop, qkv, lse, out }).unwrap();
+    assert!(
+        taken(&cpu, out, 70 * 32).iter().chain(&taken(&cpu, lse, 70)).all(|x| x.is_finite() && x.abs() < 1e5)
+    );
 }

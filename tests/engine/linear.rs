@@ -2,8 +2,9 @@
 
 use super::naive;
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Backend, Epilogue, LinearAt, Real, Rows};
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::op::{self, Epilogue, LinearAt};
+use ctune_dist::engine::{Device, Engine, Floats, Real, Rows};
 
 /// (rows, N, K): tile edges, one block and several of each of m, n and k.
 const SIZES: [(usize, usize, usize); 9] = [
@@ -50,19 +51,19 @@ fn linear_forward() {
     on_engines!(linear_forward_case);
 }
 
-fn linear_forward_case<R: Operand>(cpu: &Cpu<R>) {
+fn linear_forward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for size in SIZES {
         let case = Case::new::<R>(size);
-        let (at, rows) = (case.at, case.rows);
-        let (x, weights) = (poisoned(cpu, &case.x), poisoned(cpu, &case.weights));
+        let (at, len, rows) = (case.at, case.rows * case.at.n, Rows::Tokens(case.rows));
+        let (x, weights) = (&poisoned(cpu, &case.x), &poisoned(cpu, &case.weights));
         for (epilogue, bias) in [(Epilogue::Bias, case.b().to_vec()), (Epilogue::None, vec![0.0; at.n])] {
-            let mut out = unwritten(cpu, rows * at.n);
-            cpu.linear(&x, &weights, at, Rows::Tokens(rows), epilogue, &mut out).unwrap();
+            let out = &mut unwritten(cpu, len);
+            cpu.run(op::Linear { x, weights, at, rows, epilogue, out }).unwrap();
             let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(&bias), at.k);
             let plain = held::<R>(&naive::linear(&case.x, case.w(), &bias, at.k));
             close(
                 &format!("linear {} {size:?} {epilogue:?}", R::NAME),
-                &taken(&out, rows * at.n),
+                &taken(cpu, out, len),
                 &plain,
                 &exact,
             );
@@ -75,19 +76,19 @@ fn linear_gelu_forward() {
     on_engines!(linear_gelu_forward_case);
 }
 
-fn linear_gelu_forward_case<R: Operand>(cpu: &Cpu<R>) {
+fn linear_gelu_forward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for size in SIZES {
         let case = Case::new::<R>(size);
-        let (at, rows) = (case.at, case.rows);
-        let (x, weights) = (poisoned(cpu, &case.x), poisoned(cpu, &case.weights));
-        let (mut pre, mut act) = (unwritten(cpu, rows * at.n), unwritten(cpu, rows * at.n));
-        cpu.linear_gelu(&x, &weights, at, Rows::Tokens(rows), &mut pre, &mut act).unwrap();
+        let (at, len, rows) = (case.at, case.rows * case.at.n, Rows::Tokens(case.rows));
+        let (x, weights) = (&poisoned(cpu, &case.x), &poisoned(cpu, &case.weights));
+        let (pre, act) = (&mut unwritten(cpu, len), &mut unwritten(cpu, len));
+        cpu.run(op::LinearGelu { x, weights, at, rows, pre, act }).unwrap();
         let exact = naive::linear(&to64(&case.x), &to64(case.w()), &to64(case.b()), at.k);
         let plain = held::<R>(&naive::linear(&case.x, case.w(), case.b(), at.k));
-        close(&format!("pre {size:?}"), &taken(&pre, rows * at.n), &plain, &exact);
+        close(&format!("pre {size:?}"), &taken(cpu, pre, len), &plain, &exact);
         let exact: Vec<f64> = exact.into_iter().map(naive::gelu).collect();
         let plain: Vec<f32> = held::<R>(&plain.into_iter().map(naive::gelu).collect::<Vec<_>>());
-        close(&format!("gelu {size:?}"), &taken(&act, rows * at.n), &plain, &exact);
+        close(&format!("gelu {size:?}"), &taken(cpu, act, len), &plain, &exact);
     }
 }
 
@@ -96,31 +97,31 @@ fn linear_backward() {
     on_engines!(linear_backward_case);
 }
 
-fn linear_backward_case<R: Operand>(cpu: &Cpu<R>) {
+fn linear_backward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for size in SIZES {
         let case = Case::new::<R>(size);
-        let LinearAt { w, b, n, k } = case.at;
-        let rows = case.rows;
-        let (x, dy) = (poisoned(cpu, &case.x), poisoned(cpu, &case.dy));
-        let weights = poisoned(cpu, &case.weights);
+        let (at, count, rows) = (case.at, case.rows, Rows::Tokens(case.rows));
+        let LinearAt { w, b, n, k } = at;
+        let (x, dy) = (&poisoned(cpu, &case.x), &poisoned(cpu, &case.dy));
+        let weights = &poisoned(cpu, &case.weights);
         let (x64, dy64, w64) = (to64(&case.x), to64(&case.dy), to64(case.w()));
-        let plain = naive::product((rows, k, n), |i, p| case.dy[i * n + p], |p, j| case.w()[p * k + j]);
-        let exact = naive::product((rows, k, n), |i, p| dy64[i * n + p], |p, j| w64[p * k + j]);
-        let mut dx = unwritten(cpu, rows * k);
-        cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), false, &mut dx).unwrap();
+        let plain = naive::product((count, k, n), |i, p| case.dy[i * n + p], |p, j| case.w()[p * k + j]);
+        let exact = naive::product((count, k, n), |i, p| dy64[i * n + p], |p, j| w64[p * k + j]);
+        let dx = &mut unwritten(cpu, count * k);
+        cpu.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: false, dx }).unwrap();
         let once = held::<R>(&plain);
-        close(&format!("dx {size:?}"), &taken(&dx, rows * k), &once, &exact);
-        cpu.linear_backward_input(&dy, &weights, case.at, Rows::Tokens(rows), true, &mut dx).unwrap();
+        close(&format!("dx {size:?}"), &taken(cpu, dx, count * k), &once, &exact);
+        cpu.run(op::LinearBackwardInput { dy, weights, at, rows, accumulate: true, dx }).unwrap();
         let twice: Vec<f32> = once.iter().zip(&plain).map(|(once, x)| once + x).collect();
         let exact: Vec<f64> = exact.iter().map(|x| 2.0 * x).collect();
-        close(&format!("dx twice {size:?}"), &taken(&dx, rows * k), &held::<R>(&twice), &exact);
+        close(&format!("dx twice {size:?}"), &taken(cpu, dx, count * k), &held::<R>(&twice), &exact);
 
         let start = random(case.weights.len(), 7);
-        let mut grads: Buffer<f32> = poisoned(cpu, &start);
-        cpu.linear_backward_weight(&dy, &x, case.at, Rows::Tokens(rows), &mut grads).unwrap();
-        let got = taken(&grads, start.len());
-        let mut plain = naive::product((n, k, rows), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
-        let mut exact = naive::product((n, k, rows), |i, p| dy64[p * n + i], |p, j| x64[p * k + j]);
+        let grads: &mut Floats<E> = &mut poisoned(cpu, &start);
+        cpu.run(op::LinearBackwardWeight { dy, x, at, rows, grads }).unwrap();
+        let got = taken(cpu, grads, start.len());
+        let mut plain = naive::product((n, k, count), |i, p| case.dy[p * n + i], |p, j| case.x[p * k + j]);
+        let mut exact = naive::product((n, k, count), |i, p| dy64[p * n + i], |p, j| x64[p * k + j]);
         for (i, (plain, exact)) in plain.iter_mut().zip(&mut exact).enumerate() {
             *plain += start[w + i];
             *exact += f64::from(start[w + i]);
@@ -136,23 +137,26 @@ fn gelu_backward() {
     on_engines!(gelu_backward_case);
 }
 
-fn gelu_backward_case<R: Operand>(cpu: &Cpu<R>) {
+fn gelu_backward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     let pre = held::<R>(&random(20_001, 4).iter().map(|x| x * 9.0).collect::<Vec<_>>());
     let d = held::<R>(&random(pre.len(), 5));
-    let (mut dact, mut grads) = (poisoned(cpu, &d), poisoned(cpu, &[0.5; 6667]));
+    let (before, grads) = (&poisoned(cpu, &pre), &mut poisoned(cpu, &[0.5; 6667]));
     let (rows, width) = (Rows::Tokens(3), pre.len() / 3);
-    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, None, &mut grads).unwrap();
-    assert!(taken(&grads, width).iter().all(|&x| x == 0.5), "no bias gradient was asked for");
-    dact = poisoned(cpu, &d);
-    cpu.gelu_backward(&poisoned(cpu, &pre), &mut dact, rows, width, Some(0), &mut grads).unwrap();
+    let mut run = |bias| {
+        let mut dact = poisoned(cpu, &d);
+        cpu.run(op::GeluBackward { pre: before, rows, width, bias, dact: &mut dact, grads }).unwrap();
+        (dact, taken(cpu, grads, width))
+    };
+    assert!(run(None).1.iter().all(|&x| x == 0.5), "no bias gradient was asked for");
+    let (dact, bias) = run(Some(0));
     let plain: Vec<f32> = pre.iter().zip(&d).map(|(&x, &d)| d * naive::gelu_slope(x)).collect();
     let plain = held::<R>(&plain);
     let exact: Vec<f64> =
         to64(&pre).into_iter().zip(to64(&d)).map(|(x, d)| d * naive::gelu_slope(x)).collect();
-    close("gelu_backward", &taken(&dact, pre.len()), &plain, &exact);
+    close("gelu_backward", &taken(cpu, &dact, pre.len()), &plain, &exact);
     let plain: Vec<f32> = naive::columns(&plain, width).iter().map(|x| 0.5 + x).collect();
     let exact: Vec<f64> = naive::columns(&exact, width).iter().map(|x| 0.5 + x).collect();
-    close("gelu_backward: bias", &taken(&grads, width), &plain, &exact);
+    close("gelu_backward: bias", &bias, &plain, &exact);
 }
 
 #[test]
@@ -166,12 +170,11 @@ fn gelu_gradient_is_the_slope() {
 fn short_buffers_are_errors() {
     let cpu = Cpu::new();
     let at = LinearAt { w: 0, b: 12, n: 3, k: 4 };
-    let (x, weights) = (cpu.zeros(8).unwrap(), cpu.zeros(15).unwrap());
-    let mut out = cpu.zeros(5).unwrap();
-    let error =
-        cpu.linear(&x, &weights, at, Rows::Tokens(2), Epilogue::Bias, &mut out).unwrap_err().to_string();
+    let (x, weights) = (&cpu.zeros(8).unwrap(), &cpu.zeros(15).unwrap());
+    let (rows, epilogue, out) = (Rows::Tokens(2), Epilogue::Bias, &mut cpu.zeros(5).unwrap());
+    let error = cpu.run(op::Linear { x, weights, at, rows, epilogue, out }).unwrap_err().to_string();
     assert!(error.contains("linear out") && error.contains("5 elements"), "{error}");
-    assert!(cpu.download(&x, 4..9).is_err());
-    assert_eq!(cpu.download(&x, 4..8).unwrap(), [0.0; 4]);
+    assert!(cpu.download(x, 4..9).is_err());
+    assert_eq!(cpu.download(x, 4..8).unwrap(), [0.0; 4]);
     assert!(x.as_ptr().cast::<u8>().align_offset(64) == 0);
 }

@@ -2,8 +2,9 @@
 
 use super::naive::{self, Num};
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Aggregate, Backend, Dropout, HeadAt, LossScale, RankLoss, Real, Rows, stats};
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::op::{self, Aggregate, Dropout, HeadAt, LossScale, RankLoss};
+use ctune_dist::engine::{Engine, Real, Reals, Rows, stats};
 
 fn of<F: Num>(values: &[f32]) -> Vec<F> {
     values.iter().map(|&x| F::of(f64::from(x))).collect()
@@ -28,46 +29,35 @@ fn mlm_loss() {
     on_engines!(mlm_case);
 }
 
-fn mlm_case<R: Operand>(cpu: &Cpu<R>) {
-    for (rows, v) in [(1, 1), (2, 7), (63, 100), (65, 1025), (20, 8000)] {
-        let what = format!("mlm {} {rows}x{v}", R::NAME);
-        let bias_at = 3;
-        let weights = held::<R>(&random(bias_at + v, 41));
-        let logits = held::<R>(&random(rows * v, 42).iter().map(|x| 6.0 * x).collect::<Vec<_>>());
-        let labels: Vec<u32> = (0..rows).map(|i| (i * 7919 % v) as u32).collect();
-        let (wb, lb) = (poisoned(cpu, &weights), indices(cpu, &labels));
-        let mut sums = poisoned(cpu, &[1.0; stats::SLOTS]);
-        let mut grads = poisoned(cpu, &vec![0.5; weights.len()]);
-        let mut buffer: Buffer<R> = poisoned(cpu, &logits);
+fn mlm_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
+    for (count, vocab) in [(1, 1), (2, 7), (63, 100), (65, 1025), (20, 8000)] {
+        let what = format!("mlm {} {count}x{vocab}", R::NAME);
+        let (bias, len, rows) = (3, count * vocab, Rows::Masked(count));
+        let arena = held::<R>(&random(bias + vocab, 41));
+        let before = held::<R>(&random(len, 42).iter().map(|x| 6.0 * x).collect::<Vec<_>>());
+        let classes: Vec<u32> = (0..count).map(|i| (i * 7919 % vocab) as u32).collect();
+        let (weights, labels) = (&poisoned(cpu, &arena), &indices(cpu, &classes));
+        let sums = &mut poisoned(cpu, &[1.0; stats::SLOTS]);
+        let grads = &mut poisoned(cpu, &vec![0.5; arena.len()]);
+        let logits: &mut Reals<E> = &mut poisoned(cpu, &before);
 
-        cpu.mlm_loss(
-            &wb,
-            bias_at,
-            v,
-            &lb,
-            Rows::Masked(rows),
-            LossScale::MEASURE,
-            &mut buffer,
-            &mut grads,
-            &mut sums,
-        )
-        .unwrap();
-        let biased: Vec<f32> = logits.iter().enumerate().map(|(i, x)| x + weights[bias_at + i % v]).collect();
-        assert_eq!(taken(&buffer, rows * v), held::<R>(&biased), "scale 0 leaves the logits with their bias");
-        assert_eq!(taken(&grads, weights.len()), vec![0.5; weights.len()]);
-        let measured = taken(&sums, stats::SLOTS);
-        sums[..stats::SLOTS].fill(1.0);
-        write(&mut buffer, &logits);
+        let scale = LossScale::MEASURE;
+        cpu.run(op::MlmLoss { weights, bias, vocab, labels, rows, scale, logits, grads, sums }).unwrap();
+        let biased: Vec<f32> = before.iter().enumerate().map(|(i, x)| x + arena[bias + i % vocab]).collect();
+        assert_eq!(taken(cpu, logits, len), held::<R>(&biased), "scale 0 leaves the logits with their bias");
+        assert_eq!(taken(cpu, grads, arena.len()), vec![0.5; arena.len()]);
+        let measured = taken(cpu, sums, stats::SLOTS);
+        write(cpu, sums, &[1.0; stats::SLOTS]);
+        write(cpu, logits, &before);
 
-        let scale = 0.125;
-        cpu.mlm_loss(&wb, bias_at, v, &lb, Rows::Masked(rows), by(scale), &mut buffer, &mut grads, &mut sums)
-            .unwrap();
-        let (loss32, d32, _) = mlm::<f32>(&logits, &weights[bias_at..], &labels, scale);
+        let scale = by(0.125);
+        cpu.run(op::MlmLoss { weights, bias, vocab, labels, rows, scale, logits, grads, sums }).unwrap();
+        let (loss32, d32, _) = mlm::<f32>(&before, &arena[bias..], &classes, scale.value);
         let d32 = held::<R>(&d32);
-        let b32 = naive::columns(&d32, v);
-        let (loss64, d64, b64) = mlm::<f64>(&logits, &weights[bias_at..], &labels, scale);
-        close(&what, &taken(&buffer, rows * v), &d32, &d64);
-        let got: Vec<f32> = taken(&grads, weights.len())[bias_at..].iter().map(|x| x - 0.5).collect();
+        let b32 = naive::columns(&d32, vocab);
+        let (loss64, d64, b64) = mlm::<f64>(&before, &arena[bias..], &classes, scale.value);
+        close(&what, &taken(cpu, logits, len), &d32, &d64);
+        let got: Vec<f32> = taken(cpu, grads, arena.len())[bias..].iter().map(|x| x - 0.5).collect();
         // Its own rounding is that of 0.5 + the sum.
         let b32: Vec<f32> = b32.iter().map(|x| (0.5 + x) - 0.5).collect();
         close(
@@ -76,20 +66,17 @@ fn mlm_case<R: Operand>(cpu: &Cpu<R>) {
             &[&b32[..], &[0.5]].concat(),
             &[&b64[..], &[0.5]].concat(),
         );
-        let sums = taken(&sums, stats::SLOTS);
+        let sums = taken(cpu, sums, stats::SLOTS);
         close(&format!("{what} loss"), &[sums[stats::MLM_LOSS] - 1.0], &[loss32], &[loss64]);
         close(&format!("{what} measured"), &[measured[stats::MLM_LOSS] - 1.0], &[loss32], &[loss64]);
-        let right = logits
-            .chunks(v)
-            .zip(&labels)
-            .filter(|(row, label)| {
-                let x = |j: usize| row[j] + weights[bias_at + j];
-                (0..v).all(|j| x(j) <= x(**label as usize))
-            })
-            .count();
+        let right = before.chunks(vocab).zip(&classes).filter(|(row, class)| {
+            let x = |j: usize| row[j] + arena[bias + j];
+            (0..vocab).all(|j| x(j) <= x(**class as usize))
+        });
+        let right = right.count() as f32;
         for sums in [&sums, &measured] {
-            assert_eq!(sums[stats::MLM_CORRECT], 1.0 + right as f32);
-            assert_eq!(sums[stats::MLM_COUNT], 1.0 + rows as f32);
+            assert_eq!(sums[stats::MLM_CORRECT], 1.0 + right);
+            assert_eq!(sums[stats::MLM_COUNT], 1.0 + count as f32);
         }
     }
 }
@@ -98,47 +85,25 @@ fn mlm_case<R: Operand>(cpu: &Cpu<R>) {
 #[test]
 fn mlm_loss_edge_values() {
     let cpu = Cpu::new();
-    let bias = poisoned(&cpu, &[0.0; 40]);
-    for scale in [0.0, 1.0] {
-        let run = |logits: Vec<f32>| {
-            let (mut buffer, mut grads) = (poisoned(&cpu, &logits), poisoned(&cpu, &[0.0; 40]));
-            let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-            let labels = indices(&cpu, &[0, 5]);
-            cpu.mlm_loss(
-                &bias,
-                0,
-                40,
-                &labels,
-                Rows::Masked(2),
-                by(scale),
-                &mut buffer,
-                &mut grads,
-                &mut sums,
-            )
-            .unwrap();
-            taken(&sums, stats::SLOTS)
-        };
-        let sums = run(vec![0.25; 80]);
+    let weights = &poisoned(&cpu, &[0.0; 40]);
+    let run = |classes: &[u32], scale: LossScale, values: &[f32]| {
+        let labels = &indices(&cpu, classes);
+        let (logits, grads) = (&mut poisoned(&cpu, values), &mut poisoned(&cpu, &[0.0; 40]));
+        let sums = &mut poisoned(&cpu, &[0.0; stats::SLOTS]);
+        let (bias, vocab, rows) = (0, 40, Rows::Masked(classes.len()));
+        let loss = op::MlmLoss { weights, bias, vocab, labels, rows, scale, logits, grads, sums };
+        cpu.run(loss).map(|()| taken(&cpu, sums, stats::SLOTS))
+    };
+    for scale in [by(0.0), by(1.0)] {
+        let mut logits = [0.25; 80];
+        let sums = run(&[0, 5], scale, &logits).unwrap();
         assert_eq!(sums[stats::MLM_CORRECT], 1.0);
         assert!((sums[stats::MLM_LOSS] - 2.0 * 40f32.ln()).abs() < 1e-5);
-        let mut logits = vec![0.25; 80];
         logits[77] = f32::NAN;
-        assert!(run(logits)[stats::MLM_LOSS].is_nan());
+        assert!(run(&[0, 5], scale, &logits).unwrap()[stats::MLM_LOSS].is_nan());
     }
-    let (mut logits, mut grads) = (poisoned(&cpu, &[0.0; 40]), poisoned(&cpu, &[0.0; 40]));
-    let mut sums = poisoned(&cpu, &[0.0; stats::SLOTS]);
-    let result = cpu.mlm_loss(
-        &bias,
-        0,
-        40,
-        &indices(&cpu, &[40]),
-        Rows::Masked(1),
-        by(1.0),
-        &mut logits,
-        &mut grads,
-        &mut sums,
-    );
-    assert!(result.unwrap_err().to_string().contains("label 40"));
+    let error = run(&[40], by(1.0), &[0.0; 40]).unwrap_err();
+    assert!(error.to_string().contains("label 40"));
 }
 
 /// Everything that a head makes: logits, loss, dpre, dbias_pool, dw, db.
@@ -220,64 +185,47 @@ fn qdpp_head() {
     on_engines!(qdpp_case);
 }
 
-fn qdpp_case<R: Operand>(cpu: &Cpu<R>) {
-    for (rows, h) in [(1, 8), (2, 40), (65, 128), (27, 200)] {
-        let what = format!("qdpp {} {rows}x{h}", R::NAME);
-        let at = head_at(h, 2);
-        let weights = held::<R>(&random(3 * h + 2, 51));
-        let pre = held::<R>(&random(rows * h, 52).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
-        let labels: Vec<u32> = (0..rows as u32).map(|i| i % 3 % 2).collect();
-        let factors = pair_factors(rows);
-        let (wb, lb, fb) = (poisoned(cpu, &weights), indices(cpu, &labels), poisoned(cpu, &factors));
-        let (mut buffer, mut logits): (Buffer<R>, _) = (poisoned(cpu, &pre), unwritten(cpu, 2 * rows));
-        let mut grads = poisoned(cpu, &vec![0.0; weights.len()]);
-        let mut sums = poisoned(cpu, &[0.0; stats::SLOTS]);
-        cpu.qdpp_head(
-            &wb,
-            at,
-            &lb,
-            &fb,
-            Rows::Sequences(rows),
-            LossScale::MEASURE,
-            &mut buffer,
-            &mut logits,
-            &mut grads,
-            &mut sums,
-        )
-        .unwrap();
-        assert_eq!(taken(&buffer, rows * h), pre, "scale 0 only measures");
-        assert!(taken(&grads, weights.len()).iter().all(|&x| x == 0.0));
-        let measured = taken(&sums, stats::SLOTS);
-        sums[..stats::SLOTS].fill(0.0);
-        cpu.qdpp_head(
-            &wb,
-            at,
-            &lb,
-            &fb,
-            Rows::Sequences(rows),
-            by(0.25),
-            &mut buffer,
-            &mut logits,
-            &mut grads,
-            &mut sums,
-        )
-        .unwrap();
-        assert_eq!(measured, taken(&sums, stats::SLOTS));
+fn qdpp_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
+    for (count, h) in [(1, 8), (2, 40), (65, 128), (27, 200)] {
+        let what = format!("qdpp {} {count}x{h}", R::NAME);
+        let (at, rows) = (head_at(h, 2), Rows::Sequences(count));
+        let arena = held::<R>(&random(3 * h + 2, 51));
+        let before = held::<R>(&random(count * h, 52).iter().map(|x| 2.0 * x).collect::<Vec<_>>());
+        let classes: Vec<u32> = (0..count as u32).map(|i| i % 3 % 2).collect();
+        let by_pair = pair_factors(count);
+        let (weights, labels) = (&poisoned(cpu, &arena), &indices(cpu, &classes));
+        let factors = &poisoned(cpu, &by_pair);
+        let pre: &mut Reals<E> = &mut poisoned(cpu, &before);
+        let (logits, grads) = (&mut unwritten(cpu, 2 * count), &mut poisoned(cpu, &vec![0.0; arena.len()]));
+        let sums = &mut poisoned(cpu, &[0.0; stats::SLOTS]);
 
-        let ones = vec![1.0; rows * h];
-        let plain = head::<f32>(at, 2, &weights, &pre, &ones, |s, x| {
-            weighted(x, labels[s] as usize, 0.25, factors[s])
+        let scale = LossScale::MEASURE;
+        cpu.run(op::QdppHead { weights, at, labels, factors, rows, scale, pre, logits, grads, sums })
+            .unwrap();
+        assert_eq!(taken(cpu, pre, count * h), before, "scale 0 only measures");
+        assert!(taken(cpu, grads, arena.len()).iter().all(|&x| x == 0.0));
+        let measured = taken(cpu, sums, stats::SLOTS);
+        write(cpu, sums, &[0.0; stats::SLOTS]);
+        let scale = by(0.25);
+        cpu.run(op::QdppHead { weights, at, labels, factors, rows, scale, pre, logits, grads, sums })
+            .unwrap();
+        assert_eq!(measured, taken(cpu, sums, stats::SLOTS));
+
+        let ones = vec![1.0; count * h];
+        let plain = head::<f32>(at, 2, &arena, &before, &ones, |s, x| {
+            weighted(x, classes[s] as usize, 0.25, by_pair[s])
         });
-        let exact = head::<f64>(at, 2, &weights, &to64(&pre), &to64(&ones), |s, x| {
-            weighted(x, labels[s] as usize, 0.25, factors[s])
+        let exact = head::<f64>(at, 2, &arena, &to64(&before), &to64(&ones), |s, x| {
+            weighted(x, classes[s] as usize, 0.25, by_pair[s])
         });
-        let got = taken(&logits, 2 * rows);
+        let got = taken(cpu, logits, 2 * count);
         close(&format!("{what} logits"), &got, &plain.logits, &exact.logits);
         close(&format!("{what} loss"), &[measured[stats::QDPP_LOSS]], &[plain.loss], &[exact.loss]);
-        let right = got.chunks(2).zip(&labels).filter(|(x, l)| x[**l as usize] > x[1 - **l as usize]).count();
+        let right =
+            got.chunks(2).zip(&classes).filter(|(x, l)| x[**l as usize] > x[1 - **l as usize]).count();
         assert_eq!(measured[stats::QDPP_CORRECT], right as f32);
-        assert_eq!(measured[stats::QDPP_COUNT], rows as f32);
-        let got = (&taken(&buffer, rows * h)[..], &taken(&grads, weights.len())[..]);
+        assert_eq!(measured[stats::QDPP_COUNT], count as f32);
+        let got = (&taken(cpu, pre, count * h)[..], &taken(cpu, grads, arena.len())[..]);
         check_head::<R>(&what, at, 2, got, &plain, &exact);
     }
 }
@@ -296,17 +244,18 @@ fn score_head() {
     on_engines!(score_case);
 }
 
-fn score_case<R: Operand>(cpu: &Cpu<R>) {
+fn score_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for h in [8, 40, 136] {
         for drop in [Dropout::OFF, Dropout::new(0.4, 6, 13)] {
             let what = format!("score {} {h} {drop:?}", R::NAME);
             let pack = Pack::new(&[4; 21], 50);
-            let (s, at) = (pack.samples.len(), head_at(h, 1));
-            let (batch, weights) = (pack.device(cpu), held::<R>(&random(2 * h + 1, 61)));
-            let (pre, dscores) = (held::<R>(&random(s * h, 62)), random(s, 63));
-            let wb = poisoned(cpu, &weights);
-            let (mut buffer, mut scores): (Buffer<R>, _) = (poisoned(cpu, &pre), unwritten(cpu, s));
-            cpu.score_head(&batch, &wb, at, drop, &mut buffer, &mut scores).unwrap();
+            let (s, at, batch) = (pack.samples.len(), head_at(h, 1), &pack.device(cpu));
+            let arena = held::<R>(&random(2 * h + 1, 61));
+            let (before, slopes) = (held::<R>(&random(s * h, 62)), random(s, 63));
+            let weights = &poisoned(cpu, &arena);
+            let pre: &mut Reals<E> = &mut poisoned(cpu, &before);
+            let scores = &mut unwritten(cpu, s);
+            cpu.run(op::ScoreHead { batch, weights, at, drop, pre, scores }).unwrap();
             let factors: Vec<f64> = (0..s * h)
                 .map(|i| {
                     let column = (i % h) as u32;
@@ -315,20 +264,19 @@ fn score_case<R: Operand>(cpu: &Cpu<R>) {
                 .collect();
             // What R keeps of a pooled value, as one factor more.
             let kept = |i: usize| {
-                let pooled = (pre[i] + weights[at.pool_bias + i % h]).tanh();
+                let pooled = (before[i] + arena[at.pool_bias + i % h]).tanh();
                 if pooled == 0.0 { 1.0 } else { R::from_f32(pooled).to_f32() / pooled }
             };
             let factors32: Vec<f32> = factors.iter().enumerate().map(|(i, &x)| x as f32 * kept(i)).collect();
-            let plain = head::<f32>(at, 1, &weights, &pre, &factors32, |s, _| (0.0, vec![dscores[s]]));
-            let exact = head::<f64>(at, 1, &weights, &to64(&pre), &factors, |s, _| {
-                (0.0, vec![f64::from(dscores[s])])
+            let plain = head::<f32>(at, 1, &arena, &before, &factors32, |s, _| (0.0, vec![slopes[s]]));
+            let exact = head::<f64>(at, 1, &arena, &to64(&before), &factors, |s, _| {
+                (0.0, vec![f64::from(slopes[s])])
             });
-            close(&what, &taken(&scores, s), &plain.logits, &exact.logits);
+            close(&what, &taken(cpu, scores, s), &plain.logits, &exact.logits);
 
-            let mut grads = poisoned(cpu, &vec![0.0; weights.len()]);
-            let dscores = poisoned(cpu, &dscores);
-            cpu.score_head_backward(&batch, &wb, at, drop, &dscores, &mut buffer, &mut grads).unwrap();
-            let got = (&taken(&buffer, s * h)[..], &taken(&grads, weights.len())[..]);
+            let (dscores, grads) = (&poisoned(cpu, &slopes), &mut poisoned(cpu, &vec![0.0; arena.len()]));
+            cpu.run(op::ScoreHeadBackward { batch, weights, at, drop, dscores, pooled: pre, grads }).unwrap();
+            let got = (&taken(cpu, pre, s * h)[..], &taken(cpu, grads, arena.len())[..]);
             check_head::<R>(&what, at, 1, got, &plain, &exact);
         }
     }
@@ -344,29 +292,27 @@ fn rank_loss() {
     batch.cu_groups = indices(&cpu, &groups);
     batch.targets = poisoned(&cpu, &[0.0; 11]);
     let scores: Vec<f32> = random(11, 71).iter().map(|x| 3.0 * x).collect();
-    let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-    cpu.rank_loss(RankLoss::Lce, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
-    let (mut plain, mut exact, mut loss, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
+    let (loss, scale) = (RankLoss::Lce, by(0.5));
+    let there = poisoned(&cpu, &scores);
+    let (dscores, sums) = (&mut unwritten(&cpu, 11), &mut poisoned(&cpu, &[0.0; stats::SLOTS]));
+    cpu.run(op::GroupLoss { loss, batch: &batch, scores: &there, scale, dscores, sums }).unwrap();
+    let (mut plain, mut exact, mut total, mut right) = (vec![], vec![], (0.0f32, 0.0f64), 0);
     for ends in groups.windows(2) {
         let group = &scores[ends[0] as usize..ends[1] as usize];
         let (l32, d32) = naive::cross_entropy(group, 0, 0.5f32);
         let (l64, d64) = naive::cross_entropy(&to64(group), 0, 0.5);
         plain.extend(d32);
         exact.extend(d64);
-        loss = (loss.0 + l32, loss.1 + l64);
+        total = (total.0 + l32, total.1 + l64);
         right += usize::from(group[1..].iter().all(|&x| x < group[0]));
     }
-    close("rank dscores", &taken(&d, 11), &plain, &exact);
-    let sums = taken(&sums, stats::SLOTS);
-    close("rank loss", &[sums[stats::RANK_LOSS]], &[loss.0], &[loss.1]);
-    assert_eq!((sums[stats::RANK_CORRECT], sums[stats::RANK_COUNT]), (right as f32, 4.0));
+    close("rank dscores", &taken(&cpu, dscores, 11), &plain, &exact);
+    let found = taken(&cpu, sums, stats::SLOTS);
+    close("rank loss", &[found[stats::RANK_LOSS]], &[total.0], &[total.1]);
+    assert_eq!((found[stats::RANK_CORRECT], found[stats::RANK_COUNT]), (right as f32, 4.0));
     batch.groups = 3;
-    let scores = poisoned(&cpu, &scores);
-    let mut sums = cpu.zeros(stats::SLOTS).unwrap();
-    assert!(
-        cpu.rank_loss(RankLoss::Lce, &batch, &scores, by(0.5), &mut d, &mut sums).is_err(),
-        "groups must cover the pack"
-    );
+    let refused = cpu.run(op::GroupLoss { loss, batch: &batch, scores: &there, scale, dscores, sums });
+    assert!(refused.is_err(), "groups must cover the pack");
 }
 
 /// A group's loss straight from its formula.
@@ -396,7 +342,7 @@ fn every_ranking_loss_and_its_slope() {
     let cpu = Cpu::new();
     let pack = Pack::new(&[4; 11], 50);
     let groups = [0u32, 2, 5, 6, 11];
-    let scores: Vec<f32> = random(11, 72).iter().map(|x| 3.0 * x).collect();
+    let values: Vec<f32> = random(11, 72).iter().map(|x| 3.0 * x).collect();
     let targets: Vec<f32> = random(11, 73).iter().map(|x| 2.0 * x).collect();
     let mut batch = pack.device(&cpu);
     batch.groups = groups.len() - 1;
@@ -410,8 +356,9 @@ fn every_ranking_loss_and_its_slope() {
         RankLoss::ListNet,
         RankLoss::MarginMse,
     ] {
-        let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-        cpu.rank_loss(loss, &batch, &poisoned(&cpu, &scores), by(0.5), &mut d, &mut sums).unwrap();
+        let (batch, scores) = (&batch, &poisoned(&cpu, &values));
+        let (dscores, sums) = (&mut unwritten(&cpu, 11), &mut poisoned(&cpu, &[0.0; stats::SLOTS]));
+        cpu.run(op::GroupLoss { loss, batch, scores, scale: by(0.5), dscores, sums }).unwrap();
         let total = |s: &[f64]| {
             let group = |ends: &[u32]| {
                 let range = ends[0] as usize..ends[1] as usize;
@@ -419,14 +366,14 @@ fn every_ranking_loss_and_its_slope() {
             };
             groups.windows(2).map(group).sum::<f64>()
         };
-        let wide = to64(&scores);
+        let wide = to64(&values);
         let found = f64::from(sums[stats::RANK_LOSS]);
         assert!(
             (found - total(&wide)).abs() <= 1e-6 * found.abs(),
             "{loss:?}: {found}, not {}",
             total(&wide)
         );
-        let slopes = taken(&d, 11).iter().map(|&d| f64::from(d)).collect::<Vec<_>>();
+        let slopes = taken(&cpu, dscores, 11).iter().map(|&d| f64::from(d)).collect::<Vec<_>>();
         differences(&format!("{loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
         assert_eq!(sums[stats::RANK_COUNT], 4.0);
     }
@@ -466,26 +413,29 @@ fn a_loss_of_documents_reaches_their_passages() {
     batch.cu_documents = indices(&cpu, &DOCUMENTS);
     batch.groups = GROUPS_OF_DOCUMENTS.len() - 1;
     batch.cu_groups = indices(&cpu, &GROUPS_OF_DOCUMENTS);
-    let scores: Vec<f32> = random(11, 74).iter().map(|x| 3.0 * x).collect();
+    let values: Vec<f32> = random(11, 74).iter().map(|x| 3.0 * x).collect();
     let targets: Vec<f32> = random(7, 75).iter().map(|x| 2.0 * x).collect();
     batch.targets = poisoned(&cpu, &targets);
-    let on_device = poisoned(&cpu, &scores);
+    let scores = &poisoned(&cpu, &values);
     for how in WAYS {
         for loss in [RankLoss::Lce, RankLoss::ListNet, RankLoss::PairwiseSoftmax] {
-            let (mut documents, mut slopes) = (unwritten(&cpu, 7), unwritten(&cpu, 7));
-            let (mut d, mut sums) = (unwritten(&cpu, 11), poisoned(&cpu, &[0.0; stats::SLOTS]));
-            cpu.aggregate(how, &batch, &on_device, &mut documents).unwrap();
-            cpu.rank_loss(loss, &batch, &documents, by(0.5), &mut slopes, &mut sums).unwrap();
-            cpu.aggregate_backward(how, &batch, &on_device, &slopes, &mut d).unwrap();
+            let (batch, scale) = (&batch, by(0.5));
+            let (documents, ddocuments) = (&mut unwritten(&cpu, 7), &mut unwritten(&cpu, 7));
+            let (dscores, sums) = (&mut unwritten(&cpu, 11), &mut poisoned(&cpu, &[0.0; stats::SLOTS]));
+            cpu.run(op::AggregateScores { how, batch, scores, documents }).unwrap();
+            cpu.run(op::GroupLoss { loss, batch, scores: documents, scale, dscores: ddocuments, sums })
+                .unwrap();
+            cpu.run(op::AggregateScoresBackward { how, batch, scores, ddocuments, dscores }).unwrap();
             let total = |s: &[f64]| loss_of_passages(how, loss, s, &to64(&targets));
-            let (wide, found) = (to64(&scores), f64::from(sums[stats::RANK_LOSS]));
+            let (wide, found) = (to64(&values), f64::from(sums[stats::RANK_LOSS]));
             assert!((found - total(&wide)).abs() <= 1e-6 * found.abs(), "{how:?} {loss:?}: {found}");
-            let slopes: Vec<f64> = taken(&d, 11).iter().map(|&d| f64::from(d)).collect();
+            let slopes: Vec<f64> = taken(&cpu, dscores, 11).iter().map(|&d| f64::from(d)).collect();
             differences(&format!("{how:?} {loss:?}"), &wide, &slopes, |s| 0.5 * total(s));
         }
     }
     batch.documents = 6;
-    let mut documents = unwritten(&cpu, 7);
-    let error = cpu.aggregate(Aggregate::MaxP, &batch, &on_device, &mut documents).unwrap_err().to_string();
+    let (how, documents) = (Aggregate::MaxP, &mut unwritten(&cpu, 7));
+    let error =
+        cpu.run(op::AggregateScores { how, batch: &batch, scores, documents }).unwrap_err().to_string();
     assert!(error.contains("cu_documents"), "documents must cover the pack: {error}");
 }

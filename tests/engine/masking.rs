@@ -2,7 +2,8 @@
 
 use super::support::*;
 use ctune_dist::engine::cpu::Cpu;
-use ctune_dist::engine::{Backend, DeviceBatch, MaskRule};
+use ctune_dist::engine::op::{self, MaskRule};
+use ctune_dist::engine::{Device, DeviceBatch, Engine};
 
 const VOCAB: u32 = 1000;
 const RULE: MaskRule = MaskRule {
@@ -49,7 +50,7 @@ fn masked(cpu: &Cpu, pack: &Pack, rule: &MaskRule) -> DeviceBatch<Cpu> {
     batch.masked = chosen(pack, rule).len();
     batch.masked_rows = indices(cpu, &vec![u32::MAX; batch.masked]);
     batch.masked_labels = indices(cpu, &vec![u32::MAX; batch.masked]);
-    cpu.mask_tokens(&mut batch, rule, &continues(cpu)).unwrap();
+    cpu.run(op::MaskTokens { batch: &mut batch, rule, continues: &continues(cpu) }).unwrap();
     batch
 }
 
@@ -117,7 +118,10 @@ fn a_wrong_count_is_an_error() {
         batch.masked = (chosen(&pack, &RULE).len() as i64 + wrong) as usize;
         batch.masked_rows = indices(&cpu, &vec![0; batch.masked]);
         batch.masked_labels = indices(&cpu, &vec![0; batch.masked]);
-        let error = cpu.mask_tokens(&mut batch, &RULE, &continues(&cpu)).unwrap_err().to_string();
+        let error = cpu
+            .run(op::MaskTokens { batch: &mut batch, rule: &RULE, continues: &continues(&cpu) })
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("the host counted"), "{error}");
     }
 }

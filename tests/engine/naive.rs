@@ -1,7 +1,7 @@
 //! Every operation in its plainest form, over any float type, row by row and term by term.
 
 use super::support::{Pack, factor};
-use ctune_dist::engine::Dropout;
+use ctune_dist::engine::op::Dropout;
 
 /// A float type that the plain forms can be computed in.
 pub trait Num:

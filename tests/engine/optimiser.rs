@@ -1,8 +1,11 @@
 //! AdamW, LAMB and the gradient norm.
 
+use std::ops::Range;
+
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu};
-use ctune_dist::engine::{AdamW, Backend, ParamGroup};
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::op::{self, ParamGroup, UpdateRule};
+use ctune_dist::engine::{Device, Engine, Floats, Real, Reals};
 
 pub const N: usize = 40_000;
 
@@ -15,8 +18,8 @@ pub fn groups() -> Vec<ParamGroup> {
     ]
 }
 
-pub fn update(step: u32) -> AdamW {
-    AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, clip_norm: 50.0 }
+pub fn update(step: u32) -> UpdateRule {
+    UpdateRule { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step, clip_norm: 50.0 }
 }
 
 /// Plain state of one run, in f64 or (every value rounded after each statement) in f32.
@@ -33,7 +36,7 @@ impl Plain {
     }
 
     /// As the documentation of torch.optim.AdamW states it.
-    pub fn step(&mut self, u: AdamW, g: &[f32], norm: f64) {
+    pub fn step(&mut self, u: UpdateRule, g: &[f32], norm: f64) {
         let r = self.round;
         let f = |x: f32| f64::from(x);
         let clip = (f(u.clip_norm) / (norm + 1e-6)).min(1.0);
@@ -57,47 +60,86 @@ impl Plain {
     }
 }
 
+/// What one rank updates, and the state that it keeps for it.
+struct State<E: Engine> {
+    owned: Vec<Range<usize>>,
+    weights: Reals<E>,
+    /// Empty where weights are f32.
+    master: Floats<E>,
+    moment1: Floats<E>,
+    moment2: Floats<E>,
+}
+
+impl<E: Engine> State<E> {
+    fn new(cpu: &E, start: &[f32], owned: &[Range<usize>]) -> Self {
+        let own: Vec<f32> = owned.iter().flat_map(|range| start[range.clone()].to_vec()).collect();
+        let zeros = vec![0.0; own.len()];
+        Self {
+            owned: owned.to_vec(),
+            weights: poisoned(cpu, start),
+            master: if <E::Real>::NARROW { poisoned(cpu, &own) } else { cpu.zeros(0).unwrap() },
+            moment1: poisoned(cpu, &zeros),
+            moment2: poisoned(cpu, &zeros),
+        }
+    }
+
+    fn adamw(&mut self, cpu: &E, step: u32, norm_sq: &Floats<E>, grads: &mut Floats<E>) {
+        let (rule, groups) = (update(step), &groups());
+        let Self { owned, weights, master, moment1, moment2 } = self;
+        cpu.run(op::AdamWUpdate { rule, groups, owned, norm_sq, weights, master, grads, moment1, moment2 })
+            .unwrap();
+    }
+
+    fn lamb(&mut self, cpu: &E, step: u32, norm_sq: &Floats<E>, grads: &mut Floats<E>) {
+        let (rule, groups, norms) = (update(step), &groups(), &mut poisoned(cpu, &[1.0; 8]));
+        let Self { owned, weights, master, moment1, moment2 } = self;
+        cpu.run(op::LambDirection {
+            rule,
+            groups,
+            owned,
+            norm_sq,
+            weights,
+            master,
+            grads,
+            moment1,
+            moment2,
+            norms,
+        })
+        .unwrap();
+        cpu.run(op::LambApply { rule, groups, owned, norms, weights, master, grads }).unwrap();
+    }
+}
+
 #[test]
 fn adamw_for_ten_steps() {
     let cpu = Cpu::new();
-    let start = random(N, 81);
-    let mut weights = poisoned(&cpu, &start);
-    let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
-    let mut norm_sq = poisoned(&cpu, &[0.0, 0.0]);
-    let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
+    let (start, ranges) = (random(N, 81), &vec![0..N; 1]);
+    let mut state = State::new(&cpu, &start, ranges);
+    let norm_sq = &mut poisoned(&cpu, &[0.0, 0.0]);
     let (mut plain, mut exact) = (Plain::new(&start, |x| f64::from(x as f32)), Plain::new(&start, |x| x));
     for step in 1..=10 {
         // Norms of about 12 to 120: the first steps are not clipped.
         let g: Vec<f32> = random(N, 90 + step).iter().map(|x| x * step as f32 * 0.1).collect();
-        let mut grads = poisoned(&cpu, &g);
-        cpu.sum_squares(&grads, std::slice::from_ref(&(0..N)), &mut norm_sq, 0).unwrap();
-        cpu.adamw(
-            update(step),
-            &groups(),
-            &owned,
-            &norm_sq,
-            &mut weights,
-            &mut master,
-            &mut grads,
-            &mut m,
-            &mut v,
-        )
-        .unwrap();
-        assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros");
+        let grads = &mut poisoned(&cpu, &g);
+        cpu.run(op::SumSquares { src: grads, ranges, out: norm_sq, slot: 0 }).unwrap();
+        state.adamw(&cpu, step, norm_sq, grads);
+        assert!(taken(&cpu, grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros");
         let norm = to64(&g).iter().map(|x| x * x).sum::<f64>().sqrt();
         plain.step(update(step), &g, norm);
         exact.step(update(step), &g, norm);
     }
     let f32s = |x: &[f64]| x.iter().map(|&x| x as f32).collect::<Vec<_>>();
-    close("weights", &taken(&weights, N), &f32s(&plain.w), &exact.w);
-    close("moment1", &taken(&m, N), &f32s(&plain.m), &exact.m);
-    close("moment2", &taken(&v, N), &f32s(&plain.v), &exact.v);
+    let State { weights, moment1, moment2, .. } = &state;
+    let weights = taken(&cpu, weights, N);
+    close("weights", &weights, &f32s(&plain.w), &exact.w);
+    close("moment1", &taken(&cpu, moment1, N), &f32s(&plain.m), &exact.m);
+    close("moment2", &taken(&cpu, moment2, N), &f32s(&plain.v), &exact.v);
     assert_eq!(weights[30_000..N], start[30_000..], "a frozen range stays");
     assert!(weights[..30_000].iter().zip(&start).all(|(a, b)| a != b));
 }
 
 /// LAMB as the paper states it, in f64: one group is one tensor.
-pub fn plain_lamb(u: AdamW, g: &[f32], norm: f64, state: &mut [Vec<f64>; 3]) {
+pub fn plain_lamb(u: UpdateRule, g: &[f32], norm: f64, state: &mut [Vec<f64>; 3]) {
     let f = |x: f32| f64::from(x);
     let [w, m, v] = state;
     for group in groups() {
@@ -127,37 +169,44 @@ fn lamb_for_ten_steps_on_two_shares() {
     let cpu = Cpu::new();
     let start = random(N, 81);
     let mut exact = [to64(&start), vec![0.0; N], vec![0.0; N]];
-    let shares = [vec![0..777, 20_000..31_000], vec![777..20_000, 31_000..N]];
-    let len = |own: &[std::ops::Range<usize>]| own.iter().map(ExactSizeIterator::len).sum::<usize>();
-    let mut weights = poisoned(&cpu, &start);
-    let mut moments = shares.clone().map(|own| {
-        let zeros = vec![0.0; len(&own)];
-        (poisoned(&cpu, &zeros), poisoned(&cpu, &zeros))
-    });
-    let norm_sq = |g: &[f32]| to64(g).iter().map(|x| x * x).sum::<f64>();
-    let mut master = cpu.zeros(0).unwrap();
+    let mut ranks = [vec![0..777, 20_000..31_000], vec![777..20_000, 31_000..N]]
+        .map(|owned| State::new(&cpu, &start, &owned));
+    let square = |g: &[f32]| to64(g).iter().map(|x| x * x).sum::<f64>();
+    let (groups, weights) = (&groups(), &mut poisoned(&cpu, &start));
+    let master = &mut cpu.zeros(0).unwrap();
     for step in 1..=10 {
+        let rule = update(step);
         let g: Vec<f32> = random(N, 90 + step).iter().map(|x| x * step as f32 * 0.1).collect();
-        let sum = poisoned(&cpu, &[norm_sq(&g) as f32]);
+        let norm_sq = &poisoned(&cpu, &[square(&g) as f32]);
         let mut total = vec![0.0f32; 8];
         let mut directions = Vec::new();
-        for (own, (m, v)) in shares.iter().zip(&mut moments) {
-            let (mut grads, mut norms) = (poisoned(&cpu, &g), poisoned(&cpu, &[1.0; 8]));
-            let (u, w) = (update(step), &weights);
-            cpu.lamb_direction(u, &groups(), own, &sum, w, &master, &mut grads, m, v, &mut norms).unwrap();
-            total.iter_mut().zip(taken(&norms, 8)).for_each(|(sum, x)| *sum += x);
-            directions.push(grads);
+        for State { owned, moment1, moment2, .. } in &mut ranks {
+            let (mut direction, norms) = (poisoned(&cpu, &g), &mut poisoned(&cpu, &[1.0; 8]));
+            cpu.run(op::LambDirection {
+                rule,
+                groups,
+                owned,
+                norm_sq,
+                weights,
+                master,
+                grads: &mut direction,
+                moment1,
+                moment2,
+                norms,
+            })
+            .unwrap();
+            total.iter_mut().zip(taken(&cpu, norms, 8)).for_each(|(sum, x)| *sum += x);
+            directions.push(direction);
         }
-        let total = poisoned(&cpu, &total);
-        for (own, mut grads) in shares.iter().zip(directions) {
-            let (u, w) = (update(step), &mut weights);
-            cpu.lamb_apply(u, &groups(), own, &total, w, &mut master, &mut grads).unwrap();
-            assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
+        let norms = &poisoned(&cpu, &total);
+        for (State { owned, .. }, grads) in ranks.iter().zip(&mut directions) {
+            cpu.run(op::LambApply { rule, groups, owned, norms, weights, master, grads }).unwrap();
+            assert!(taken(&cpu, grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
         }
-        plain_lamb(update(step), &g, norm_sq(&g).sqrt(), &mut exact);
+        plain_lamb(rule, &g, square(&g).sqrt(), &mut exact);
     }
     // ten updates of f32: a handful of roundings each
-    for (i, (&w, e)) in taken(&weights, N).iter().zip(&exact[0]).enumerate() {
+    for (i, (&w, e)) in taken(&cpu, weights, N).iter().zip(&exact[0]).enumerate() {
         assert!((f64::from(w) - e).abs() <= 2e-6 * e.abs().max(1.0), "weight {i}: {w} is not {e}");
     }
     assert_eq!(weights[30_000..N], start[30_000..], "a frozen range stays");
@@ -169,16 +218,12 @@ fn lamb_for_ten_steps_on_two_shares() {
 fn shares_add_up_to_the_whole() {
     let cpu = Cpu::new();
     let (start, g) = (random(N, 81), random(N, 84));
-    let run = |owned: &[std::ops::Range<usize>]| {
+    let run = |owned: &[Range<usize>]| {
         let own: usize = owned.iter().map(ExactSizeIterator::len).sum();
-        let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
-        let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; own]), poisoned(&cpu, &vec![0.0; own]));
-        let norm_sq = poisoned(&cpu, &[4.0]);
-        let mut master = cpu.zeros(0).unwrap();
-        let (w, g) = (&mut weights, &mut grads);
-        cpu.adamw(update(1), &groups(), owned, &norm_sq, w, &mut master, g, &mut m, &mut v).unwrap();
-        assert!(taken(&grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
-        (taken(&weights, N), taken(&m, own), taken(&v, own))
+        let (mut state, grads) = (State::new(&cpu, &start, owned), &mut poisoned(&cpu, &g));
+        state.adamw(&cpu, 1, &poisoned(&cpu, &[4.0]), grads);
+        assert!(taken(&cpu, grads, N).iter().all(|&x| x == 0.0), "gradients end as zeros, owned or not");
+        (taken(&cpu, &state.weights, N), taken(&cpu, &state.moment1, own), taken(&cpu, &state.moment2, own))
     };
     let whole = run(&vec![0..N; 1]);
     let (cut, other) = (run(&[0..777, 20_000..31_000]), run(&[777..20_000, 31_000..N]));
@@ -193,37 +238,21 @@ fn shares_add_up_to_the_whole() {
 #[test]
 fn a_broken_norm_skips_the_update() {
     let cpu = Cpu::new();
-    let start = random(N, 81);
+    let (start, ranges) = (random(N, 81), &vec![0..N; 1]);
     for bad in [f32::NAN, f32::INFINITY] {
         let mut g = random(N, 82);
         g[20_000] = bad;
-        let (mut weights, mut grads) = (poisoned(&cpu, &start), poisoned(&cpu, &g));
-        let (mut m, mut v) = (poisoned(&cpu, &vec![0.0; N]), poisoned(&cpu, &vec![0.0; N]));
-        let mut norm_sq = poisoned(&cpu, &[0.0]);
-        let (owned, mut master) = (vec![0..N; 1], cpu.zeros(0).unwrap());
-        cpu.sum_squares(&grads, std::slice::from_ref(&(0..N)), &mut norm_sq, 0).unwrap();
+        let (mut state, grads) = (State::new(&cpu, &start, ranges), &mut poisoned(&cpu, &g));
+        let norm_sq = &mut poisoned(&cpu, &[0.0]);
+        cpu.run(op::SumSquares { src: grads, ranges, out: norm_sq, slot: 0 }).unwrap();
         assert!(!norm_sq[0].is_finite());
-        cpu.adamw(
-            update(1),
-            &groups(),
-            &owned,
-            &norm_sq,
-            &mut weights,
-            &mut master,
-            &mut grads,
-            &mut m,
-            &mut v,
-        )
-        .unwrap();
-        assert_eq!(taken(&weights, N), start);
-        let (mut again, mut norms) = (poisoned(&cpu, &g), poisoned(&cpu, &[1.0; 8]));
-        let (u, w) = (update(1), &mut weights);
-        let (m1, v1) = (&mut m, &mut v);
-        cpu.lamb_direction(u, &groups(), &owned, &norm_sq, w, &master, &mut again, m1, v1, &mut norms)
-            .unwrap();
-        cpu.lamb_apply(u, &groups(), &owned, &norms, w, &mut master, &mut again).unwrap();
-        assert_eq!(taken(&weights, N), start);
-        assert!(taken(&grads, N).iter().chain(&taken(&m, N)).chain(&taken(&v, N)).all(|&x| x == 0.0));
+        state.adamw(&cpu, 1, norm_sq, grads);
+        assert_eq!(taken(&cpu, &state.weights, N), start);
+        state.lamb(&cpu, 1, norm_sq, &mut poisoned(&cpu, &g));
+        assert_eq!(taken(&cpu, &state.weights, N), start);
+        let kept =
+            [taken(&cpu, grads, N), taken(&cpu, &state.moment1, N), taken(&cpu, &state.moment2, N)].concat();
+        assert!(kept.iter().all(|&x| x == 0.0));
     }
 }
 
@@ -231,9 +260,10 @@ fn a_broken_norm_skips_the_update() {
 fn sums_of_squares() {
     let cpu = Cpu::new();
     let x = random(100_003, 83);
-    let mut out = poisoned(&cpu, &[7.0; 3]);
+    let (src, out) = (&poisoned(&cpu, &x), &mut poisoned(&cpu, &[7.0; 3]));
     for range in [0..0, 5..6, 1..100_003, 30_000..46_384] {
-        cpu.sum_squares(&poisoned(&cpu, &x), std::slice::from_ref(&range), &mut out, 1).unwrap();
+        let ranges = std::slice::from_ref(&range);
+        cpu.run(op::SumSquares { src, ranges, out, slot: 1 }).unwrap();
         let exact: f64 = to64(&x[range]).iter().map(|x| x * x).sum();
         assert!((f64::from(out[1]) - exact).abs() <= exact * 6e-8, "{} {exact}", out[1]);
     }
@@ -246,44 +276,25 @@ fn narrow_weights_are_their_master_rounded() {
     let (wide, narrow) = (Cpu::new(), Cpu::<half::bf16>::default());
     let start = held::<half::bf16>(&random(N, 81));
     let owned = [0..777, 20_000..N];
-    let own = 777 + N - 20_000;
-    let zeros = vec![0.0; own];
     for lamb in [false, true] {
-        let mut weights: Buffer<f32> = poisoned(&wide, &start);
-        let mut kept: Buffer<half::bf16> = poisoned(&narrow, &start);
-        let mut master = poisoned(&narrow, &[&start[..777], &start[20_000..]].concat());
-        let mut none = wide.zeros(0).unwrap();
-        let [mut m1, mut v1, mut m2, mut v2] = [(); 4].map(|()| poisoned(&wide, &zeros));
+        let (mut all, mut kept) = (State::new(&wide, &start, &owned), State::new(&narrow, &start, &owned));
+        let norm_sq = &poisoned(&wide, &[9000.0]);
         for step in 1..=3 {
-            let (u, groups) = (update(step), groups());
-            let (mut g1, mut g2) =
-                (poisoned(&wide, &random(N, 90 + step)), poisoned(&wide, &random(N, 90 + step)));
-            let norm: Buffer<f32> = poisoned(&wide, &[9000.0]);
+            let g = random(N, 90 + step);
+            let (g1, g2) = (&mut poisoned(&wide, &g), &mut poisoned(&wide, &g));
             if lamb {
-                let (mut n1, mut n2) = (poisoned(&wide, &[0.0; 8]), poisoned(&wide, &[0.0; 8]));
-                wide.lamb_direction(
-                    u, &groups, &owned, &norm, &weights, &none, &mut g1, &mut m1, &mut v1, &mut n1,
-                )
-                .unwrap();
-                narrow
-                    .lamb_direction(
-                        u, &groups, &owned, &norm, &kept, &master, &mut g2, &mut m2, &mut v2, &mut n2,
-                    )
-                    .unwrap();
-                wide.lamb_apply(u, &groups, &owned, &n1, &mut weights, &mut none, &mut g1).unwrap();
-                narrow.lamb_apply(u, &groups, &owned, &n2, &mut kept, &mut master, &mut g2).unwrap();
+                all.lamb(&wide, step, norm_sq, g1);
+                kept.lamb(&narrow, step, norm_sq, g2);
             } else {
-                wide.adamw(u, &groups, &owned, &norm, &mut weights, &mut none, &mut g1, &mut m1, &mut v1)
-                    .unwrap();
-                narrow
-                    .adamw(u, &groups, &owned, &norm, &mut kept, &mut master, &mut g2, &mut m2, &mut v2)
-                    .unwrap();
+                all.adamw(&wide, step, norm_sq, g1);
+                kept.adamw(&narrow, step, norm_sq, g2);
             }
-            assert_eq!(taken(&g1, N), taken(&g2, N));
+            assert_eq!(taken(&wide, g1, N), taken(&narrow, g2, N));
         }
-        let expected = taken(&weights, N);
-        assert_eq!(taken(&master, own), [&expected[..777], &expected[20_000..]].concat());
-        assert_eq!(taken(&kept, N), held::<half::bf16>(&expected));
+        let expected = taken(&wide, &all.weights, N);
+        let own = [&expected[..777], &expected[20_000..]].concat();
+        assert_eq!(taken(&narrow, &kept.master, own.len()), own);
+        assert_eq!(taken(&narrow, &kept.weights, N), held::<half::bf16>(&expected));
         assert_ne!(held::<half::bf16>(&expected), expected, "the master keeps more than the weights");
     }
 }

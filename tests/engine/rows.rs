@@ -2,8 +2,9 @@
 
 use super::naive::{self, Norm, Num};
 use super::support::*;
-use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Backend, Dropout, EmbedAt, NormAt, Real, Rows};
+use ctune_dist::engine::cpu::Cpu;
+use ctune_dist::engine::op::{self, Dropout, EmbedAt, NormAt};
+use ctune_dist::engine::{Device, Engine, Real, Rows};
 
 const WIDTHS: [usize; 4] = [8, 40, 128, 200];
 
@@ -39,26 +40,27 @@ fn layer_norm() {
     on_engines!(norm_case);
 }
 
-fn norm_case<R: Operand>(cpu: &Cpu<R>) {
+fn norm_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for h in WIDTHS {
-        for rows in [1, 2, 31, 32, 33, 200] {
-            let what = format!("norm {} {rows}x{h}", R::NAME);
+        for count in [1, 2, 31, 32, 33, 200] {
+            let rows = Rows::Tokens(count);
+            let what = format!("norm {} {count}x{h}", R::NAME);
             let (weights, at) = arena::<R>(h, 0);
-            let (x, dout) = (held::<R>(&random(rows * h, 1)), held::<R>(&random(rows * h, 2)));
-            let (xb, wb) = (poisoned(cpu, &x), poisoned(cpu, &weights));
-            let (mut stats, mut out) = (unwritten(cpu, 2 * rows), unwritten(cpu, rows * h));
-            cpu.norm(&xb, &wb, at, Rows::Tokens(rows), &mut stats, &mut out).unwrap();
+            let (x, dout) = (held::<R>(&random(count * h, 1)), held::<R>(&random(count * h, 2)));
+            let (xb, wb) = (&poisoned(cpu, &x), &poisoned(cpu, &weights));
+            let (row_stats, out) = (&mut unwritten(cpu, 2 * count), &mut unwritten(cpu, count * h));
+            cpu.run(op::Norm { x: xb, weights: wb, at, rows, row_stats, out }).unwrap();
             let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
             let plain = held::<R>(&naive::norm(&x, &n32));
-            close(&what, &taken(&out, rows * h), &plain, &naive::norm(&to64(&x), &n64));
-            check_stats(&what, &taken(&stats, 2 * rows), &x, h);
+            close(&what, &taken(cpu, out, count * h), &plain, &naive::norm(&to64(&x), &n64));
+            check_stats(&what, &taken(cpu, row_stats, 2 * count), &x, h);
 
-            let (mut d, mut grads) = (poisoned(cpu, &dout), poisoned(cpu, &vec![0.0; 2 * h]));
-            cpu.norm_backward(&xb, &wb, at, Rows::Tokens(rows), &stats, &mut d, &mut grads).unwrap();
+            let (d, grads) = (&mut poisoned(cpu, &dout), &mut poisoned(cpu, &vec![0.0; 2 * h]));
+            cpu.run(op::NormBackward { x: xb, weights: wb, at, rows, row_stats, d, grads }).unwrap();
             let plain = naive::norm_backward(&x, &n32, &dout);
             let exact = naive::norm_backward(&to64(&x), &n64, &to64(&dout));
-            close(&format!("{what} dx"), &taken(&d, rows * h), &held::<R>(&plain.0), &exact.0);
-            let got = taken(&grads, 2 * h);
+            close(&format!("{what} dx"), &taken(cpu, d, count * h), &held::<R>(&plain.0), &exact.0);
+            let got = taken(cpu, grads, 2 * h);
             close(&format!("{what} dgamma"), &got[..h], &plain.1, &exact.1);
             close(&format!("{what} dbeta"), &got[h..], &plain.2, &exact.2);
         }
@@ -90,7 +92,7 @@ fn residual_norm() {
     on_engines!(residual_norm_case);
 }
 
-fn residual_norm_case<R: Operand>(cpu: &Cpu<R>) {
+fn residual_norm_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for h in WIDTHS {
         for pack in packs(50) {
             for drop in [Dropout::OFF, Dropout::new(0.3, 17, 4)] {
@@ -100,50 +102,59 @@ fn residual_norm_case<R: Operand>(cpu: &Cpu<R>) {
     }
 }
 
-fn residual_case<R: Operand>(cpu: &Cpu<R>, h: usize, pack: &Pack, drop: Dropout) {
+fn residual_case<R: Real, E: Engine<Real = R>>(cpu: &E, h: usize, pack: &Pack, drop: Dropout) {
     let what = format!("residual_norm {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
-    let t = pack.tokens();
-    let batch = pack.device(cpu);
-    let (weights, at) = arena::<R>(h, h);
+    let (t, batch) = (pack.tokens(), &pack.device(cpu));
+    let (weights, norm) = arena::<R>(h, h);
     let bias = &weights[2 * h..];
     let input = |seed: u32| held::<R>(&random(t * h, seed));
     let (residual, product, dout) = (input(1), input(2), input(3));
-    let wb = poisoned(cpu, &weights);
-    let (mut y, mut stats, mut out) = (poisoned(cpu, &product), unwritten(cpu, 2 * t), unwritten(cpu, t * h));
-    cpu.residual_norm(&batch, &wb, 2 * h, at, drop, &poisoned(cpu, &residual), &mut y, &mut stats, &mut out)
-        .unwrap();
+    let wb = &poisoned(cpu, &weights);
+    let (y, row_stats) = (&mut poisoned(cpu, &product), &mut unwritten(cpu, 2 * t));
+    let out = &mut unwritten(cpu, t * h);
+    cpu.run(op::ResidualNorm {
+        batch,
+        weights: wb,
+        bias: 2 * h,
+        norm,
+        drop,
+        residual: &poisoned(cpu, &residual),
+        y,
+        row_stats,
+        out,
+    })
+    .unwrap();
     let sum32 = held::<R>(&residual_sum::<f32>(pack, drop, bias, &residual, &product));
     let sum64 = residual_sum::<f64>(pack, drop, bias, &residual, &product);
-    let (n32, n64) = (norm_of::<f32>(&weights, at), norm_of::<f64>(&weights, at));
-    close(&format!("{what} y"), &taken(&y, t * h), &sum32, &sum64);
+    let (n32, n64) = (norm_of::<f32>(&weights, norm), norm_of::<f64>(&weights, norm));
+    close(&format!("{what} y"), &taken(cpu, y, t * h), &sum32, &sum64);
     let plain = held::<R>(&naive::norm(&sum32, &n32));
-    close(&what, &taken(&out, t * h), &plain, &naive::norm(&sum64, &n64));
-    check_stats(&what, &taken(&stats, 2 * t), &taken(&y, t * h), h);
+    close(&what, &taken(cpu, out, t * h), &plain, &naive::norm(&sum64, &n64));
+    check_stats(&what, &taken(cpu, row_stats, 2 * t), &taken(cpu, y, t * h), h);
 
-    let (mut dresidual, mut dy) = (unwritten(cpu, t * h), unwritten(cpu, t * h));
-    let mut grads = poisoned(cpu, &vec![0.0; 3 * h]);
-    let dout_b = poisoned(cpu, &dout);
-    cpu.residual_norm_backward(
-        &batch,
-        &wb,
-        2 * h,
-        at,
+    let (dresidual, dy) = (&mut unwritten(cpu, t * h), &mut unwritten(cpu, t * h));
+    let grads = &mut poisoned(cpu, &vec![0.0; 3 * h]);
+    cpu.run(op::ResidualNormBackward {
+        batch,
+        weights: wb,
+        bias: 2 * h,
+        norm,
         drop,
-        &y,
-        &stats,
-        &dout_b,
-        &mut dresidual,
-        &mut dy,
-        &mut grads,
-    )
+        y,
+        row_stats,
+        dout: &poisoned(cpu, &dout),
+        dresidual,
+        dy,
+        grads,
+    })
     .unwrap();
     let plain = naive::norm_backward(&sum32, &n32, &dout);
     let exact = naive::norm_backward(&sum64, &n64, &to64(&dout));
-    close(&format!("{what} dresidual"), &taken(&dresidual, t * h), &held::<R>(&plain.0), &exact.0);
+    close(&format!("{what} dresidual"), &taken(cpu, dresidual, t * h), &held::<R>(&plain.0), &exact.0);
     let plain_dy = naive::times(&plain.0, &pack.factors(drop, h));
     let exact_dy = naive::times(&exact.0, &pack.factors(drop, h));
-    close(&format!("{what} dy"), &taken(&dy, t * h), &held::<R>(&plain_dy), &exact_dy);
-    let got = taken(&grads, 3 * h);
+    close(&format!("{what} dy"), &taken(cpu, dy, t * h), &held::<R>(&plain_dy), &exact_dy);
+    let got = taken(cpu, grads, 3 * h);
     close(&format!("{what} dgamma"), &got[..h], &plain.1, &exact.1);
     close(&format!("{what} dbeta"), &got[h..2 * h], &plain.2, &exact.2);
     let (db32, db64) = (naive::columns(&plain_dy, h), naive::columns(&exact_dy, h));
@@ -200,45 +211,45 @@ fn embedding() {
     on_engines!(embed_case);
 }
 
-fn embed_case<R: Operand>(cpu: &Cpu<R>) {
+fn embed_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for h in WIDTHS {
         for pack in packs(VOCAB as u32) {
             for drop in [Dropout::OFF, Dropout::new(0.1, 3, 0)] {
-                let what = format!("embed {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
-                let (t, at) = (pack.tokens(), embed_at(h));
-                let batch = pack.device(cpu);
-                let weights = held::<R>(&random(at.segment + 2 * h, 21));
-                let wb = poisoned(cpu, &weights);
-                let (mut sum, mut stats) = (unwritten(cpu, t * h), unwritten(cpu, 2 * t));
-                let mut out = unwritten(cpu, t * h);
-                cpu.embed(&batch, &wb, at, drop, &mut sum, &mut stats, &mut out).unwrap();
-                let sum32 = held::<R>(&embed_sum::<f32>(&pack, &weights, at));
-                let sum64 = embed_sum::<f64>(&pack, &weights, at);
-                close(&format!("{what} sum"), &taken(&sum, t * h), &sum32, &sum64);
-                let plain =
-                    naive::times(&naive::norm(&sum32, &norm_of(&weights, at.norm)), &pack.factors(drop, h));
-                let exact =
-                    naive::times(&naive::norm(&sum64, &norm_of(&weights, at.norm)), &pack.factors(drop, h));
-                close(&what, &taken(&out, t * h), &held::<R>(&plain), &exact);
-
-                let dout = held::<R>(&random(t * h, 22));
-                let (mut d, mut grads) = (poisoned(cpu, &dout), poisoned(cpu, &vec![0.0; weights.len()]));
-                cpu.embed_backward(&batch, &wb, at, drop, &sum, &stats, &mut d, &mut grads).unwrap();
-                taken(&d, t * h);
-                let got = taken(&grads, weights.len());
-                let keep = |x: Vec<f32>| held::<R>(&x);
-                let plain = embed_gradients(&pack, &weights, at, drop, &dout, keep);
-                let exact = embed_gradients(&pack, &weights, at, drop, &dout, |x: Vec<f64>| x);
-                let ends = [0, h, 2 * h, at.position, at.segment, weights.len()];
-                for (name, ends) in
-                    ["gamma", "beta", "word", "position", "segment"].iter().zip(ends.windows(2))
-                {
-                    let range = ends[0]..ends[1];
-                    let name = format!("{what} d{name}");
-                    close(&name, &got[range.clone()], &plain[range.clone()], &exact[range]);
-                }
+                one_embed_case(cpu, &pack, embed_at(h), drop);
             }
         }
+    }
+}
+
+fn one_embed_case<R: Real, E: Engine<Real = R>>(cpu: &E, pack: &Pack, at: EmbedAt, drop: Dropout) {
+    let (t, h) = (pack.tokens(), at.norm.hidden);
+    let what = format!("embed {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
+    let batch = &pack.device(cpu);
+    let values = held::<R>(&random(at.segment + 2 * h, 21));
+    let weights = &poisoned(cpu, &values);
+    let (sum, row_stats) = (&mut unwritten(cpu, t * h), &mut unwritten(cpu, 2 * t));
+    let out = &mut unwritten(cpu, t * h);
+    cpu.run(op::Embed { batch, weights, at, drop, sum, row_stats, out }).unwrap();
+    let sum32 = held::<R>(&embed_sum::<f32>(pack, &values, at));
+    let sum64 = embed_sum::<f64>(pack, &values, at);
+    close(&format!("{what} sum"), &taken(cpu, sum, t * h), &sum32, &sum64);
+    let plain = naive::times(&naive::norm(&sum32, &norm_of(&values, at.norm)), &pack.factors(drop, h));
+    let exact = naive::times(&naive::norm(&sum64, &norm_of(&values, at.norm)), &pack.factors(drop, h));
+    close(&what, &taken(cpu, out, t * h), &held::<R>(&plain), &exact);
+
+    let gradient = held::<R>(&random(t * h, 22));
+    let (dout, grads) = (&mut poisoned(cpu, &gradient), &mut poisoned(cpu, &vec![0.0; values.len()]));
+    cpu.run(op::EmbedBackward { batch, weights, at, drop, sum, row_stats, dout, grads }).unwrap();
+    taken(cpu, dout, t * h);
+    let got = taken(cpu, grads, values.len());
+    let keep = |x: Vec<f32>| held::<R>(&x);
+    let plain = embed_gradients(pack, &values, at, drop, &gradient, keep);
+    let exact = embed_gradients(pack, &values, at, drop, &gradient, |x: Vec<f64>| x);
+    let ends = [0, h, 2 * h, at.position, at.segment, values.len()];
+    for (name, ends) in ["gamma", "beta", "word", "position", "segment"].iter().zip(ends.windows(2)) {
+        let range = ends[0]..ends[1];
+        let name = format!("{what} d{name}");
+        close(&name, &got[range.clone()], &plain[range.clone()], &exact[range]);
     }
 }
 
@@ -248,12 +259,11 @@ fn ids_outside_their_table_are_errors() {
     let mut pack = Pack::new(&[5], VOCAB as u32);
     pack.ids[2] = VOCAB as u32;
     let at = embed_at(8);
-    let weights: Buffer<f32> = cpu.zeros(at.segment + 16).unwrap();
-    let (mut sum, mut stats, mut out) =
-        (cpu.zeros(40).unwrap(), cpu.zeros(10).unwrap(), cpu.zeros(40).unwrap());
-    let error = cpu
-        .embed(&pack.device(&cpu), &weights, at, Dropout::OFF, &mut sum, &mut stats, &mut out)
-        .unwrap_err();
+    let (batch, drop) = (&pack.device(&cpu), Dropout::OFF);
+    let weights = &cpu.zeros(at.segment + 16).unwrap();
+    let (sum, row_stats) = (&mut cpu.zeros(40).unwrap(), &mut cpu.zeros(10).unwrap());
+    let out = &mut cpu.zeros(40).unwrap();
+    let error = cpu.run(op::Embed { batch, weights, at, drop, sum, row_stats, out }).unwrap_err();
     assert!(error.to_string().contains("token id 50"), "{error}");
 }
 
@@ -262,22 +272,22 @@ fn gather_and_scatter() {
     on_engines!(gather_case);
 }
 
-fn gather_case<R: Operand>(cpu: &Cpu<R>) {
-    let h = 40;
-    let x = held::<R>(&random(30 * h, 1));
-    let rows = [29, 0, 7, 8, 3];
-    let mut out = unwritten(cpu, rows.len() * h);
-    let list = indices(cpu, &rows);
-    let mut xb = poisoned(cpu, &x);
-    cpu.gather_rows(&xb, &list, Rows::Tokens(rows.len()), h, &mut out).unwrap();
-    let got = taken(&out, rows.len() * h);
-    for (got, &row) in got.chunks(h).zip(&rows) {
-        assert_eq!(got, &x[row as usize * h..][..h]);
+fn gather_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
+    let hidden = 40;
+    let values = held::<R>(&random(30 * hidden, 1));
+    let list = [29, 0, 7, 8, 3];
+    let (rows, picked) = (Rows::Tokens(list.len()), &indices(cpu, &list));
+    let (x, out) = (&mut poisoned(cpu, &values), &mut unwritten(cpu, list.len() * hidden));
+    cpu.run(op::GatherRows { x, picked, rows, hidden, out }).unwrap();
+    let got = taken(cpu, out, list.len() * hidden);
+    for (got, &row) in got.chunks(hidden).zip(&list) {
+        assert_eq!(got, &values[row as usize * hidden..][..hidden]);
     }
-    cpu.scatter_add_rows(&out, &list, Rows::Tokens(rows.len()), h, &mut xb).unwrap();
-    for (row, (got, x)) in taken(&xb, x.len()).chunks(h).zip(x.chunks(h)).enumerate() {
-        let factor = if rows.contains(&(row as u32)) { 2.0 } else { 1.0 };
+    cpu.run(op::ScatterAddRows { src: out, picked, rows, hidden, x }).unwrap();
+    for (row, (got, x)) in taken(cpu, x, values.len()).chunks(hidden).zip(values.chunks(hidden)).enumerate() {
+        let factor = if list.contains(&(row as u32)) { 2.0 } else { 1.0 };
         assert!(got.iter().zip(x).all(|(got, x)| *got == factor * x), "row {row}");
     }
-    assert!(cpu.gather_rows(&xb, &indices(cpu, &[31]), Rows::Tokens(1), h, &mut out).is_err());
+    let (picked, rows) = (&indices(cpu, &[31]), Rows::Tokens(1));
+    assert!(cpu.run(op::GatherRows { x, picked, rows, hidden, out }).is_err());
 }

@@ -1,7 +1,8 @@
 //! The yardstick of attention in a narrow type, for every engine.
 
 use super::support::{Pack, factor, held};
-use ctune_dist::engine::{Dropout, Real};
+use ctune_dist::engine::Real;
+use ctune_dist::engine::op::Dropout;
 
 /// `x` as R keeps it.
 fn one<R: Real>(x: f32) -> f32 {

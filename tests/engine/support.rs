@@ -1,8 +1,8 @@
 //! Batches, random values and the error rule.
 
 use super::naive::Num;
-use ctune_dist::engine::cpu::{Buffer, Cpu, Operand};
-use ctune_dist::engine::{Backend, DeviceBatch, Dropout, LossScale, Real};
+use ctune_dist::engine::op::{Dropout, LossScale};
+use ctune_dist::engine::{Device, DeviceBatch, Elem, Real, Words};
 use ctune_dist::random::philox;
 
 /// Elements behind what an operation may touch.
@@ -15,6 +15,7 @@ pub const POISON: u32 = 0x7FC5_DEAD;
 /// them, and without.
 macro_rules! on_engines {
     ($case:ident) => {{
+        use ctune_dist::engine::cpu::Cpu;
         $case(&Cpu::<f32>::default());
         $case(&Cpu::<half::bf16>::default());
         $case(&Cpu::<half::bf16>::default().widening());
@@ -42,39 +43,43 @@ pub fn held<R: Real>(values: &[f32]) -> Vec<f32> {
 }
 
 /// `values` with poison behind them.
-pub fn poisoned<T: Real, R: Operand>(cpu: &Cpu<R>, values: &[f32]) -> Buffer<T> {
-    let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
-    write(&mut buffer, values);
-    buffer[values.len()..].fill(T::from_f32(f32::from_bits(POISON)));
+pub fn poisoned<T: Real, D: Device>(device: &D, values: &[f32]) -> D::Buf<T> {
+    let mut all: Vec<T> = values.iter().map(|&x| T::from_f32(x)).collect();
+    all.resize(values.len() + BEHIND, T::from_f32(f32::from_bits(POISON)));
+    on_device(device, &all)
+}
+
+fn on_device<T: Elem, D: Device>(device: &D, values: &[T]) -> D::Buf<T> {
+    let mut buffer = device.zeros(values.len()).unwrap();
+    device.upload(values, &mut buffer, 0).unwrap();
     buffer
 }
 
 /// Overwrites the first values.
-pub fn write<T: Real>(buffer: &mut Buffer<T>, values: &[f32]) {
-    for (to, &x) in buffer.iter_mut().zip(values) {
-        *to = T::from_f32(x);
-    }
+pub fn write<T: Real, D: Device>(device: &D, buffer: &mut D::Buf<T>, values: &[f32]) {
+    let values: Vec<T> = values.iter().map(|&x| T::from_f32(x)).collect();
+    device.upload(&values, buffer, 0).unwrap();
 }
 
 /// `len` poisoned values (to be overwritten) with poison behind them.
-pub fn unwritten<T: Real, R: Operand>(cpu: &Cpu<R>, len: usize) -> Buffer<T> {
-    poisoned(cpu, &vec![f32::from_bits(POISON); len])
+pub fn unwritten<T: Real, D: Device>(device: &D, len: usize) -> D::Buf<T> {
+    poisoned(device, &vec![f32::from_bits(POISON); len])
 }
 
-pub fn indices<R: Operand>(cpu: &Cpu<R>, values: &[u32]) -> Buffer<u32> {
-    let mut buffer = cpu.zeros(values.len() + BEHIND).unwrap();
-    cpu.upload(values, &mut buffer, 0).unwrap();
-    buffer[values.len()..].fill(u32::MAX);
-    buffer
+/// Indices with garbage behind them.
+pub fn indices<D: Device>(device: &D, values: &[u32]) -> Words<D> {
+    on_device(device, &[values, &[u32::MAX; BEHIND]].concat())
 }
 
-/// The first `len` values; fails when something behind them was written.
+/// The values of a buffer of `len`; fails when something behind them was written.
 #[track_caller]
-pub fn taken<T: Real>(buffer: &Buffer<T>, len: usize) -> Vec<f32> {
+pub fn taken<T: Real, D: Device>(device: &D, buffer: &D::Buf<T>, len: usize) -> Vec<f32> {
     let bits = |x: T| x.to_f32().to_bits();
     let poison = bits(T::from_f32(f32::from_bits(POISON)));
-    assert!(buffer[len..].iter().all(|&x| bits(x) == poison), "values behind row {len} were written");
-    buffer[..len].iter().map(|x| x.to_f32()).collect()
+    let mut values = device.download(buffer, 0..len + BEHIND).unwrap();
+    assert!(values[len..].iter().all(|&x| bits(x) == poison), "values behind row {len} were written");
+    values.truncate(len);
+    values.iter().map(|x| x.to_f32()).collect()
 }
 
 /// The error rule: `got` is at most twice as far from `exact` as `naive` is, plus one rounding of
@@ -161,32 +166,38 @@ impl Pack {
         self.ids.len()
     }
 
+    /// Pairs of tokens that attend to each other.
+    pub fn attended(&self) -> u64 {
+        self.lengths.iter().map(|&length| (length * length) as u64).sum()
+    }
+
     /// On the device, with garbage behind every list.
-    pub fn device<R: Operand>(&self, cpu: &Cpu<R>) -> DeviceBatch<Cpu<R>> {
+    pub fn device<D: Device>(&self, device: &D) -> DeviceBatch<D> {
         DeviceBatch {
             tokens: self.tokens(),
             sequences: self.samples.len(),
             masked: 0,
             groups: 0,
             documents: 0,
+            attended: self.attended(),
             epoch: self.epoch,
-            ids: indices(cpu, &self.ids),
-            positions: indices(cpu, &self.positions),
-            segments: indices(cpu, &self.segments),
-            row_sample: indices(cpu, &self.row_sample),
-            cu_seqlens: indices(cpu, &self.cu_seqlens),
-            samples: indices(cpu, &self.samples),
-            pair_labels: indices(cpu, &[]),
-            pair_weights: poisoned(cpu, &[]),
-            cu_documents: indices(cpu, &[]),
-            cu_groups: indices(cpu, &[]),
-            targets: poisoned(cpu, &[]),
-            masked_rows: indices(cpu, &[]),
-            masked_labels: indices(cpu, &[]),
+            ids: indices(device, &self.ids),
+            positions: indices(device, &self.positions),
+            segments: indices(device, &self.segments),
+            row_sample: indices(device, &self.row_sample),
+            cu_seqlens: indices(device, &self.cu_seqlens),
+            samples: indices(device, &self.samples),
+            pair_labels: indices(device, &[]),
+            pair_weights: poisoned(device, &[]),
+            cu_documents: indices(device, &[]),
+            cu_groups: indices(device, &[]),
+            targets: poisoned(device, &[]),
+            masked_rows: indices(device, &[]),
+            masked_labels: indices(device, &[]),
         }
     }
 
-    /// Dropout factors of a [T, H] site, from the definition in `engine::Dropout`.
+    /// Dropout factors of a [T, H] site, from the definition in `op::Dropout`.
     pub fn factors<F: Num>(&self, drop: Dropout, hidden: usize) -> Vec<F> {
         (0..self.tokens() * hidden)
             .map(|i| {

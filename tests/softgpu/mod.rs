@@ -9,6 +9,7 @@
 //! host's waits), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file
 //! for launches, which a sanitizer program then repeats: sanitizers.rs).
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ use std::sync::OnceLock;
 
 mod bugs;
 mod build;
-mod child;
+pub mod child;
 mod device;
 mod nccl;
 mod ptx;
@@ -43,7 +44,7 @@ pub fn load() {
         for (name, _, _) in build::LIBRARIES {
             let path = library_path().join(name);
             let handle = open(&path);
-            if name == "libcuda.so" {
+            if name == LIBCUDA {
                 // SAFETY: the library defines this function without arguments (driver/cuda.cpp).
                 unsafe {
                     let symbol = dlsym(handle, c"softgpu_ignore_leaks".as_ptr());
@@ -54,6 +55,31 @@ pub fn load() {
         }
     });
 }
+
+/// How often each kernel, product (`cublasLtMatmul`), copy and clearing (`cuMemsetD8Async`) was put on a stream of this
+/// process since the last call.
+pub fn take_enqueued() -> BTreeMap<String, usize> {
+    load();
+    let handle = open(&library_path().join(LIBCUDA));
+    let mut text = vec![0u8; 1 << 16];
+    // SAFETY: the library defines this function with these arguments (driver/streams.cpp); it writes within the room.
+    let needed = unsafe {
+        let symbol = dlsym(handle, c"softgpu_take_enqueued".as_ptr());
+        assert!(!symbol.is_null());
+        let take = std::mem::transmute::<*mut c_void, extern "C" fn(*mut u8, usize) -> usize>(symbol);
+        take(text.as_mut_ptr(), text.len())
+    };
+    assert!(needed <= text.len());
+    let lines = String::from_utf8(text[..needed - 1].to_vec()).unwrap();
+    let count = |line: &str| {
+        let (name, count) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), count.parse().unwrap())
+    };
+    lines.lines().map(count).collect()
+}
+
+/// The driver's library, whose functions beyond CUDA's the tests call.
+const LIBCUDA: &str = "libcuda.so";
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;

@@ -2,7 +2,7 @@
 //! merged export.
 
 use ctune_dist::config::Train;
-use ctune_dist::engine::Backend;
+use ctune_dist::engine::Device;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::checkpoint::{self, Checkpoint, Fill};
 use ctune_dist::model::lora::{Lora, Target};
@@ -31,7 +31,7 @@ fn adapted(golden: &Golden, targets: &[Target]) -> Model {
     fill(&mut model, &golden.ranking_weights);
     for param in model.layout.params.clone().iter().filter(|p| p.block.is_some()) {
         let values = ctune_dist::model::init::initial(param, 1);
-        model.backend.upload_weights(&values, &mut model.weights, param.offset).unwrap();
+        model.engine.upload_weights(&values, &mut model.weights, param.offset).unwrap();
         if param.name.ends_with("lora_B") {
             assert!(values.iter().all(|&x| x == 0.0), "training must start at the base model");
             for (range, used) in param.parts() {
@@ -113,7 +113,7 @@ fn only_adapters_and_head_learn_and_the_export_scores_the_same() {
     let settings = Train { lr: 1e-2, ..Train::default() };
     let mut optimiser = Optimiser::new(&model, 0, 1, &settings).unwrap();
     assert!(optimiser.state.len() < model.layout.len / 4, "the base has moments");
-    let mut reducer = model.backend.collective(&world).unwrap();
+    let mut reducer = model.engine.collective(&world).unwrap();
     for _ in 0..5 {
         model.forward(&golden.ranking_batch, Mode::Train).unwrap();
         model.backward(&golden.ranking_batch, &mut |_, _, _| Ok(())).unwrap();

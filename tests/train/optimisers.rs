@@ -68,7 +68,7 @@ fn follow(golden: &Golden, run: &Run, settings: &Train) {
     let world = World::solo();
     let mut model = pretraining_model(golden, (0.0, 0));
     let mut optimiser = Optimiser::new(&model, 0, 1, settings).unwrap();
-    let mut reducer = model.backend.collective(&world).unwrap();
+    let mut reducer = model.engine.collective(&world).unwrap();
     // twice the error of PyTorch in float32 against PyTorch in float64
     let off = |single: f64, double: f64| ((single - double) / double).abs();
     let errors = run.float32.losses.iter().zip(&run.losses).map(|(s, d)| off(*s, *d));
@@ -144,7 +144,7 @@ fn frozen_parts_stay_and_have_no_moments() {
     let mut optimiser = Optimiser::new(&part, 0, 1, &Train::default()).unwrap();
     let len: usize = learning.iter().map(|p| p.len().next_multiple_of(8)).sum();
     assert_eq!((optimiser.state.moment1.len(), optimiser.state.len()), (len, len));
-    let mut reducer = part.backend.collective(&world).unwrap();
+    let mut reducer = part.engine.collective(&world).unwrap();
     let norm_sq = optimiser.step(&mut *reducer, &mut part, 1e-2).unwrap().wait().unwrap()[0];
     let expected: f64 =
         learning.iter().flat_map(|p| &all.grads[p.range()]).map(|&g| f64::from(g).powi(2)).sum();
@@ -162,7 +162,7 @@ fn every_bucket_is_summed_once_before_an_update() {
     let mut model = pretraining_model(&golden, (0.0, 0));
     step(&mut model, &golden);
     let world = World::solo();
-    let mut reducer = model.backend.collective(&world).unwrap();
+    let mut reducer = model.engine.collective(&world).unwrap();
     let mut optimiser = Optimiser::new(&model, 0, 2, &Train::default()).unwrap();
     let buckets = model.layout.buckets();
     let first = buckets[0].clone();
@@ -173,20 +173,20 @@ fn every_bucket_is_summed_once_before_an_update() {
     for other in
         [first.start..first.end - 8, first.start + 8..first.end, first.end..first.end, 0..model.layout.len]
     {
-        let reduced = optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, &other);
+        let reduced = optimiser.reduce(&mut *reducer, &model.engine, &mut model.grads, &other);
         refused(reduced, "no bucket");
     }
     for bucket in &buckets[1..] {
-        optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, bucket).unwrap();
+        optimiser.reduce(&mut *reducer, &model.engine, &mut model.grads, bucket).unwrap();
     }
-    let again = optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, &buckets[1]);
+    let again = optimiser.reduce(&mut *reducer, &model.engine, &mut model.grads, &buckets[1]);
     refused(again, "twice");
     let before = model.weights.to_vec();
     let updated = optimiser.step(&mut *reducer, &mut model, 1e-2).map(drop);
     refused(updated, &format!("{first:?} were not summed"));
     assert!(model.weights.to_vec() == before, "an update was made all the same");
     for bucket in &buckets {
-        optimiser.reduce(&mut *reducer, &model.backend, &mut model.grads, bucket).unwrap();
+        optimiser.reduce(&mut *reducer, &model.engine, &mut model.grads, bucket).unwrap();
     }
     optimiser.step(&mut *reducer, &mut model, 1e-2).unwrap();
     assert_eq!(optimiser.state.updates, 1);

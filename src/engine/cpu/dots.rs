@@ -1,7 +1,7 @@
 //! Dot products of bf16 pairs by AVX-512 BF16 (`vdpbf16ps`): 32 multiply-adds into 16 sums in f32,
 //! twice the work of an f32 multiply-add at the same rate. Values below 2^-126 count as 0.
 
-use super::machine::{Dot, Work};
+use super::cell::{Dot, Work};
 use half::bf16;
 use pulp::x86::V4;
 use pulp::{Arch, f32x16, u32x16};

@@ -2,7 +2,7 @@
 //! vector code. Nothing is stored between forward and backward: the factors are pure functions of
 //! (seed, site, sample, position, epoch), and drawing them again is cheaper than reading them.
 
-use crate::engine::Dropout;
+use crate::engine::op::Dropout;
 
 /// Philox blocks at a time.
 const BATCH: usize = 16;

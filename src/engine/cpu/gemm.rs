@@ -5,10 +5,11 @@
 //! does not depend on the number of threads, because k is cut in the same places always.
 
 use super::buffer::Pool;
-use super::machine::{Dot, Machine, Operand, Work};
+use super::cell::{Dot, Work};
+use super::machine::{Machine, Operand};
 use super::math::gelu;
 use super::tasks::Shared;
-use super::tile::{View, tile};
+use super::tile::{Place, View, tile};
 use super::widen;
 use crate::engine::Real;
 use pulp::Simd;
@@ -85,24 +86,9 @@ pub struct Product<'a, R, C, E> {
     pub epilogue: &'a E,
 }
 
-/// C (+)= A B.
-pub fn plain<R: Operand, C: Real>(product: &Product<'_, R, C, Plain>, machine: Machine, pool: &Pool) {
-    product.run(machine, pool);
-}
-
-/// C = A B + bias.
-pub fn bias<R: Operand>(product: &Product<'_, R, R, AddBias<'_>>, machine: Machine, pool: &Pool) {
-    product.run(machine, pool);
-}
-
-/// C = A B + bias, and GELU(C).
-pub fn bias_gelu<R: Operand>(product: &Product<'_, R, R, BiasGelu<'_, R>>, machine: Machine, pool: &Pool) {
-    product.run(machine, pool);
-}
-
 impl<R: Operand, C: Real, E: Epilogue> Product<'_, R, C, E> {
     /// Runs it on rayon's threads.
-    fn run(&self, machine: Machine, pool: &Pool) {
+    pub fn run(&self, machine: Machine, pool: &Pool) {
         if self.m == 0 || self.n == 0 || (self.k == 0 && self.add) {
             return;
         }
@@ -439,17 +425,9 @@ unsafe fn packed_tile<S: Simd, R, D: Dot<S, R>>(
                     // SAFETY: a part of the tile; the packed panels were measured above.
                     unsafe {
                         let (a, b) = (a.as_ptr().add(i), b.as_ptr().add(j));
-                        tile::<S, R, D, $r, $v>(
-                            with,
-                            k,
-                            a,
-                            (1, ROWS),
-                            b,
-                            COLUMNS,
-                            c.add(i * step + j),
-                            step,
-                            add,
-                        );
+                        let (c, c_step) = (c.add(i * step + j), step);
+                        let at = Place { a, a_steps: (1, ROWS), b, b_step: COLUMNS, c, c_step };
+                        tile::<S, R, D, $r, $v>(with, k, at, add);
                     }
                 }
             }

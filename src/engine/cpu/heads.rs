@@ -1,26 +1,41 @@
 //! The heads on the [CLS] rows: QDPP (two classes) and relevance (one score). A pack has few
 //! sequences, so these run on one thread; what matters is that they are one pass.
 
+use super::buffer::Buffer;
+use super::checks::{check_below, parameters, part, part_mut};
+use super::device::Cpu;
 use super::dropout::row_factors;
+use super::machine::Operand;
 use super::math::{sum2, sum3, tanh};
 use super::tasks::vectorised;
 use super::widen::{copy, fresh, open, settle, size, store};
-use crate::engine::{Dropout, Real, stats};
-use pulp::Arch;
+use crate::Result;
+use crate::engine::op::{self, HeadAt};
+use crate::engine::{Real, stats};
 use std::borrow::Cow;
 
 /// Weights of a head: pooler bias [H], head weight [k, H], head bias [k].
-pub struct Head<'a> {
-    pub pool_bias: Cow<'a, [f32]>,
-    pub w: Cow<'a, [f32]>,
-    pub b: Cow<'a, [f32]>,
+struct Head<'a> {
+    pool_bias: Cow<'a, [f32]>,
+    w: Cow<'a, [f32]>,
+    b: Cow<'a, [f32]>,
+}
+
+impl<'a> Head<'a> {
+    fn of<R: Real>(weights: &'a Buffer<R>, at: HeadAt, k: usize) -> Result<Self> {
+        Ok(Self {
+            pool_bias: parameters("pooler bias", weights, at.pool_bias, at.hidden)?,
+            w: parameters("head weight", weights, at.w, k * at.hidden)?,
+            b: parameters("head bias", weights, at.b, k)?,
+        })
+    }
 }
 
 /// Their gradients.
-pub struct HeadGrads {
-    pub pool_bias: Vec<f32>,
-    pub w: Vec<f32>,
-    pub b: Vec<f32>,
+struct HeadGrads {
+    pool_bias: Vec<f32>,
+    w: Vec<f32>,
+    b: Vec<f32>,
 }
 
 impl HeadGrads {
@@ -30,6 +45,15 @@ impl HeadGrads {
             w: vec![0.0; head.w.len()],
             b: vec![0.0; head.b.len()],
         }
+    }
+
+    fn add_to(&self, grads: &mut Buffer<f32>, at: HeadAt) -> Result<()> {
+        for (offset, from) in [(at.pool_bias, &self.pool_bias), (at.w, &self.w), (at.b, &self.b)] {
+            for (sum, &d) in part_mut("head gradient", grads, offset, from.len())?.iter_mut().zip(from) {
+                *sum += d;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -47,23 +71,21 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// QDPP in one pass, against (class, factor of the loss) [S]; pre [S, H] becomes its gradient (with `scale` 0 it is left alone and no
-/// gradient is returned), logits [S, 2] are written, loss and counts go to `sums`.
-pub fn qdpp<R: Real>(
-    arch: Arch,
-    head: &Head<'_>,
-    (labels, factors): (&[u32], &[f32]),
-    scale: f32,
-    pre: &mut [R],
-    logits: &mut [f32],
-    sums: &mut [f32],
-) -> Option<HeadGrads> {
-    let h = head.pool_bias.len();
+/// With `scale.value` 0, `pre` is left alone and there are no gradients.
+pub(super) fn qdpp_head<R: Operand>(cpu: &Cpu<R>, op: &mut op::QdppHead<'_, Cpu<R>>) -> Result<()> {
+    let (rows, h, scale) = (op.rows.count(), op.at.hidden, op.scale.value);
+    let labels = part("qdpp labels", op.labels, 0, rows)?;
+    check_below("qdpp label", labels, 2)?;
+    let factors = part("qdpp factors", op.factors, 0, rows)?;
+    let pre = part_mut("qdpp pre", op.pre, 0, rows * h)?;
+    let logits = part_mut("qdpp logits", op.logits, 0, 2 * rows)?;
+    let sums = part_mut("statistics", op.sums, 0, stats::SLOTS)?;
+    let head = &Head::of(op.weights, op.at, 2)?;
     let mut grads = (scale != 0.0).then(|| HeadGrads::zeros(head));
     let (mut loss, mut right) = (0.0f64, 0u32);
     let (mut pooled, mut room) = (vec![0.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
-        arch,
+        cpu.machine.arch,
         #[inline(always)]
         || {
             let rows = pre.chunks_exact_mut(h).zip(logits.as_chunks_mut::<2>().0).zip(labels).zip(factors);
@@ -85,8 +107,8 @@ pub fn qdpp<R: Real>(
     );
     sums[stats::QDPP_LOSS] += loss as f32;
     sums[stats::QDPP_CORRECT] += right as f32;
-    sums[stats::QDPP_COUNT] += labels.len() as f32;
-    grads
+    sums[stats::QDPP_COUNT] += rows as f32;
+    grads.map_or(Ok(()), |gradients| gradients.add_to(op.grads, op.at))
 }
 
 /// (loss, scale * gradient, right?) of two logits.
@@ -115,19 +137,16 @@ fn backward_two(head: &Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [
     axpy(1.0, dpre, &mut grads.pool_bias);
 }
 
-/// pre [S, H] becomes pooled; scores [S], of the pooled rows as they are kept.
-pub fn score<R: Real>(
-    arch: Arch,
-    head: &Head<'_>,
-    drop: Dropout,
-    (samples, epoch): (&[u32], u32),
-    pre: &mut [R],
-    scores: &mut [f32],
-) {
-    let h = head.pool_bias.len();
+/// Scores are those of the pooled rows as they are kept.
+pub(super) fn score_head<R: Operand>(cpu: &Cpu<R>, op: &mut op::ScoreHead<'_, Cpu<R>>) -> Result<()> {
+    let (s, h, drop, epoch) = (op.batch.sequences, op.at.hidden, op.drop, op.batch.epoch);
+    let samples = part("samples", &op.batch.samples, 0, s)?;
+    let pre = part_mut("score pre", op.pre, 0, s * h)?;
+    let scores = part_mut("scores", op.scores, 0, s)?;
+    let head = &Head::of(op.weights, op.at, 1)?;
     let (mut factors, mut room) = (vec![1.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
-        arch,
+        cpu.machine.arch,
         #[inline(always)]
         || {
             for ((kept, score), &sample) in pre.chunks_exact_mut(h).zip(scores.iter_mut()).zip(samples) {
@@ -140,22 +159,22 @@ pub fn score<R: Real>(
             }
         },
     );
+    Ok(())
 }
 
-/// pooled [S, H] becomes the gradient of `pre`.
-pub fn score_backward<R: Real>(
-    arch: Arch,
-    head: &Head<'_>,
-    drop: Dropout,
-    (samples, epoch): (&[u32], u32),
-    dscores: &[f32],
-    pooled: &mut [R],
-) -> HeadGrads {
-    let h = head.pool_bias.len();
+pub(super) fn score_head_backward<R: Operand>(
+    cpu: &Cpu<R>,
+    op: &mut op::ScoreHeadBackward<'_, Cpu<R>>,
+) -> Result<()> {
+    let (s, h, drop, epoch) = (op.batch.sequences, op.at.hidden, op.drop, op.batch.epoch);
+    let samples = part("samples", &op.batch.samples, 0, s)?;
+    let dscores = part("dscores", op.dscores, 0, s)?;
+    let pooled = part_mut("pooled", op.pooled, 0, s * h)?;
+    let head = &Head::of(op.weights, op.at, 1)?;
     let mut grads = HeadGrads::zeros(head);
     let (mut factors, mut room) = (vec![1.0; h], vec![0.0; size::<R>(h)]);
     vectorised(
-        arch,
+        cpu.machine.arch,
         #[inline(always)]
         || {
             for ((kept, &d), &sample) in pooled.chunks_exact_mut(h).zip(dscores).zip(samples) {
@@ -173,5 +192,5 @@ pub fn score_backward<R: Real>(
             }
         },
     );
-    grads
+    grads.add_to(op.grads, op.at)
 }

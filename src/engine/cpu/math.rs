@@ -3,7 +3,7 @@
 //! compiler. A NaN or an infinity that comes in goes out: the trainer detects broken steps by it.
 
 /// Partial sums of a reduction; the lanes of one AVX-512 register.
-pub const LANES: usize = 16;
+const LANES: usize = 16;
 
 /// e^x within 2 ulp, as Cephes' `expf`: e^x = 2^n e^r with |r| <= ln 2 / 2. Below -87.3 it stays at
 /// 1.2e-38, above 88.7 at 3.4e38.
@@ -87,7 +87,7 @@ pub fn tanh(x: f32) -> f32 {
 
 /// The lanes in a fixed order.
 #[inline(always)]
-pub fn across(lanes: [f32; LANES]) -> f32 {
+fn across(lanes: [f32; LANES]) -> f32 {
     let mut x = lanes;
     let mut half = LANES / 2;
     while half > 0 {
@@ -146,6 +146,24 @@ pub fn sum3(a: &[f32], b: &[f32], c: &[f32], f: impl Fn(f32, f32, f32) -> f32) -
     }
     for (((lane, &a), &b), &c) in lanes.iter_mut().zip(a_rest).zip(b_rest).zip(c_rest) {
         *lane += f(a, b, c);
+    }
+    across(lanes)
+}
+
+/// row = e^(row - top); returns its sum.
+#[inline(always)]
+pub fn exp_in_place(row: &mut [f32], top: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for l in 0..LANES {
+            block[l] = exp(block[l] - top);
+            lanes[l] += block[l];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *x = exp(*x - top);
+        *lane += *x;
     }
     across(lanes)
 }

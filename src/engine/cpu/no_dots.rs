@@ -1,6 +1,6 @@
 //! In the place of `dots` on processors that are no x86-64: there are no dot products of pairs.
 
-use super::machine::Work;
+use super::cell::Work;
 use half::bf16;
 use pulp::Arch;
 

@@ -1,13 +1,15 @@
-//! LayerNorm rows, alone and fused with bias, dropout and residual: every row is read and written
-//! once while it is in the first-level cache.
+//! LayerNorm, a row at a time: what the passes of `rows` and `embedding` share.
 
-use super::buffer::{Pool, Scratch};
+use super::buffer::{Buffer, Pool, Scratch};
+use super::checks::{parameters, part};
+use super::device::Cpu;
 use super::dropout::row_factors;
+use super::machine::Operand;
 use super::math::{sum, sum2, sum3};
-use super::tasks::{In, Out, Partials, add_partials, each, vectorised};
-use super::widen::{copy, fresh, open, rooms, settle, size, store, widen};
-use crate::engine::{Dropout, Real};
-use pulp::Arch;
+use super::tasks::{Partials, add_partials};
+use crate::Result;
+use crate::engine::op::{Dropout, NormAt};
+use crate::engine::{DeviceBatch, Real};
 use std::borrow::Cow;
 
 /// Rows of one task, and of one partial sum of a parameter's gradient.
@@ -23,11 +25,31 @@ pub struct Keys<'a> {
     pub epoch: u32,
 }
 
+impl<'a> Keys<'a> {
+    pub fn of<R: Operand>(batch: &'a DeviceBatch<Cpu<R>>) -> Result<Self> {
+        Ok(Self {
+            samples: part("row_sample", &batch.row_sample, 0, batch.tokens)?,
+            positions: part("positions", &batch.positions, 0, batch.tokens)?,
+            epoch: batch.epoch,
+        })
+    }
+}
+
 /// Gamma [H], beta [H] and epsilon of a LayerNorm.
 pub struct Affine<'a> {
     pub gamma: Cow<'a, [f32]>,
     pub beta: Cow<'a, [f32]>,
     pub eps: f32,
+}
+
+impl<'a> Affine<'a> {
+    pub fn of<R: Real>(weights: &'a Buffer<R>, at: NormAt) -> Result<Self> {
+        Ok(Self {
+            gamma: parameters("gamma", weights, at.gamma, at.hidden)?,
+            beta: parameters("beta", weights, at.beta, at.hidden)?,
+            eps: at.eps,
+        })
+    }
 }
 
 /// (mean, 1 / sqrt(var + eps)) of a row, in two passes over it.
@@ -47,7 +69,7 @@ pub fn normalise(row: &[f32], [mean, rstd]: [f32; 2], affine: &Affine<'_>, out: 
     }
 }
 
-/// dx of one row from dout; adds to dgamma and dbeta. `dx` may not alias.
+/// dx of one row from dout; adds to [dgamma, dbeta]. `dx` may not alias.
 #[inline(always)]
 pub fn backward_row(
     row: &[f32],
@@ -55,8 +77,7 @@ pub fn backward_row(
     gamma: &[f32],
     dout: &[f32],
     dx: &mut [f32],
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
+    [dgamma, dbeta]: [&mut [f32]; 2],
 ) {
     let n = row.len() as f32;
     let a = sum2(dout, gamma, |d, g| d * g) / n;
@@ -82,171 +103,27 @@ pub fn drop_row(drop: &Dropout, keys: Keys<'_>, at: usize, factors: &mut [f32], 
     }
 }
 
-/// out = LayerNorm(x); all [rows, H], `stats` [rows, 2].
-pub fn forward<R: Real>(
-    arch: Arch,
-    pool: &Pool,
-    x: &[R],
-    affine: &Affine<'_>,
-    stats: &mut [f32],
-    out: &mut [R],
-) {
-    let h = affine.gamma.len();
-    each((In(x, h), Out(stats, 2), Out(out, h)), CHUNK, &|_, (x, stats, out)| {
-        let mut scratch = pool.take(size::<R>(2 * h));
-        vectorised(
-            arch,
-            #[inline(always)]
-            || {
-                let [x_room, out_room] = rooms::<R, 2>(&mut scratch, h);
-                let stats = stats.0.as_chunks_mut::<2>().0;
-                for ((x, stats), out) in x.0.chunks_exact(h).zip(stats).zip(out.0.chunks_exact_mut(h)) {
-                    let x = widen(x, x_room);
-                    *stats = moments(x, affine.eps);
-                    normalise(x, *stats, affine, fresh(out, out_room));
-                    store(out_room, out);
-                }
-            },
-        );
-    });
+/// The gradients that a backward pass sums over rows, of three parameters [H]: gamma's, beta's and a third,
+/// each chunk of rows apart.
+pub struct Sums<'a> {
+    /// [chunks, 3, H]
+    scratch: Scratch<'a>,
+    rows: usize,
+    hidden: usize,
 }
 
-/// In place: d becomes the gradient of x. Returns partial sums [chunks, 3H], to be added by
-/// `add_block`: dgamma, dbeta, and H columns of scratch.
-pub fn backward<'a, R: Real>(
-    arch: Arch,
-    pool: &'a Pool,
-    x: &[R],
-    gamma: &[f32],
-    stats: &[f32],
-    d: &mut [R],
-) -> Scratch<'a> {
-    let h = gamma.len();
-    let rows = x.len() / h;
-    let width = 3 * h;
-    let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
-    let partials = Partials::new(&mut scratch, rows, CHUNK, width);
-    each((In(x, h), In(stats, 2), Out(d, h), partials), CHUNK, &|_, (x, stats, d, mut partial)| {
-        let mut scratch = pool.take(size::<R>(2 * h));
-        vectorised(
-            arch,
-            #[inline(always)]
-            || {
-                let (dgamma, rest) = partial.row().split_at_mut(h);
-                let (dbeta, dout) = rest.split_at_mut(h);
-                let [x_room, d_room] = rooms::<R, 2>(&mut scratch, h);
-                let stats = stats.0.as_chunks::<2>().0;
-                for ((x, &stats), d) in x.0.chunks_exact(h).zip(stats).zip(d.0.chunks_exact_mut(h)) {
-                    let x = widen(x, x_room);
-                    copy(d, dout);
-                    backward_row(x, stats, gamma, dout, fresh(d, d_room), dgamma, dbeta);
-                    store(d_room, d);
-                }
-            },
-        );
-    });
-    scratch
-}
+impl<'a> Sums<'a> {
+    pub fn new(pool: &'a Pool, rows: usize, hidden: usize) -> Self {
+        Self { scratch: pool.take(Partials::size(rows, CHUNK, 3 * hidden)), rows, hidden }
+    }
 
-/// y = residual + dropout(y + bias), out = LayerNorm(y); all [T, H]. The moments are those of y as
-/// it is kept, so that `forward` of it gives the same.
-#[allow(clippy::too_many_arguments)]
-pub fn residual_forward<R: Real>(
-    arch: Arch,
-    pool: &Pool,
-    keys: Keys<'_>,
-    drop: Dropout,
-    bias: &[f32],
-    affine: &Affine<'_>,
-    residual: &[R],
-    y: &mut [R],
-    stats: &mut [f32],
-    out: &mut [R],
-) {
-    let h = bias.len();
-    let rows = (In(residual, h), Out(y, h), Out(stats, 2), Out(out, h));
-    each(rows, CHUNK, &|first, (residual, y, stats, out)| {
-        let mut factors = pool.take(h);
-        let mut scratch = pool.take(size::<R>(2 * h));
-        vectorised(
-            arch,
-            #[inline(always)]
-            || {
-                let [y_room, out_room] = rooms::<R, 2>(&mut scratch, h);
-                let rows = residual.0.chunks_exact(h).zip(y.0.chunks_exact_mut(h));
-                let outs = stats.0.as_chunks_mut::<2>().0.iter_mut().zip(out.0.chunks_exact_mut(h));
-                for (i, ((residual, kept), (stats, out))) in rows.zip(outs).enumerate() {
-                    let y = open(kept, y_room);
-                    for (y, &b) in y.iter_mut().zip(bias) {
-                        *y += b;
-                    }
-                    drop_row(&drop, keys, first + i, &mut factors, y);
-                    for (y, &r) in y.iter_mut().zip(residual) {
-                        *y += r.to_f32();
-                    }
-                    let y = settle(y_room, kept);
-                    *stats = moments(y, affine.eps);
-                    normalise(y, *stats, affine, fresh(out, out_room));
-                    store(out_room, out);
-                }
-            },
-        );
-    });
-}
+    /// Zeros, a row [3, H] for each chunk.
+    pub fn partials(&mut self) -> Partials<'_> {
+        Partials::new(&mut self.scratch, self.rows, CHUNK, 3 * self.hidden)
+    }
 
-/// dresidual = the gradient of y, dy = the same through the dropout. Returns partial sums
-/// [chunks, 3H], to be added by `add_block`: dgamma, dbeta, dbias.
-#[allow(clippy::too_many_arguments)]
-pub fn residual_backward<'a, R: Real>(
-    arch: Arch,
-    pool: &'a Pool,
-    keys: Keys<'_>,
-    drop: Dropout,
-    gamma: &[f32],
-    y: &[R],
-    stats: &[f32],
-    dout: &[R],
-    dresidual: &mut [R],
-    dy: &mut [R],
-) -> Scratch<'a> {
-    let h = gamma.len();
-    let rows = y.len() / h;
-    let width = 3 * h;
-    let mut scratch = pool.take(Partials::size(rows, CHUNK, width));
-    let partials = Partials::new(&mut scratch, rows, CHUNK, width);
-    let all = (In(y, h), In(stats, 2), In(dout, h), Out(dresidual, h), Out(dy, h), partials);
-    each(all, CHUNK, &|first, (y, stats, dout, dresidual, dy, mut partial)| {
-        let mut factors = pool.take(h);
-        let mut scratch = pool.take(size::<R>(4 * h));
-        vectorised(
-            arch,
-            #[inline(always)]
-            || {
-                let [y_room, dout_room, dresidual_room, dy_room] = rooms::<R, 4>(&mut scratch, h);
-                let (dgamma, rest) = partial.row().split_at_mut(h);
-                let (dbeta, dbias) = rest.split_at_mut(h);
-                let inputs = y.0.chunks_exact(h).zip(stats.0.as_chunks::<2>().0).zip(dout.0.chunks_exact(h));
-                let outputs = dresidual.0.chunks_exact_mut(h).zip(dy.0.chunks_exact_mut(h));
-                for (i, (((y, &stats), dout), (dresidual, dy))) in inputs.zip(outputs).enumerate() {
-                    let (y, dout) = (widen(y, y_room), widen(dout, dout_room));
-                    let d = fresh(dresidual, dresidual_room);
-                    backward_row(y, stats, gamma, dout, d, dgamma, dbeta);
-                    let through = fresh(dy, dy_room);
-                    through.copy_from_slice(d);
-                    drop_row(&drop, keys, first + i, &mut factors, through);
-                    for (sum, &d) in dbias.iter_mut().zip(&*through) {
-                        *sum += d;
-                    }
-                    store(dresidual_room, dresidual);
-                    store(dy_room, dy);
-                }
-            },
-        );
-    });
-    scratch
-}
-
-/// Adds columns `block * H..` of partial sums [chunks, 3H] to a gradient [H].
-pub fn add_block(partials: &[f32], hidden: usize, block: usize, gradient: &mut [f32]) {
-    add_partials(partials, 3 * hidden, block * hidden, gradient);
+    /// Adds the sums of parameter `which`, from 0, to its gradient [H], in the order of the chunks.
+    pub fn add_to(&self, which: usize, gradient: &mut [f32]) {
+        add_partials(&self.scratch, 3 * self.hidden, which * self.hidden, gradient);
+    }
 }

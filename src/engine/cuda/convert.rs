@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::device::Stream;
-use super::launch::Arg;
+use super::launch::{Arg, Grid, Launch};
 use super::{Cuda, CudaBuf, Real};
 use crate::Result;
 
@@ -24,7 +24,7 @@ impl<R: Real> Cuda<R> {
         from.span("gradients in bf16", range.clone())?;
         to.span("gradients in bf16", 0..len)?;
         let args = [from.at(range.start), to.at(0), Arg::U64(len as u64)];
-        self.launch_on(stream, "narrow", grid(len), THREADS as u32, 0, &args)
+        self.enqueue_on(stream, Launch { name: "narrow", ..launch(len, &args) })
     }
 
     /// to[range] = from[..range.len()].
@@ -39,10 +39,12 @@ impl<R: Real> Cuda<R> {
         to.span("gradients in f32", range.clone())?;
         from.span("gradients in f32", 0..len)?;
         let args = [from.at(0), to.at(range.start), Arg::U64(len as u64)];
-        self.launch_on(stream, "widen", grid(len), THREADS as u32, 0, &args)
+        self.enqueue_on(stream, Launch { name: "widen", ..launch(len, &args) })
     }
 }
 
-fn grid(len: usize) -> (u32, u32, u32) {
-    (len.div_ceil(THREADS * VALUES) as u32, 1, 1)
+/// A launch over `len` values, to be named.
+fn launch(len: usize, args: &[Arg]) -> Launch<'_> {
+    let grid: Grid = (len.div_ceil(THREADS * VALUES) as u32, 1, 1);
+    Launch { name: "", grid, block: THREADS as u32, shared: 0, args }
 }

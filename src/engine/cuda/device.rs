@@ -87,7 +87,7 @@ pub(super) fn check<T>(what: &str, answer: std::result::Result<T, DriverError>) 
 }
 
 /// Facts of a card that speeds are compared with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Card {
     pub name: String,
     /// Compute capability.

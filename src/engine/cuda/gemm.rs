@@ -21,7 +21,7 @@ use super::device::Device;
 use crate::{Error, Result};
 
 /// Bytes of scratch that algorithms may use: what NVIDIA recommends for Hopper.
-const WORKSPACE: usize = 32 << 20;
+pub const WORKSPACE: usize = 32 << 20;
 
 /// Operands start at multiples of this many bytes (`Layout` aligns tensors to 8 elements); by
 /// default the heuristic would take 256 for granted.
@@ -130,6 +130,16 @@ impl Drop for Gemm {
 }
 
 impl Product {
+    /// The result's rows and columns, and what is summed over.
+    pub fn shape(&self) -> [usize; 3] {
+        let Self { form, rows, n, k, .. } = *self;
+        match form {
+            Form::Forward { .. } => [rows, n, k],
+            Form::BackwardInput { .. } => [rows, k, n],
+            Form::BackwardWeight => [n, k, rows],
+        }
+    }
+
     fn adds(&self) -> bool {
         matches!(self.form, Form::BackwardInput { add: true } | Form::BackwardWeight)
     }

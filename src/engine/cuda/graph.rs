@@ -30,61 +30,58 @@ enum Seen {
 pub struct Graphs {
     enabled: bool,
     segments: HashMap<Key, Seen>,
-    /// The segment that is being recorded.
-    recording: Option<Key>,
 }
 
 impl Graphs {
     pub fn new(enabled: bool) -> Self {
-        Self { enabled, segments: HashMap::new(), recording: None }
+        Self { enabled, segments: HashMap::new() }
     }
 
-    /// True when the segment was replayed; else the caller runs its operations and calls `end`.
-    pub fn begin(&mut self, device: &Device, key: Key) -> Result<bool> {
-        if !self.enabled {
-            return Ok(false);
-        }
+    /// Runs the segment's operations, which `work` queues; from the third time on, replays them.
+    pub fn run(&mut self, device: &Device, key: Key, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         match self.segments.get(&key) {
+            _ if !self.enabled => work(),
             None => {
                 self.segments.insert(key, Seen::Once);
-                Ok(false)
+                work()
             }
             Some(Seen::Once) => {
-                let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-                // SAFETY: the stream lives; `end` ends the capture.
-                check("recording", unsafe { driver::stream::begin_capture(device.compute.raw(), mode) })?;
-                self.recording = Some(key);
-                Ok(false)
+                let ready = record(device, work)?;
+                self.segments.insert(key, Seen::Recorded(ready));
+                replay(device, ready)
             }
-            Some(Seen::Recorded(graph)) => {
-                // SAFETY: graph and stream live.
-                check("replaying", unsafe { driver::graph::launch(*graph, device.compute.raw()) })?;
-                Ok(true)
-            }
+            Some(Seen::Recorded(graph)) => replay(device, *graph),
         }
-    }
-
-    /// Ends the segment that `begin` left to the caller; what was recorded runs now.
-    pub fn end(&mut self, device: &Device) -> Result<()> {
-        let Some(key) = self.recording.take() else { return Ok(()) };
-        // SAFETY: `begin` started the capture on this stream.
-        let graph =
-            check("the end of a recording", unsafe { driver::stream::end_capture(device.compute.raw()) })?;
-        // SAFETY: the graph was just made; the executable form does not need it afterwards.
-        let ready = unsafe {
-            let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
-            let _ = driver::graph::destroy(graph);
-            check("a recording", ready)?
-        };
-        self.segments.insert(key, Seen::Recorded(ready));
-        // SAFETY: graph and stream live.
-        check("replaying", unsafe { driver::graph::launch(ready, device.compute.raw()) })
     }
 
     /// Recordings that were made.
     pub fn recorded(&self) -> usize {
         self.segments.values().filter(|seen| matches!(seen, Seen::Recorded(_))).count()
     }
+}
+
+/// Records what `work` queues; nothing of it runs.
+fn record(device: &Device, work: &mut dyn FnMut() -> Result<()>) -> Result<CUgraphExec> {
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    let stream = device.compute.raw();
+    // SAFETY: the stream lives; the capture ends below, whatever `work` answers.
+    check("recording", unsafe { driver::stream::begin_capture(stream, mode) })?;
+    let done = work();
+    // SAFETY: the capture was started on this stream.
+    let graph = unsafe { driver::stream::end_capture(stream) };
+    done?;
+    let graph = check("the end of a recording", graph)?;
+    // SAFETY: the graph was just made; the executable form does not need it afterwards.
+    unsafe {
+        let ready = driver::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+        let _ = driver::graph::destroy(graph);
+        check("a recording", ready)
+    }
+}
+
+fn replay(device: &Device, graph: CUgraphExec) -> Result<()> {
+    // SAFETY: graph and stream live.
+    check("replaying", unsafe { driver::graph::launch(graph, device.compute.raw()) })
 }
 
 impl Drop for Graphs {

@@ -1,19 +1,27 @@
-//! Starting a kernel: its name, its arguments, the compute stream.
+//! What the launchers in `ops` ask of a device: addresses, scratch, and kernels and products on its compute
+//! stream. Two devices answer: `Cuda`, which launches, and `Dry` (engine/dry.rs), which counts. So what is counted
+//! is what is launched.
 
 use std::ffi::c_void;
+use std::ops::Range;
 
 use cudarc::driver::result as driver;
 
 use super::device::{Stream, check};
-use super::{Cuda, Real};
-use crate::engine::Rows;
+use super::gemm::{Operands, Product};
+use super::upload::download_now;
+use super::{Card, Cuda, CudaBuf};
+use crate::engine::{Compute, Device, Elem, Floats, Operation, PackCounts, Real, Reals, Rows};
 use crate::{Error, Result};
 
 /// Threads of a block, at most.
 const MOST_THREADS: u32 = 1024;
 
+/// A launch's blocks along x, y and z.
+pub type Grid = (u32, u32, u32);
+
 /// The count rounded up to what a recorded step is launched for.
-pub fn rounded_rows(rows: Rows) -> usize {
+fn rounded_rows(rows: Rows) -> usize {
     rows.count().next_multiple_of(match rows {
         Rows::Tokens(_) => 256,
         Rows::Sequences(_) => 64,
@@ -23,7 +31,7 @@ pub fn rounded_rows(rows: Rows) -> usize {
 
 /// A kernel's argument, in the order of its parameters.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Arg {
+pub enum Arg {
     /// A device address.
     Ptr(u64),
     U32(u32),
@@ -32,6 +40,16 @@ pub(super) enum Arg {
 }
 
 impl Arg {
+    /// The address of a `Ptr`; 0 for anything else.
+    pub fn pointer(self) -> u64 {
+        if let Self::Ptr(address) = self { address } else { 0 }
+    }
+
+    /// The address `bytes` after this one.
+    pub fn after(self, bytes: usize) -> Self {
+        Self::Ptr(self.pointer() + bytes as u64)
+    }
+
     fn address(&self) -> *mut c_void {
         let place: *const c_void = match self {
             Self::Ptr(v) | Self::U64(v) => std::ptr::from_ref(v).cast(),
@@ -42,65 +60,196 @@ impl Arg {
     }
 }
 
-impl<R: Real> Cuda<R> {
-    /// Launches `<op>_<f32|bf16>` on the compute stream with blocks of `block` threads. A grid
-    /// without blocks does nothing.
-    pub(super) fn launch(
-        &self,
-        op: &'static str,
-        grid: (u32, u32, u32),
-        block: u32,
-        shared_bytes: u32,
-        args: &[Arg],
-    ) -> Result<()> {
-        self.flush()?;
-        self.launch_on(&self.device().compute, &format!("{op}_{}", R::NAME), grid, block, shared_bytes, args)
+/// One launch of a kernel.
+pub struct Launch<'a> {
+    /// The kernel's whole name.
+    pub name: &'a str,
+    pub grid: Grid,
+    /// Threads of a block.
+    pub block: u32,
+    /// Dynamic shared memory of a block, bytes.
+    pub shared: u32,
+    pub args: &'a [Arg],
+}
+
+/// What a kernel takes on top of its operation's least.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extra {
+    /// Bytes that it moves besides.
+    pub bytes: f64,
+    /// Floating-point operations that it does again.
+    pub flops: f64,
+}
+
+/// A device whose operations are launches of the kernels in kernels/.
+pub trait Gpu: Device {
+    /// The address of `buf[range]`.
+    ///
+    /// # Errors
+    /// `Error::Device` when the range does not fit: the caller's fault, told instead of a fault of the device
+    /// somewhere later.
+    fn span<T: Elem>(what: &str, buf: &Self::Buf<T>, range: Range<usize>) -> Result<Arg>;
+    /// Elements of a buffer.
+    fn elements<T: Elem>(buf: &Self::Buf<T>) -> usize;
+    fn card(&self) -> &Card;
+    /// The largest pack to come; zeros where nothing was said.
+    fn most(&self) -> PackCounts;
+    /// The address of this pack's `PackCounts`: a kernel's first argument.
+    fn counts(&self) -> Arg;
+    /// Puts a launch on the compute stream. A grid without blocks does nothing.
+    fn enqueue(&self, launch: Launch<'_>) -> Result<()>;
+    /// Puts a matrix product on the compute stream.
+    fn product(&self, product: Product, operands: Operands) -> Result<()>;
+    /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next operation may
+    /// overwrite them.
+    fn scratch(&self, floats: usize) -> Result<u64>;
+    /// The address of `words` on the device, uploaded when they are new and kept.
+    fn table(&self, words: Vec<u32>) -> Result<u64>;
+    /// Debug mode: fails unless the word at `address`, a count that a kernel has written, is `expected`.
+    fn expect_count(&self, what: &str, address: u64, expected: usize) -> Result<()>;
+    /// Queues an operation that another one is made of.
+    fn part<O: Launches<Self> + Operation<Self>>(&self, mut op: O) -> Result<()> {
+        op.launches(self)
+    }
+    /// Takes note of what the launches of this operation need besides its least.
+    fn needs(&self, extra: Extra) {
+        let _ = extra;
     }
 
-    /// The same for the kernel of this very name and on a stream of choice.
-    pub(super) fn launch_on(
-        &self,
-        stream: &Stream,
-        name: &str,
-        grid: (u32, u32, u32),
-        block: u32,
-        shared_bytes: u32,
-        args: &[Arg],
-    ) -> Result<()> {
-        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
-            return Ok(());
-        }
-        let card = &self.device().card;
-        if block == 0 || block > MOST_THREADS || shared_bytes as usize > card.shared {
-            return Err(Error::device(format!(
-                "{name}: blocks of {block} threads with {shared_bytes} bytes of shared memory do not fit {}",
-                card.name
-            )));
-        }
-        let function = self.inner.shared.module.function(name, shared_bytes)?;
-        let mut places: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
-        // SAFETY: the function lives as long as its module; the launcher passes what the kernel's
-        // parameter list asks for; the arguments are copied before the call returns.
-        let answer = unsafe {
-            driver::launch_kernel(function, grid, (block, 1, 1), shared_bytes, stream.raw(), &mut places)
-        };
-        check(name, answer)
+    /// Launches `<op>_<f32|bf16>` with blocks of `block` threads without dynamic shared memory.
+    fn launch(&self, op: &str, grid: Grid, block: u32, args: &[Arg]) -> Result<()> {
+        self.launch_sharing(op, grid, (block, 0), args)
     }
 
-    /// Rows that a launch covers: the count, rounded up so that few shapes occur and a recorded step
-    /// can be replayed for the next pack, never more than buffers hold. Without `expect` the count
-    /// itself. It is the capacity argument of kernels.
-    pub(super) fn capacity(&self, rows: Rows) -> usize {
+    /// Launches `<op>_<f32|bf16>` with blocks of so many threads and bytes of dynamic shared memory.
+    fn launch_sharing(&self, op: &str, grid: Grid, (block, shared): (u32, u32), args: &[Arg]) -> Result<()> {
+        self.enqueue(Launch { name: &format!("{op}_{}", Self::Real::NAME), grid, block, shared, args })
+    }
+
+    /// Rows that a launch covers: the count, rounded up so that few shapes occur and a recorded step can be
+    /// replayed for the next pack, never more than buffers hold. It is the capacity argument of kernels.
+    fn capacity(&self, rows: Rows) -> usize {
         let most = match rows {
-            Rows::Tokens(_) => self.inner.most.tokens,
-            Rows::Sequences(_) => self.inner.most.sequences,
-            Rows::Masked(_) => self.inner.most.masked,
+            Rows::Tokens(_) => self.most().tokens,
+            Rows::Sequences(_) => self.most().sequences,
+            Rows::Masked(_) => self.most().masked,
         };
         rounded_rows(rows).min(most as usize).max(rows.count())
     }
 
-    /// The address of this pack's `PackCounts`: a kernel's first argument.
-    pub(super) fn counts(&self) -> Arg {
+    /// The first `rows` rows of activations of `width`.
+    fn rows(what: &str, buf: &Reals<Self>, rows: usize, width: usize) -> Result<Arg> {
+        Self::span(what, buf, 0..rows * width)
+    }
+
+    /// `len` gradients at `at`.
+    fn gradient(what: &str, grads: &Floats<Self>, at: usize, len: usize) -> Result<Arg> {
+        Self::span(what, grads, at..at + len)
+    }
+}
+
+/// An operation as launches: implemented in `ops`, for every `Gpu`.
+pub trait Launches<G: Gpu> {
+    /// Queues the operation.
+    fn launches(&mut self, gpu: &G) -> Result<()>;
+}
+
+impl<R: Real, O: Launches<Self>> Compute<O> for Cuda<R> {
+    fn compute(&self, op: &mut O) -> Result<()> {
+        op.launches(self)
+    }
+}
+
+impl<R: Real> Gpu for Cuda<R> {
+    fn span<T: Elem>(what: &str, buf: &CudaBuf<T>, range: Range<usize>) -> Result<Arg> {
+        Ok(Arg::Ptr(buf.span(what, range)?.0))
+    }
+
+    fn elements<T: Elem>(buf: &CudaBuf<T>) -> usize {
+        buf.len()
+    }
+
+    fn card(&self) -> &Card {
+        &self.device().card
+    }
+
+    fn most(&self) -> PackCounts {
+        self.inner.most
+    }
+
+    fn counts(&self) -> Arg {
         self.inner.counts.at(0)
+    }
+
+    fn enqueue(&self, launch: Launch<'_>) -> Result<()> {
+        self.flush()?;
+        self.enqueue_on(&self.device().compute, launch)
+    }
+
+    fn product(&self, product: Product, operands: Operands) -> Result<()> {
+        self.flush()?;
+        self.inner.shared.gemm.borrow_mut().run(product, operands)
+    }
+
+    /// The operations of a model follow each other on one stream, so all share it. Smaller ones that came before
+    /// are kept: recorded segments know their address.
+    fn scratch(&self, floats: usize) -> Result<u64> {
+        let mut all = self.inner.scratch.borrow_mut();
+        if all.last().is_none_or(|last| last.len() < floats) {
+            all.push(CudaBuf::zeros(self.device(), scratch_floats(floats))?);
+        }
+        Ok(match all.last() {
+            Some(last) => last.span("scratch", 0..floats)?.0,
+            None => 0, // nothing was asked for
+        })
+    }
+
+    fn table(&self, words: Vec<u32>) -> Result<u64> {
+        self.inner.tables.get(self.device(), words)
+    }
+
+    fn expect_count(&self, what: &str, address: u64, expected: usize) -> Result<()> {
+        let found: Vec<u32> = download_now(self.device(), address, 1)?;
+        if found[0] as usize == expected {
+            return Ok(());
+        }
+        Err(Error::device(format!(
+            "{what} chose {} tokens where the host counted {expected}: the batch was counted with another rule, \
+             epoch or vocabulary",
+            found[0]
+        )))
+    }
+}
+
+/// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
+const SCRATCH_GRAIN: usize = 1 << 20;
+
+/// Floats of the scratch that is made where `floats` are asked for.
+pub fn scratch_floats(floats: usize) -> usize {
+    floats.next_multiple_of(SCRATCH_GRAIN)
+}
+
+impl<R: Real> Cuda<R> {
+    /// Puts a launch on a stream of choice.
+    pub(super) fn enqueue_on(&self, stream: &Stream, launch: Launch<'_>) -> Result<()> {
+        let Launch { name, grid, block, shared, args } = launch;
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        let card = self.card();
+        if block == 0 || block > MOST_THREADS || shared as usize > card.shared {
+            return Err(Error::device(format!(
+                "{name}: blocks of {block} threads with {shared} bytes of shared memory do not fit {}",
+                card.name
+            )));
+        }
+        let function = self.inner.shared.module.function(name, shared)?;
+        let mut places: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
+        // SAFETY: the function lives as long as its module; the launcher passes what the kernel's
+        // parameter list asks for; the arguments are copied before the call returns.
+        let answer = unsafe {
+            driver::launch_kernel(function, grid, (block, 1, 1), shared, stream.raw(), &mut places)
+        };
+        check(name, answer)
     }
 }

@@ -1,25 +1,25 @@
-//! The GPU engine: `Backend` on one NVIDIA card in f32 or bf16, through the driver, NVRTC and
+//! The GPU engine, on one NVIDIA card in f32 or bf16, through the driver, NVRTC and
 //! cuBLASLt, all found at run time, so that the one binary starts where none of them is.
 //!
 //! This file holds what an engine is made of; the work is next to it: `device` (context, streams,
 //! events), `buffer` (memory), `upload` (packs to the device, results back), `module` (kernels
 //! compiled and cached), `launch` (starting them), `gemm` (products), `graph` (recorded segments of a
-//! step), `ops` (one launcher for each operation), `backend` (the trait).
+//! step), `ops` (one launcher for each operation), `memory` (the `Device` trait).
 //!
 //! Order: every operation goes to the compute stream; packs arrive on the copy stream and sums over
 //! ranks run on the communication stream, joined by events. The host waits for the device where it
 //! asks for values, nowhere else.
 
-mod backend;
 mod buffer;
 mod convert;
 mod device;
-mod gemm;
+pub mod gemm;
 mod graph;
-mod launch;
+pub mod launch;
+mod memory;
 mod module;
 mod ops;
-mod trap;
+mod tables;
 mod upload;
 
 use std::cell::{Cell, RefCell};
@@ -31,9 +31,9 @@ use std::sync::Arc;
 pub use buffer::CudaBuf;
 pub use device::{Card, Device, Event, Installed, Stream, dotted, probe};
 pub use gemm::version as cublaslt_version;
-pub use launch::rounded_rows;
 pub use module::version as nvrtc_version;
-pub use ops::{attention_scratch, dq_sums};
+pub use ops::dq_sums;
+pub use tables::KEPT as TABLES_KEPT;
 
 use gemm::Gemm;
 use graph::Graphs;
@@ -41,7 +41,16 @@ use module::Module;
 use upload::{Fetches, Uploader};
 
 use crate::Result;
-use crate::engine::{PackCounts, Real, Segment};
+use crate::engine::{PackCounts, Real, Watch};
+
+/// Words of a pack's counts on the device, and of the look at results.
+const COUNTS: usize = size_of::<PackCounts>() / size_of::<u32>();
+const FOUND: usize = 1;
+
+/// Words of the buffers that the engine makes for one model whose packs have at most `most` of everything.
+pub fn pack_buffers(most: &PackCounts) -> Vec<usize> {
+    [&Uploader::block_words(most)[..], &[COUNTS, FOUND]].concat()
+}
 
 /// One GPU as an engine. Clones share the device and its kernels; `session` gives a model what is
 /// its own (room for packs, recorded segments).
@@ -90,14 +99,14 @@ struct Inner {
     counts: CudaBuf<u32>,
     /// The same on the host.
     pack: Cell<PackCounts>,
-    /// The segment that runs, for messages.
-    segment: Cell<Option<Segment>>,
-    /// Looks at every operation's result, while `run.check` is due.
-    trap: trap::Trap,
+    /// Whether every operation's result is looked at, while `run.check` is due.
+    watch: Watch,
+    /// How many values of a result are not finite, [1].
+    found: CudaBuf<u32>,
     /// The largest pack to come; zeros where nothing was said.
     most: PackCounts,
     /// Tables of the optimiser's launches.
-    tables: ops::Tables,
+    tables: tables::Tables,
     shared: Rc<Shared>,
 }
 
@@ -131,12 +140,12 @@ impl<R: Real> Cuda<R> {
             uploads: RefCell::new(Uploader::new(device, &most)?),
             fetches: Rc::new(Fetches::new(device)),
             scratch: RefCell::default(),
-            counts: CudaBuf::zeros(device, size_of::<PackCounts>() / size_of::<u32>())?,
+            counts: CudaBuf::zeros(device, COUNTS)?,
             pack: Cell::default(),
-            segment: Cell::new(None),
-            trap: trap::Trap::new(device)?,
+            watch: Watch::default(),
+            found: CudaBuf::zeros(device, FOUND)?,
             most,
-            tables: ops::Tables::default(),
+            tables: tables::Tables::default(),
             shared,
         };
         Ok(Self { inner: Rc::new(inner), kind: PhantomData })

@@ -111,9 +111,9 @@ impl Uploader {
         if t == 0 { SMALL_BLOCK } else { need.next_multiple_of(GRAIN) }
     }
 
-    /// Bytes of the device's memory that it takes.
-    pub fn bytes(most: &PackCounts) -> usize {
-        2 * Self::block_bytes(most)
+    /// Words of the device's memory that each of the blocks takes.
+    pub fn block_words(most: &PackCounts) -> [usize; 2] {
+        [Self::block_bytes(most) / size_of::<u32>(); 2]
     }
 
     /// Room for packs of at most `most`.

@@ -119,7 +119,7 @@ impl Saver {
     ///
     /// # Errors
     /// `Error::Data` when an earlier save could not be written.
-    pub fn after<B: Distributed>(&mut self, update: &Update, trainer: &Trainer<B>) -> Result<()> {
+    pub fn after<E: Distributed>(&mut self, update: &Update, trainer: &Trainer<E>) -> Result<()> {
         if update.loss.is_finite() {
             self.losses = (self.losses.0 + update.loss, self.losses.1 + 1);
         }
@@ -138,7 +138,7 @@ impl Saver {
     ///
     /// # Errors
     /// `Error::Data` when the save before could not be written.
-    pub fn save<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<()> {
+    pub fn save<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         self.complete(trainer.world())?;
         let start = Instant::now();
         let part = self.part(trainer)?;
@@ -171,7 +171,7 @@ impl Saver {
     ///
     /// # Errors
     /// `Error::Data` when it cannot be written.
-    pub fn save_now<B: Distributed>(&mut self, trainer: &Trainer<B>) -> Result<PathBuf> {
+    pub fn save_now<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<PathBuf> {
         let step = trainer.progress().updates;
         if self.saved != Some(step) {
             self.save(trainer)?;
@@ -200,7 +200,7 @@ impl Saver {
         self.losses = (0.0, 0);
     }
 
-    fn part<B: Distributed>(&self, trainer: &Trainer<B>) -> Result<Part<B::Real>> {
+    fn part<E: Distributed>(&self, trainer: &Trainer<E>) -> Result<Part<E::Real>> {
         let arena = trainer.model.layout.len;
         let sharded = self.ranks > 1 && trainer.optimiser.sharded();
         let leads = self.rank == 0;
@@ -209,7 +209,7 @@ impl Saver {
             rank: self.rank,
             model: if leads { Some(Image::of(&trainer.model)?) } else { None },
             optimiser: if leads || sharded {
-                Some(SavedOptimiser::of(&trainer.model.backend, &trainer.optimiser.state)?)
+                Some(SavedOptimiser::of(&trainer.model.engine, &trainer.optimiser.state)?)
             } else {
                 None
             },

@@ -231,9 +231,28 @@ static bool usable(const Stream* s) {
     return false;
 }
 
+// What streams were given since the last question, by name.
+static std::map<std::string, int>& enqueued() {
+    static std::map<std::string, int> counts;
+    return counts;
+}
+
+// Writes a line `name count` for each name into `out`, ended by a zero, and begins anew. Returns the bytes needed.
+SOFTGPU_API size_t softgpu_take_enqueued(char* out, size_t room) {
+    Lock lock(scheduler().mutex);
+    std::string text;
+    for (const auto& [name, count] : enqueued()) text += name + " " + std::to_string(count) + "\n";
+    if (text.size() < room) {
+        memcpy(out, text.c_str(), text.size() + 1);
+        enqueued().clear();
+    }
+    return text.size() + 1;
+}
+
 CUresult enqueue(Stream* s, const char* what, Work run) {
     if (!usable(s)) return CUDA_ERROR_INVALID_HANDLE;
     Lock lock(scheduler().mutex);
+    enqueued()[what]++;
     if (s->capture) return add_node(s, what, std::move(run));
     return push(s, {what, std::move(run), nullptr}, lock);
 }

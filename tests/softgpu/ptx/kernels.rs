@@ -5,7 +5,8 @@ use super::{Arg, Device, Launch, Module, asset};
 use crate::gates::launch_key;
 use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::cuda::dq_sums;
-use ctune_dist::engine::{Backend, DeviceBatch, Dropout, Heads, MaskRule, PackCounts, Rows};
+use ctune_dist::engine::op::{self, Dropout, Heads, MaskRule};
+use ctune_dist::engine::{Device as _, DeviceBatch, Engine, PackCounts, Rows};
 use ctune_dist::model::activations::{Capacity, device_batch};
 use ctune_dist::random::philox;
 use half::bf16;
@@ -119,16 +120,26 @@ fn attention_on_tensor_cores() {
     let drop = Dropout::new(0.1, 11, 4);
 
     let cpu = Cpu::new();
-    let pack = batch(&cpu);
-    let (cpu_qkv, cpu_dout) = (single(&cpu, &qkv), single(&cpu, &dout));
-    let mut lse = cpu.zeros(t * heads.heads).unwrap();
-    let mut out = cpu.zeros(t * h).unwrap();
-    cpu.attention(&pack, heads, drop, &cpu_qkv, &mut lse, &mut out).unwrap();
-    let mut dqkv = cpu.zeros(t * 3 * h).unwrap();
-    let mut bias = cpu.zeros(3 * h).unwrap();
-    let (at, bias_at) = (&cpu_dout, Some(0));
-    cpu.attention_backward(&pack, heads, drop, &cpu_qkv, &lse, &out, at, &mut dqkv, bias_at, &mut bias)
-        .unwrap();
+    let pack = &batch(&cpu);
+    let lse = &mut cpu.zeros(t * heads.heads).unwrap();
+    let out = &mut cpu.zeros(t * h).unwrap();
+    let inputs = &single(&cpu, &qkv);
+    cpu.run(op::Attention { batch: pack, heads, drop, qkv: inputs, lse, out }).unwrap();
+    let dqkv = &mut cpu.zeros(t * 3 * h).unwrap();
+    let bias = &mut cpu.zeros(3 * h).unwrap();
+    cpu.run(op::AttentionBackward {
+        batch: pack,
+        heads,
+        drop,
+        qkv: inputs,
+        lse,
+        out,
+        dout: &single(&cpu, &dout),
+        dqkv,
+        bias: Some(0),
+        grads: bias,
+    })
+    .unwrap();
 
     let mut device = Device::default();
     let d = &mut device;
@@ -143,7 +154,7 @@ fn attention_on_tensor_cores() {
     let args = [&head[..], &own, &drop_args(drop)].concat();
     run(&asset("kernels/attention.cu"), "attention_d64_bf16", grid, 128, &args, d);
     let got = d.read::<bf16>(at_out);
-    close("out", &got[..t * h], &out);
+    close("out", &got[..t * h], out);
     assert!(got[t * h..].iter().all(|x| x.to_bits() == 0xFFFF), "rows behind the pack were written");
     let rows = d.read::<f32>(at_lse);
     for (i, (x, y)) in rows.iter().zip(lse.iter()).enumerate() {
@@ -175,7 +186,7 @@ fn attention_on_tensor_cores() {
     let grid = [SEQUENCES as u32, heads.heads as u32, 1];
     run(&module, "attention_backward_d64_bf16", grid, 256, &args, d);
     let got = d.read::<bf16>(at_dqkv);
-    close("dqkv", &got[..t * 3 * h], &dqkv);
+    close("dqkv", &got[..t * 3 * h], dqkv);
     assert!(got[t * 3 * h..].iter().all(|x| x.to_bits() == 0), "rows behind the pack must be zeros");
     let got = d.read::<f32>(partials);
     let size = bias.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -192,7 +203,15 @@ fn gelu_and_its_gradient() {
     let cpu = Cpu::new();
     let (x, mut d) = (single(&cpu, &pre), single(&cpu, &dact));
     let mut bias = cpu.zeros(width).unwrap();
-    cpu.gelu_backward(&x, &mut d, Rows::Tokens(t), width, Some(0), &mut bias).unwrap();
+    cpu.run(op::GeluBackward {
+        pre: &x,
+        dact: &mut d,
+        rows: Rows::Tokens(t),
+        width,
+        bias: Some(0),
+        grads: &mut bias,
+    })
+    .unwrap();
 
     let (module, mut device) = (asset("kernels/gelu.cu"), Device::default());
     let counts = counts(&mut device);
@@ -318,10 +337,14 @@ fn masks_are_the_cpus() {
 
         let masked = d.read::<u32>(found)[0] as usize;
         pack.masked = masked;
-        cpu.mask_tokens(&mut pack, &rule, &{
-            let mut buffer = cpu.zeros(VOCAB).unwrap();
-            cpu.upload(&continues, &mut buffer, 0).unwrap();
-            buffer
+        cpu.run(op::MaskTokens {
+            batch: &mut pack,
+            rule: &rule,
+            continues: &{
+                let mut buffer = cpu.zeros(VOCAB).unwrap();
+                cpu.upload(&continues, &mut buffer, 0).unwrap();
+                buffer
+            },
         })
         .unwrap();
         assert!(masked > 20, "{masked} masked");

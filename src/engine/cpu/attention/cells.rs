@@ -1,6 +1,6 @@
-//! How attention's operands become cells (`machine`): gathered from rows, paired along or across them, transposed.
+//! How attention's operands become cells (`cell`): gathered from rows, paired along or across them, transposed.
 
-use super::super::machine::Dot;
+use super::super::cell::Dot;
 use super::super::widen::round;
 use crate::engine::Real;
 use pulp::Simd;

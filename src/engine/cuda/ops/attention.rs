@@ -1,10 +1,11 @@
 //! Attention: which kernels a head size and type get, and the shapes they are launched with
 //! (kernels/attention.cuh says how a block finds its work).
 
-use super::super::launch::Arg;
-use super::super::{Cuda, CudaBuf, Real};
+use super::super::launch::{Arg, Extra, Gpu, Launches};
 use super::dropout_args;
-use crate::engine::{DeviceBatch, Dropout, Heads, Rows};
+use super::rows::{Partials, column_sum};
+use crate::engine::op::{Attention, AttentionBackward, Heads};
+use crate::engine::{DeviceBatch, Real, Rows};
 use crate::{Error, Result};
 
 /// Threads of a block, but of the backward on tensor cores.
@@ -32,14 +33,6 @@ fn parts(tokens: usize, sequences: usize, heads: Heads) -> [usize; 3] {
 /// Sequences that scratch has room for, at least: packs of fewer ask for the same scratch.
 fn sequences_at_least(tokens: usize) -> usize {
     tokens / TILE_ROWS as usize
-}
-
-/// Floats that a model in bf16 whose packs have `tokens` tokens allocates for the backward of attention, 0 where
-/// the scratch that every model has is enough.
-pub fn attention_scratch(tokens: usize, heads: Heads) -> usize {
-    let floats: usize = parts(tokens, sequences_at_least(tokens), heads).iter().sum();
-    let fused = matches!(heads.size, 32 | 64) && floats > super::SCRATCH_GRAIN;
-    if fused { floats.next_multiple_of(super::SCRATCH_GRAIN) } else { 0 }
 }
 
 /// One kernel: its name, the rows of its blocks and their dynamic shared memory in bytes.
@@ -115,158 +108,139 @@ impl Kernels {
     }
 }
 
-/// Device addresses of a backward, and the dropout it redraws.
+impl Kernel {
+    /// Starts the kernel with a block for every slot of the work list (room for every tile of any pack of this
+    /// capacity) and every head.
+    fn launch<G: Gpu>(&self, gpu: &G, batch: &DeviceBatch<G>, heads: Heads, args: &[Arg]) -> Result<()> {
+        let tokens = gpu.capacity(batch.rows()) as u32;
+        let sequences = gpu.capacity(Rows::Sequences(batch.sequences)) as u32;
+        let grid = (tokens / self.rows + sequences, heads.heads as u32, 1);
+        gpu.launch_sharing(self.name, grid, (BLOCK, self.shared), args)
+    }
+}
+
+/// The first arguments of every kernel here: counts, starts of sequences, their samples.
+fn pack_args<G: Gpu>(gpu: &G, batch: &DeviceBatch<G>) -> Result<[Arg; 3]> {
+    Ok([
+        gpu.counts(),
+        G::span("cu_seqlens", &batch.cu_seqlens, 0..batch.sequences + 1)?,
+        G::span("samples", &batch.samples, 0..batch.sequences)?,
+    ])
+}
+
+impl<G: Gpu> Launches<G> for Attention<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (batch, heads) = (self.batch, self.heads);
+        let kernels = Kernels::new::<G::Real>(heads.size)?;
+        let rows = gpu.capacity(batch.rows());
+        let own = [
+            G::rows("qkv", self.qkv, rows, 3 * heads.hidden())?,
+            G::span("log-sum-exp", self.lse, 0..rows * heads.heads)?,
+            G::rows("attention out", self.out, rows, heads.hidden())?,
+        ];
+        let args = [&pack_args(gpu, batch)?[..], &own, &kernels.sizes(heads), &dropout_args(self.drop)];
+        kernels.forward.launch(gpu, batch, heads, &args.concat())
+    }
+}
+
+/// What a backward reads and writes, as arguments.
 struct Gradient {
     qkv: Arg,
     lse: Arg,
     out: Arg,
     dout: Arg,
     dqkv: Arg,
-    drop: Dropout,
 }
 
-#[allow(clippy::too_many_arguments)]
-impl<R: Real> Cuda<R> {
-    /// Slots of the work list at `rows` rows a tile: room for every tile of any pack of this capacity.
-    fn tiles(&self, rows: u32, batch: &DeviceBatch<Self>) -> u32 {
-        let tokens = self.capacity(Rows::Tokens(batch.tokens)) as u32;
-        let sequences = self.capacity(Rows::Sequences(batch.sequences)) as u32;
-        tokens / rows + sequences
-    }
-
-    /// Starts `kernel` with a block for every slot and head.
-    fn launch_tiles(
-        &self,
-        kernel: &Kernel,
-        batch: &DeviceBatch<Self>,
-        heads: Heads,
-        args: &[Arg],
-    ) -> Result<()> {
-        let grid = (self.tiles(kernel.rows, batch), heads.heads as u32, 1);
-        self.launch(kernel.name, grid, BLOCK, kernel.shared, args)
-    }
-
-    pub(in super::super) fn attention(
-        &self,
-        batch: &DeviceBatch<Self>,
-        heads: Heads,
-        drop: Dropout,
-        qkv: &CudaBuf<R>,
-        lse: &mut CudaBuf<f32>,
-        out: &mut CudaBuf<R>,
-    ) -> Result<()> {
-        let kernels = Kernels::new::<R>(heads.size)?;
-        let rows = self.capacity(Rows::Tokens(batch.tokens));
-        let hidden = heads.heads * heads.size;
-        let mut args = vec![
-            self.counts(),
-            batch.cu_seqlens.at(0),
-            batch.samples.at(0),
-            Arg::Ptr(qkv.span("qkv", 0..rows * 3 * hidden)?.0),
-            Arg::Ptr(lse.span("log-sum-exp", 0..rows * heads.heads)?.0),
-            Arg::Ptr(out.span("attention out", 0..rows * hidden)?.0),
-        ];
-        args.extend(kernels.sizes(heads));
-        args.extend(dropout_args(drop));
-        self.launch_tiles(&kernels.forward, batch, heads, &args)
-    }
-
-    pub(in super::super) fn attention_backward(
-        &self,
-        batch: &DeviceBatch<Self>,
-        heads: Heads,
-        drop: Dropout,
-        qkv: &CudaBuf<R>,
-        lse: &CudaBuf<f32>,
-        out: &CudaBuf<R>,
-        dout: &CudaBuf<R>,
-        dqkv: &mut CudaBuf<R>,
-        bias: Option<usize>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        let kernels = Kernels::new::<R>(heads.size)?;
-        let rows = self.capacity(Rows::Tokens(batch.tokens));
-        let hidden = heads.heads * heads.size;
+impl<G: Gpu> Launches<G> for AttentionBackward<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let heads = self.heads;
+        let kernels = Kernels::new::<G::Real>(heads.size)?;
+        let (rows, hidden) = (gpu.capacity(self.batch.rows()), heads.hidden());
         let at = Gradient {
-            qkv: Arg::Ptr(qkv.span("qkv", 0..rows * 3 * hidden)?.0),
-            lse: Arg::Ptr(lse.span("log-sum-exp", 0..rows * heads.heads)?.0),
-            out: Arg::Ptr(out.span("attention out", 0..rows * hidden)?.0),
-            dout: Arg::Ptr(dout.span("attention dout", 0..rows * hidden)?.0),
-            dqkv: Arg::Ptr(dqkv.span("dqkv", 0..rows * 3 * hidden)?.0),
-            drop,
+            qkv: G::rows("qkv", self.qkv, rows, 3 * hidden)?,
+            lse: G::span("log-sum-exp", self.lse, 0..rows * heads.heads)?,
+            out: G::rows("attention out", self.out, rows, hidden)?,
+            dout: G::rows("attention dout", self.dout, rows, hidden)?,
+            dqkv: G::rows("dqkv", self.dqkv, rows, 3 * hidden)?,
         };
         match &kernels.backward {
-            Backward::Fused { name, threads, shared } => {
-                self.fused_backward((name, *threads, *shared), batch, heads, &at, bias, grads)
-            }
+            Backward::Fused { name, threads, shared } => self.fused(gpu, name, (*threads, *shared), &at),
             Backward::Plain { dq, dkv } => {
-                self.plain_backward([dq, dkv], &kernels.sizes(heads), batch, heads, &at)?;
-                match bias {
-                    Some(to) => self.column_sum(dqkv, Rows::Tokens(batch.tokens), 3 * hidden, to, grads),
+                self.plain(gpu, [dq, dkv], &kernels.sizes(heads), &at)?;
+                match self.bias {
+                    Some(to) => column_sum(gpu, self.dqkv, self.batch.rows(), (to, 3 * hidden), self.grads),
                     None => Ok(()),
                 }
             }
         }
     }
+}
 
+impl<G: Gpu> AttentionBackward<'_, G> {
     /// Scratch: `parts`, for the largest pack.
-    fn fused_backward(
-        &self,
-        (name, threads, shared): (&'static str, u32, u32),
-        batch: &DeviceBatch<Self>,
-        heads: Heads,
-        at: &Gradient,
-        bias: Option<usize>,
-        grads: &CudaBuf<f32>,
-    ) -> Result<()> {
-        let sequences = self.capacity(Rows::Sequences(batch.sequences));
-        let hidden = heads.heads * heads.size;
-        let capacity = self.capacity(Rows::Tokens(batch.tokens));
-        let most = capacity.max(self.inner.most.tokens as usize);
+    fn fused(&self, gpu: &G, name: &str, block: (u32, u32), at: &Gradient) -> Result<()> {
+        let (batch, heads) = (self.batch, self.heads);
+        let sequences = gpu.capacity(Rows::Sequences(batch.sequences));
+        let capacity = gpu.capacity(batch.rows());
+        let most = capacity.max(gpu.most().tokens as usize);
         let [rows, sums, partials] = parts(most, sequences.max(sequences_at_least(most)), heads);
-        let scratch = self.scratch(rows + sums + partials)?;
+        let scratch = Arg::Ptr(gpu.scratch(rows + sums + partials)?);
         let pitch = rows / (2 * heads.heads);
-        let behind = |floats: usize| scratch + 4 * floats as u64;
-        let partials = if bias.is_some() { behind(rows + sums) } else { 0 };
-        let mut args = vec![
-            self.counts(),
-            batch.cu_seqlens.at(0),
-            batch.samples.at(0),
+        let partials = if self.bias.is_some() { scratch.after(4 * (rows + sums)) } else { Arg::Ptr(0) };
+        let own = [
             at.qkv,
             at.lse,
             at.out,
             at.dout,
-            Arg::Ptr(scratch),
-            Arg::Ptr(behind(rows)),
+            scratch,
+            scratch.after(4 * rows),
             at.dqkv,
-            Arg::Ptr(partials),
+            partials,
             Arg::U32(heads.heads as u32),
             Arg::U32(pitch as u32),
             Arg::U32(capacity as u32),
         ];
-        args.extend(dropout_args(at.drop));
-        self.launch(name, (sequences as u32, heads.heads as u32, 1), threads, shared, &args)?;
-        match bias {
-            Some(to) => self.add_partials(partials, sequences as u32, 3 * hidden, &[to], grads),
+        let args = [&pack_args(gpu, batch)?[..], &own, &dropout_args(self.drop)].concat();
+        let grid = (sequences as u32, heads.heads as u32, 1);
+        gpu.needs(self.fused_extra());
+        gpu.launch_sharing(name, grid, block, &args)?;
+        match self.bias {
+            Some(to) => Partials { at: partials, blocks: sequences as u32, width: 3 * heads.hidden() }.add(
+                gpu,
+                &[to],
+                self.grads,
+            ),
             None => Ok(()),
         }
     }
 
-    /// dq first: it leaves what the second kernel needs of every row in scratch, f32 [A, capacity, 2].
-    fn plain_backward(
-        &self,
-        [dq, dkv]: [&Kernel; 2],
-        sizes: &[Arg],
-        batch: &DeviceBatch<Self>,
-        heads: Heads,
-        at: &Gradient,
-    ) -> Result<()> {
-        let capacity = self.capacity(Rows::Tokens(batch.tokens));
-        let pack = [self.counts(), batch.cu_seqlens.at(0), batch.samples.at(0)];
-        let rows = Arg::Ptr(self.scratch(2 * heads.heads * capacity)?);
-        let last = [sizes, &[Arg::U32(capacity as u32)], &dropout_args(at.drop)].concat();
+    /// Rows of out and dout are read once more for their dot products, which are written and read, and the scores
+    /// are computed again. A tile of keys has two rows for each column of a head: all but the last leave and fetch
+    /// dq in f32.
+    fn fused_extra(&self) -> Extra {
+        let (batch, heads) = (self.batch, self.heads);
+        let (t, h) = (batch.tokens as f64, heads.hidden() as f64);
+        let attended = batch.attended as f64;
+        let tiles = (attended / t.max(1.0) / (2 * heads.size) as f64).ceil().max(1.0);
+        let lse = 4.0 * t * heads.heads as f64;
+        let waiting = 2.0 * 4.0 * t * h * (tiles - 1.0);
+        Extra { bytes: t * h * size_of::<G::Real>() as f64 + 4.0 * lse + waiting, flops: 2.0 * attended * h }
+    }
+
+    /// dq first: it leaves what the second kernel needs of every row in scratch, f32 [A, capacity, 2]. Both compute
+    /// the scores and their gradients again: seven products for four.
+    fn plain(&self, gpu: &G, [dq, dkv]: [&Kernel; 2], sizes: &[Arg], at: &Gradient) -> Result<()> {
+        let (batch, heads) = (self.batch, self.heads);
+        let capacity = gpu.capacity(batch.rows());
+        let pack = pack_args(gpu, batch)?;
+        let rows = Arg::Ptr(gpu.scratch(2 * heads.heads * capacity)?);
+        let last = [sizes, &[Arg::U32(capacity as u32)], &dropout_args(self.drop)].concat();
         let args = |own: &[Arg]| [&pack, own, &last].concat();
-        self.launch_tiles(dq, batch, heads, &args(&[at.qkv, at.lse, at.out, at.dout, rows, at.dqkv]))?;
-        self.launch_tiles(dkv, batch, heads, &args(&[at.qkv, at.dout, rows, at.dqkv]))
+        let again = 3.0 * 2.0 * batch.attended as f64 * heads.hidden() as f64;
+        let qkv = (batch.tokens * 3 * heads.hidden() * size_of::<G::Real>()) as f64;
+        gpu.needs(Extra { bytes: qkv, flops: again });
+        dq.launch(gpu, batch, heads, &args(&[at.qkv, at.lse, at.out, at.dout, rows, at.dqkv]))?;
+        dkv.launch(gpu, batch, heads, &args(&[at.qkv, at.dout, rows, at.dqkv]))
     }
 }

@@ -2,10 +2,13 @@
 //! sums. Grids and partial sums are as the heads of kernels/{residual_layernorm,gelu,gather,
 //! column_sum}.cu describe them.
 
-use super::super::launch::Arg;
-use super::super::{Cuda, CudaBuf, Real};
+use super::super::launch::{Arg, Extra, Gpu, Grid, Launches};
 use super::dropout_args;
-use crate::engine::{DeviceBatch, Dropout, NormAt, Rows};
+use crate::engine::op::{
+    GatherRows, Gelu, GeluBackward, Norm, NormAt, NormBackward, ResidualNorm, ResidualNormBackward,
+    ScatterAddRows,
+};
+use crate::engine::{Floats, Reals, Rows, Words};
 use crate::{Error, Result};
 
 /// Threads of a block of the row kernels: four rows of one warp, or one row above `NARROW`.
@@ -14,7 +17,7 @@ const ROW_BLOCK: u32 = 128;
 const NARROW: usize = 1024;
 /// Threads of a block of the other kernels here.
 const BLOCK: u32 = 256;
-/// Rows whose column sum is one partial sum, alone and behind GELU.
+/// Rows whose column sum is one partial sum, alone and after GELU.
 const COLUMN_CHUNK: u32 = 256;
 const GELU_CHUNK: u32 = 128;
 /// Widths of tensors on a GPU are multiples of this: rows start at 16 bytes in bf16.
@@ -48,7 +51,7 @@ const NORM_BACKWARD: Widths = [
 
 /// A row operation at one width.
 pub(super) struct RowKernel {
-    pub op: &'static str,
+    op: &'static str,
     /// Rows of a block.
     rows: u32,
     /// Blocks that a multiprocessor's registers hold of the kernels that sum columns.
@@ -77,8 +80,25 @@ impl RowKernel {
     }
 
     /// One block for each of its rows.
-    pub fn grid(&self, capacity: usize) -> (u32, u32, u32) {
+    fn grid(&self, capacity: usize) -> Grid {
         ((capacity as u32).div_ceil(self.rows), 1, 1)
+    }
+
+    /// Starts the kernel on a block for each of its rows.
+    pub fn launch<G: Gpu>(&self, gpu: &G, capacity: usize, args: &[Arg]) -> Result<()> {
+        gpu.launch(self.op, self.grid(capacity), ROW_BLOCK, args)
+    }
+
+    /// Blocks of a kernel that sums columns: what the card holds at once, so that there are as few partial sums
+    /// as can be.
+    pub fn blocks<G: Gpu>(&self, gpu: &G, capacity: usize) -> u32 {
+        let resident = gpu.card().multiprocessors.max(1) as u32 * self.resident;
+        (capacity as u32).div_ceil(self.rows).min(resident)
+    }
+
+    /// Starts the kernel on `blocks` blocks that share the rows.
+    pub fn launch_shared<G: Gpu>(&self, gpu: &G, blocks: u32, args: &[Arg]) -> Result<()> {
+        gpu.launch(self.op, (blocks, 1, 1), ROW_BLOCK, args)
     }
 }
 
@@ -98,289 +118,221 @@ fn which(rows: Rows) -> Arg {
     })
 }
 
-#[allow(clippy::too_many_arguments)]
-impl<R: Real> Cuda<R> {
-    /// Values of one 16-byte vector.
-    pub(super) const VECTOR: usize = 16 / size_of::<R>();
+/// Values of one 16-byte vector.
+pub(super) const fn vector<G: Gpu>() -> usize {
+    16 / size_of::<G::Real>()
+}
 
-    /// Starts a row kernel on a block for each of its rows.
-    pub(super) fn launch_rows(&self, kernel: &RowKernel, capacity: usize, args: &[Arg]) -> Result<()> {
-        self.launch(kernel.op, kernel.grid(capacity), ROW_BLOCK, 0, args)
-    }
+/// Partial sums of columns that a kernel has left, [blocks, offsets, width] f32.
+pub(super) struct Partials {
+    pub at: Arg,
+    pub blocks: u32,
+    pub width: usize,
+}
 
-    /// Blocks of a kernel that sums columns: what the card holds at once, so that there are as few
-    /// partial sums as can be.
-    pub(super) fn blocks(&self, kernel: &RowKernel, capacity: usize) -> u32 {
-        let resident = self.device().card.multiprocessors.max(1) as u32 * kernel.resident;
-        (capacity as u32).div_ceil(kernel.rows).min(resident)
-    }
-
-    /// Starts a row kernel on `blocks` blocks that share the rows.
-    pub(super) fn launch_shared_rows(&self, kernel: &RowKernel, blocks: u32, args: &[Arg]) -> Result<()> {
-        self.launch(kernel.op, (blocks, 1, 1), ROW_BLOCK, 0, args)
-    }
-
-    /// Adds partial sums [blocks, offsets, width] to grads[offset..offset + width], at most three.
-    pub(super) fn add_partials(
-        &self,
-        partials: u64,
-        blocks: u32,
-        width: usize,
-        offsets: &[usize],
-        grads: &CudaBuf<f32>,
-    ) -> Result<()> {
+impl Partials {
+    /// Adds them to grads[offset..offset + width], at most three.
+    pub fn add<G: Gpu>(&self, gpu: &G, offsets: &[usize], grads: &Floats<G>) -> Result<()> {
+        let Self { at, blocks, width } = *self;
         let mut to = [Arg::Ptr(0); 3];
-        for (to, &at) in to.iter_mut().zip(offsets) {
-            *to = Arg::Ptr(grads.span("gradient", at..at + width)?.0);
+        for (to, &offset) in to.iter_mut().zip(offsets) {
+            *to = G::gradient("gradient", grads, offset, width)?;
         }
+        // the partial sums, written and read, and the gradient, read and written
+        let values = (blocks as usize * offsets.len() * width) as f64;
+        gpu.needs(Extra { bytes: 4.0 * (2.0 * values + 2.0 * (offsets.len() * width) as f64), flops: 0.0 });
         let grid = ((width as u32).div_ceil(32), offsets.len() as u32, 1);
         let [a, b, c] = to;
-        let args = [Arg::Ptr(partials), Arg::U32(blocks), Arg::U32(width as u32), a, b, c];
-        self.launch("add_partials", grid, BLOCK, 0, &args)
+        gpu.launch("add_partials", grid, BLOCK, &[at, Arg::U32(blocks), Arg::U32(width as u32), a, b, c])
     }
+}
 
-    /// Gamma and beta.
-    pub(super) fn affine(weights: &CudaBuf<R>, at: NormAt) -> Result<[Arg; 2]> {
-        let part = |what: &str, at: usize, n: usize| weights.span(what, at..at + n).map(|s| Arg::Ptr(s.0));
-        Ok([part("gamma", at.gamma, at.hidden)?, part("beta", at.beta, at.hidden)?])
-    }
+/// Gamma and beta.
+pub(super) fn affine<G: Gpu>(weights: &Reals<G>, at: NormAt) -> Result<[Arg; 2]> {
+    let part = |what: &str, at: usize, n: usize| G::span(what, weights, at..at + n);
+    Ok([part("gamma", at.gamma, at.hidden)?, part("beta", at.beta, at.hidden)?])
+}
 
-    /// The first `capacity` rows of a buffer.
-    pub(super) fn rows_arg(what: &str, buf: &CudaBuf<R>, capacity: usize, width: usize) -> Result<Arg> {
-        Ok(Arg::Ptr(buf.span(what, 0..capacity * width)?.0))
-    }
-
-    pub(in super::super) fn residual_norm(
-        &self,
-        batch: &DeviceBatch<Self>,
-        weights: &CudaBuf<R>,
-        bias: usize,
-        norm: NormAt,
-        drop: Dropout,
-        residual: &CudaBuf<R>,
-        y: &mut CudaBuf<R>,
-        row_stats: &mut CudaBuf<f32>,
-        out: &mut CudaBuf<R>,
-    ) -> Result<()> {
-        let (t, h) = (batch.tokens, norm.hidden);
+impl<G: Gpu> Launches<G> for ResidualNorm<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (t, h, bias) = (self.batch.tokens, self.norm.hidden, self.bias);
         let kernel = RowKernel::new(RESIDUAL_NORM, h)?;
-        let [gamma, beta] = Self::affine(weights, norm)?;
+        let [gamma, beta] = affine::<G>(self.weights, self.norm)?;
         let mut args = vec![
-            self.counts(),
-            batch.row_sample.at(0),
-            batch.positions.at(0),
-            Self::rows_arg("residual", residual, t, h)?,
-            Arg::Ptr(weights.span("residual_norm bias", bias..bias + h)?.0),
+            gpu.counts(),
+            G::span("row_sample", &self.batch.row_sample, 0..t)?,
+            G::span("positions", &self.batch.positions, 0..t)?,
+            G::rows("residual", self.residual, t, h)?,
+            G::span("residual_norm bias", self.weights, bias..bias + h)?,
             gamma,
             beta,
-            Self::rows_arg("residual_norm y", y, t, h)?,
-            Arg::Ptr(row_stats.span("residual_norm row_stats", 0..2 * t)?.0),
-            Self::rows_arg("residual_norm out", out, t, h)?,
+            G::rows("residual_norm y", self.y, t, h)?,
+            G::span("residual_norm row_stats", self.row_stats, 0..2 * t)?,
+            G::rows("residual_norm out", self.out, t, h)?,
             Arg::U32(h as u32),
-            Arg::F32(norm.eps),
+            Arg::F32(self.norm.eps),
         ];
-        args.extend(dropout_args(drop));
-        self.launch_rows(&kernel, self.capacity(Rows::Tokens(t)), &args)
+        args.extend(dropout_args(self.drop));
+        kernel.launch(gpu, gpu.capacity(self.batch.rows()), &args)
     }
+}
 
-    /// Scratch: partial sums [blocks, 3, H].
-    pub(in super::super) fn residual_norm_backward(
-        &self,
-        batch: &DeviceBatch<Self>,
-        weights: &CudaBuf<R>,
-        bias: usize,
-        norm: NormAt,
-        drop: Dropout,
-        y: &CudaBuf<R>,
-        row_stats: &CudaBuf<f32>,
-        dout: &CudaBuf<R>,
-        dresidual: &mut CudaBuf<R>,
-        dy: &mut CudaBuf<R>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        let (t, h) = (batch.tokens, norm.hidden);
+/// Scratch: partial sums [blocks, 3, H].
+impl<G: Gpu> Launches<G> for ResidualNormBackward<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (t, h, norm) = (self.batch.tokens, self.norm.hidden, self.norm);
         let kernel = RowKernel::new(RESIDUAL_NORM_BACKWARD, h)?;
-        let capacity = self.capacity(Rows::Tokens(t));
-        let blocks = self.blocks(&kernel, capacity);
-        let partials = self.scratch(blocks as usize * 3 * h)?;
+        let capacity = gpu.capacity(self.batch.rows());
+        let blocks = kernel.blocks(gpu, capacity);
+        let partials = Arg::Ptr(gpu.scratch(blocks as usize * 3 * h)?);
         let mut args = vec![
-            self.counts(),
-            batch.row_sample.at(0),
-            batch.positions.at(0),
-            Self::rows_arg("residual_norm y", y, t, h)?,
-            Arg::Ptr(row_stats.span("residual_norm row_stats", 0..2 * t)?.0),
-            Self::affine(weights, norm)?[0],
-            Self::rows_arg("residual_norm dout", dout, t, h)?,
-            Self::rows_arg("dresidual", dresidual, capacity, h)?,
-            Self::rows_arg("residual_norm dy", dy, capacity, h)?,
-            Arg::Ptr(partials),
+            gpu.counts(),
+            G::span("row_sample", &self.batch.row_sample, 0..t)?,
+            G::span("positions", &self.batch.positions, 0..t)?,
+            G::rows("residual_norm y", self.y, t, h)?,
+            G::span("residual_norm row_stats", self.row_stats, 0..2 * t)?,
+            affine::<G>(self.weights, norm)?[0],
+            G::rows("residual_norm dout", self.dout, t, h)?,
+            G::rows("dresidual", self.dresidual, capacity, h)?,
+            G::rows("residual_norm dy", self.dy, capacity, h)?,
+            partials,
             Arg::U32(capacity as u32),
             Arg::U32(h as u32),
         ];
-        args.extend(dropout_args(drop));
-        self.launch_shared_rows(&kernel, blocks, &args)?;
-        self.add_partials(partials, blocks, h, &[norm.gamma, norm.beta, bias], grads)
+        args.extend(dropout_args(self.drop));
+        kernel.launch_shared(gpu, blocks, &args)?;
+        let sums = Partials { at: partials, blocks, width: h };
+        sums.add(gpu, &[norm.gamma, norm.beta, self.bias], self.grads)
     }
+}
 
-    pub(in super::super) fn norm(
-        &self,
-        x: &CudaBuf<R>,
-        weights: &CudaBuf<R>,
-        at: NormAt,
-        rows: Rows,
-        row_stats: &mut CudaBuf<f32>,
-        out: &mut CudaBuf<R>,
-    ) -> Result<()> {
-        let (n, h) = (rows.count(), at.hidden);
+impl<G: Gpu> Launches<G> for Norm<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (n, h, rows) = (self.rows.count(), self.at.hidden, self.rows);
         let kernel = RowKernel::new(NORM, h)?;
-        let [gamma, beta] = Self::affine(weights, at)?;
+        let [gamma, beta] = affine::<G>(self.weights, self.at)?;
         let args = [
-            self.counts(),
+            gpu.counts(),
             which(rows),
-            Self::rows_arg("norm x", x, n, h)?,
+            G::rows("norm x", self.x, n, h)?,
             gamma,
             beta,
-            Arg::Ptr(row_stats.span("norm row_stats", 0..2 * n)?.0),
-            Self::rows_arg("norm out", out, n, h)?,
+            G::span("norm row_stats", self.row_stats, 0..2 * n)?,
+            G::rows("norm out", self.out, n, h)?,
             Arg::U32(h as u32),
-            Arg::F32(at.eps),
+            Arg::F32(self.at.eps),
         ];
-        self.launch_rows(&kernel, self.capacity(rows), &args)
+        kernel.launch(gpu, gpu.capacity(rows), &args)
     }
+}
 
-    /// Scratch: partial sums [blocks, 2, H].
-    pub(in super::super) fn norm_backward(
-        &self,
-        x: &CudaBuf<R>,
-        weights: &CudaBuf<R>,
-        at: NormAt,
-        rows: Rows,
-        row_stats: &CudaBuf<f32>,
-        d: &mut CudaBuf<R>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        let (n, h) = (rows.count(), at.hidden);
+/// Scratch: partial sums [blocks, 2, H].
+impl<G: Gpu> Launches<G> for NormBackward<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (n, h, rows, at) = (self.rows.count(), self.at.hidden, self.rows, self.at);
         let kernel = RowKernel::new(NORM_BACKWARD, h)?;
-        let capacity = self.capacity(rows);
-        let blocks = self.blocks(&kernel, capacity);
-        let partials = self.scratch(blocks as usize * 2 * h)?;
+        let capacity = gpu.capacity(rows);
+        let blocks = kernel.blocks(gpu, capacity);
+        let partials = Arg::Ptr(gpu.scratch(blocks as usize * 2 * h)?);
         let args = [
-            self.counts(),
+            gpu.counts(),
             which(rows),
-            Self::rows_arg("norm x", x, n, h)?,
-            Arg::Ptr(row_stats.span("norm row_stats", 0..2 * n)?.0),
-            Self::affine(weights, at)?[0],
-            Self::rows_arg("norm d", d, capacity, h)?,
-            Arg::Ptr(partials),
+            G::rows("norm x", self.x, n, h)?,
+            G::span("norm row_stats", self.row_stats, 0..2 * n)?,
+            affine::<G>(self.weights, at)?[0],
+            G::rows("norm d", self.d, capacity, h)?,
+            partials,
             Arg::U32(capacity as u32),
             Arg::U32(h as u32),
         ];
-        self.launch_shared_rows(&kernel, blocks, &args)?;
-        self.add_partials(partials, blocks, h, &[at.gamma, at.beta], grads)
+        kernel.launch_shared(gpu, blocks, &args)?;
+        Partials { at: partials, blocks, width: h }.add(gpu, &[at.gamma, at.beta], self.grads)
     }
+}
 
-    pub(in super::super) fn gelu(
-        &self,
-        pre: &CudaBuf<R>,
-        rows: Rows,
-        width: usize,
-        act: &mut CudaBuf<R>,
-    ) -> Result<()> {
+impl<G: Gpu> Launches<G> for Gelu<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (rows, width) = (self.rows, self.width);
         check_width("GELU", width)?;
-        let pre = Self::rows_arg("gelu pre", pre, rows.count(), width)?;
-        let act = Self::rows_arg("gelu act", act, rows.count(), width)?;
-        let grid = self.vector_grid(self.capacity(rows) * width);
-        self.launch("gelu", grid, BLOCK, 0, &[self.counts(), which(rows), pre, act, Arg::U32(width as u32)])
+        let pre = G::rows("gelu pre", self.pre, rows.count(), width)?;
+        let act = G::rows("gelu act", self.act, rows.count(), width)?;
+        // one thread a vector
+        let blocks = (gpu.capacity(rows) * width / vector::<G>()).div_ceil(BLOCK as usize) as u32;
+        let args = [gpu.counts(), which(rows), pre, act, Arg::U32(width as u32)];
+        gpu.launch("gelu", (blocks, 1, 1), BLOCK, &args)
     }
+}
 
-    /// Scratch: partial sums [T / 128, N].
-    pub(in super::super) fn gelu_backward(
-        &self,
-        pre: &CudaBuf<R>,
-        dact: &mut CudaBuf<R>,
-        rows: Rows,
-        width: usize,
-        bias: Option<usize>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
+/// Scratch: partial sums [T / 128, N].
+impl<G: Gpu> Launches<G> for GeluBackward<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (rows, width) = (self.rows, self.width);
         check_width("GELU", width)?;
-        let capacity = self.capacity(rows);
-        let pre = Self::rows_arg("gelu pre", pre, rows.count(), width)?;
-        let dact = Self::rows_arg("gelu dact", dact, capacity, width)?;
+        let capacity = gpu.capacity(rows);
+        let pre = G::rows("gelu pre", self.pre, rows.count(), width)?;
+        let dact = G::rows("gelu dact", self.dact, capacity, width)?;
         let chunks = (capacity as u32).div_ceil(GELU_CHUNK);
-        let partials = if bias.is_some() { self.scratch(chunks as usize * width)? } else { 0 };
-        let grid = (width.div_ceil(32 * Self::VECTOR) as u32, chunks, 1);
+        let partials = if self.bias.is_some() { gpu.scratch(chunks as usize * width)? } else { 0 };
+        let partials = Arg::Ptr(partials);
+        let grid = (width.div_ceil(32 * vector::<G>()) as u32, chunks, 1);
         let sizes = [Arg::U32(capacity as u32), Arg::U32(width as u32)];
-        let args = [self.counts(), which(rows), pre, dact, Arg::Ptr(partials), sizes[0], sizes[1]];
-        self.launch("gelu_backward", grid, BLOCK, 0, &args)?;
-        match bias {
-            Some(at) => self.add_partials(partials, chunks, width, &[at], grads),
+        let args = [gpu.counts(), which(rows), pre, dact, partials, sizes[0], sizes[1]];
+        gpu.launch("gelu_backward", grid, BLOCK, &args)?;
+        match self.bias {
+            Some(at) => Partials { at: partials, blocks: chunks, width }.add(gpu, &[at], self.grads),
             None => Ok(()),
         }
     }
+}
 
-    /// One thread a vector.
-    fn vector_grid(&self, values: usize) -> (u32, u32, u32) {
-        ((values / Self::VECTOR).div_ceil(BLOCK as usize) as u32, 1, 1)
-    }
-
-    pub(in super::super) fn gather_rows(
-        &self,
-        x: &CudaBuf<R>,
-        rows: &CudaBuf<u32>,
-        n: Rows,
-        hidden: usize,
-        out: &mut CudaBuf<R>,
-    ) -> Result<()> {
+impl<G: Gpu> Launches<G> for GatherRows<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (rows, hidden) = (self.rows, self.hidden);
         check_width("gathered rows", hidden)?;
-        let out = Self::rows_arg("gather out", out, n.count(), hidden)?;
-        self.picked_rows("gather_rows", x.at(0), rows, n, hidden, out)
+        let out = G::rows("gather out", self.out, rows.count(), hidden)?;
+        picked_rows("gather_rows", gpu, (G::span("gather x", self.x, 0..0)?, out), self.picked, rows, hidden)
     }
+}
 
-    pub(in super::super) fn scatter_add_rows(
-        &self,
-        src: &CudaBuf<R>,
-        rows: &CudaBuf<u32>,
-        n: Rows,
-        hidden: usize,
-        x: &mut CudaBuf<R>,
-    ) -> Result<()> {
+impl<G: Gpu> Launches<G> for ScatterAddRows<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (rows, hidden) = (self.rows, self.hidden);
         check_width("scattered rows", hidden)?;
-        let src = Self::rows_arg("scatter src", src, n.count(), hidden)?;
-        self.picked_rows("scatter_add_rows", src, rows, n, hidden, x.at(0))
+        let src = G::rows("scatter src", self.src, rows.count(), hidden)?;
+        let x = G::span("scatter x", self.x, 0..0)?;
+        picked_rows("scatter_add_rows", gpu, (src, x), self.picked, rows, hidden)
     }
+}
 
-    fn picked_rows(
-        &self,
-        op: &'static str,
-        from: Arg,
-        index: &CudaBuf<u32>,
-        n: Rows,
-        hidden: usize,
-        to: Arg,
-    ) -> Result<()> {
-        let index = Arg::Ptr(index.span("row numbers", 0..n.count())?.0);
-        let grid = ((self.capacity(n) as u32).div_ceil(ROW_BLOCK / 32), 1, 1);
-        let args = [self.counts(), which(n), from, index, to, Arg::U32(hidden as u32)];
-        self.launch(op, grid, ROW_BLOCK, 0, &args)
-    }
+fn picked_rows<G: Gpu>(
+    op: &'static str,
+    gpu: &G,
+    (from, to): (Arg, Arg),
+    picked: &Words<G>,
+    rows: Rows,
+    hidden: usize,
+) -> Result<()> {
+    let picked = G::span("row numbers", picked, 0..rows.count())?;
+    let grid = ((gpu.capacity(rows) as u32).div_ceil(ROW_BLOCK / 32), 1, 1);
+    let args = [gpu.counts(), which(rows), from, picked, to, Arg::U32(hidden as u32)];
+    gpu.launch(op, grid, ROW_BLOCK, &args)
+}
 
-    /// grads[at..at + width] += column sums of x [rows, width]. Scratch: partial sums [T / 256, N].
-    pub(in super::super) fn column_sum(
-        &self,
-        x: &CudaBuf<R>,
-        rows: Rows,
-        width: usize,
-        at: usize,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        check_width("column sums", width)?;
-        let chunks = (self.capacity(rows) as u32).div_ceil(COLUMN_CHUNK);
-        let partials = self.scratch(chunks as usize * width)?;
-        let grid = (width.div_ceil(32 * Self::VECTOR) as u32, chunks, 1);
-        let x = Self::rows_arg("column_sum x", x, rows.count(), width)?;
-        let args = [self.counts(), which(rows), x, Arg::Ptr(partials), Arg::U32(width as u32)];
-        self.launch("column_partials", grid, BLOCK, 0, &args)?;
-        self.add_partials(partials, chunks, width, &[at], grads)
-    }
+/// grads[at..at + width] += column sums of x [rows, width]. Scratch: partial sums [T / 256, N].
+pub(super) fn column_sum<G: Gpu>(
+    gpu: &G,
+    x: &Reals<G>,
+    rows: Rows,
+    (at, width): (usize, usize),
+    grads: &Floats<G>,
+) -> Result<()> {
+    check_width("column sums", width)?;
+    let chunks = (gpu.capacity(rows) as u32).div_ceil(COLUMN_CHUNK);
+    let partials = Arg::Ptr(gpu.scratch(chunks as usize * width)?);
+    let grid = (width.div_ceil(32 * vector::<G>()) as u32, chunks, 1);
+    let x = G::rows("column_sum x", x, rows.count(), width)?;
+    gpu.needs(Extra { bytes: (rows.count() * width * size_of::<G::Real>()) as f64, flops: 0.0 });
+    let args = [gpu.counts(), which(rows), x, partials, Arg::U32(width as u32)];
+    gpu.launch("column_partials", grid, BLOCK, &args)?;
+    Partials { at: partials, blocks: chunks, width }.add(gpu, &[at], grads)
 }

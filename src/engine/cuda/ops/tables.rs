@@ -1,12 +1,12 @@
 //! The embedding layer: kernels/embedding.cu, and the gradients of its three tables by
 //! kernels/embedding_tables.cu.
 
-use super::super::launch::Arg;
-use super::super::{Cuda, CudaBuf, Real};
+use super::super::launch::{Arg, Extra, Gpu, Launches};
 use super::dropout_args;
-use super::rows::{RowKernel, Widths};
+use super::rows::{Partials, RowKernel, Widths, affine, vector};
 use crate::Result;
-use crate::engine::{DeviceBatch, Dropout, EmbedAt, Rows};
+use crate::engine::op::{Embed, EmbedAt, EmbedBackward};
+use crate::engine::{DeviceBatch, Floats, Reals};
 
 const EMBED: Widths = ["embed_256", "embed_512", "embed_768", "embed_1024", "embed_4096"];
 const EMBED_BACKWARD: Widths = [
@@ -28,123 +28,110 @@ const BLOCK: u32 = 256;
 /// Blocks of `embed_places` along the positions, at most; each strides over them.
 const PLACES: usize = 512;
 
-#[allow(clippy::too_many_arguments)]
-impl<R: Real> Cuda<R> {
-    pub(in super::super) fn embed(
-        &self,
-        batch: &DeviceBatch<Self>,
-        weights: &CudaBuf<R>,
-        at: EmbedAt,
-        drop: Dropout,
-        sum: &mut CudaBuf<R>,
-        row_stats: &mut CudaBuf<f32>,
-        out: &mut CudaBuf<R>,
-    ) -> Result<()> {
+impl<G: Gpu> Launches<G> for Embed<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (batch, at) = (self.batch, self.at);
         let (t, h) = (batch.tokens, at.norm.hidden);
         let kernel = RowKernel::new(EMBED, h)?;
-        let [gamma, beta] = Self::affine(weights, at.norm)?;
+        let [gamma, beta] = affine::<G>(self.weights, at.norm)?;
         let mut args = vec![
-            self.counts(),
-            batch.ids.at(0),
-            batch.positions.at(0),
-            batch.segments.at(0),
-            batch.row_sample.at(0),
-            Arg::Ptr(weights.span("word table", at.word..at.word + at.vocab * h)?.0),
-            Arg::Ptr(weights.span("position table", at.position..at.position + h)?.0),
-            Arg::Ptr(weights.span("segment table", at.segment..at.segment + 2 * h)?.0),
+            gpu.counts(),
+            G::span("ids", &batch.ids, 0..t)?,
+            G::span("positions", &batch.positions, 0..t)?,
+            G::span("segments", &batch.segments, 0..t)?,
+            G::span("row_sample", &batch.row_sample, 0..t)?,
+            G::span("word table", self.weights, at.word..at.word + at.vocab * h)?,
+            G::span("position table", self.weights, at.position..at.position + h)?,
+            G::span("segment table", self.weights, at.segment..at.segment + 2 * h)?,
             gamma,
             beta,
-            Self::rows_arg("embed sum", sum, t, h)?,
-            Arg::Ptr(row_stats.span("embed row_stats", 0..2 * t)?.0),
-            Self::rows_arg("embed out", out, t, h)?,
+            G::rows("embed sum", self.sum, t, h)?,
+            G::span("embed row_stats", self.row_stats, 0..2 * t)?,
+            G::rows("embed out", self.out, t, h)?,
             Arg::U32(h as u32),
             Arg::F32(at.norm.eps),
         ];
-        args.extend(dropout_args(drop));
-        self.launch_rows(&kernel, self.capacity(Rows::Tokens(t)), &args)
+        args.extend(dropout_args(self.drop));
+        kernel.launch(gpu, gpu.capacity(batch.rows()), &args)
     }
+}
 
-    /// Scratch: partial sums [blocks, 2, H], then that of the tables.
-    pub(in super::super) fn embed_backward(
-        &self,
-        batch: &DeviceBatch<Self>,
-        weights: &CudaBuf<R>,
-        at: EmbedAt,
-        drop: Dropout,
-        sum: &CudaBuf<R>,
-        row_stats: &CudaBuf<f32>,
-        dout: &mut CudaBuf<R>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
+/// Scratch: partial sums [blocks, 2, H], then that of the tables.
+impl<G: Gpu> Launches<G> for EmbedBackward<'_, G> {
+    fn launches(&mut self, gpu: &G) -> Result<()> {
+        let (batch, at) = (self.batch, self.at);
         let (t, h) = (batch.tokens, at.norm.hidden);
         let kernel = RowKernel::new(EMBED_BACKWARD, h)?;
-        let blocks = self.blocks(&kernel, self.capacity(Rows::Tokens(t)));
-        let partials = self.scratch(blocks as usize * 2 * h)?;
+        let blocks = kernel.blocks(gpu, gpu.capacity(batch.rows()));
+        let partials = Arg::Ptr(gpu.scratch(blocks as usize * 2 * h)?);
         let mut args = vec![
-            self.counts(),
-            batch.positions.at(0),
-            batch.row_sample.at(0),
-            Self::rows_arg("embed sum", sum, t, h)?,
-            Arg::Ptr(row_stats.span("embed row_stats", 0..2 * t)?.0),
-            Self::affine(weights, at.norm)?[0],
-            Self::rows_arg("embed dout", dout, t, h)?,
-            Arg::Ptr(partials),
+            gpu.counts(),
+            G::span("positions", &batch.positions, 0..t)?,
+            G::span("row_sample", &batch.row_sample, 0..t)?,
+            G::rows("embed sum", self.sum, t, h)?,
+            G::span("embed row_stats", self.row_stats, 0..2 * t)?,
+            affine::<G>(self.weights, at.norm)?[0],
+            G::rows("embed dout", self.dout, t, h)?,
+            partials,
             Arg::U32(h as u32),
         ];
-        args.extend(dropout_args(drop));
-        self.launch_shared_rows(&kernel, blocks, &args)?;
-        self.add_partials(partials, blocks, h, &[at.norm.gamma, at.norm.beta], grads)?;
-        self.word_gradient(batch, at, dout, grads)?;
-        self.place_gradients(batch, at, dout, grads)
+        args.extend(dropout_args(self.drop));
+        kernel.launch_shared(gpu, blocks, &args)?;
+        let sums = Partials { at: partials, blocks, width: h };
+        sums.add(gpu, &[at.norm.gamma, at.norm.beta], self.grads)?;
+        // the gradient is written in place, read twice by the tables' kernels, and the positions' rows are added to
+        let row = (batch.tokens * h * size_of::<G::Real>()) as f64;
+        gpu.needs(Extra { bytes: 3.0 * row, flops: 0.0 });
+        word_gradient(gpu, batch, at, self.dout, self.grads)?;
+        place_gradients(gpu, batch, at, self.dout, self.grads)
     }
+}
 
-    /// Scratch: rows by id twice, [T] pairs; runs that continue over a block's ends [T / 32, 2, H].
-    fn word_gradient(
-        &self,
-        batch: &DeviceBatch<Self>,
-        at: EmbedAt,
-        d: &CudaBuf<R>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        let h = at.norm.hidden;
-        let capacity = self.capacity(Rows::Tokens(batch.tokens));
-        let chunks = capacity.div_ceil(CHUNK);
-        let pairs = 2 * capacity.next_multiple_of(2); // floats; the next part starts at 16 bytes
-        let runs = self.scratch(2 * pairs + chunks * 2 * h)?;
-        let (entries, sorted) = (Arg::Ptr(runs), Arg::Ptr(runs + 4 * pairs as u64));
-        let runs = Arg::Ptr(runs + 8 * pairs as u64);
-        let table = Arg::Ptr(grads.span("word gradient", at.word..at.word + at.vocab * h)?.0);
-        let buckets = BUCKETS.max(at.vocab.div_ceil(MOST_IDS)) as u32;
-        let args = [self.counts(), batch.ids.at(0), entries, sorted, Arg::U32(at.vocab as u32)];
-        self.launch("embed_buckets", (buckets, 1, 1), SORT_BLOCK, 0, &args)?;
-        let (grid, hidden) = ((chunks as u32, 1, 1), Arg::U32(h as u32));
-        let args = [self.counts(), sorted, d.at(0), runs, table, hidden];
-        self.launch("embed_words", grid, BLOCK, 0, &args)?;
-        self.launch("embed_joins", grid, BLOCK, 0, &[self.counts(), sorted, runs, table, hidden])
-    }
+/// Scratch: rows by id twice, [T] pairs; runs that continue over a block's ends [T / 32, 2, H].
+fn word_gradient<G: Gpu>(
+    gpu: &G,
+    batch: &DeviceBatch<G>,
+    at: EmbedAt,
+    d: &Reals<G>,
+    grads: &Floats<G>,
+) -> Result<()> {
+    let h = at.norm.hidden;
+    let capacity = gpu.capacity(batch.rows());
+    let chunks = capacity.div_ceil(CHUNK);
+    let pairs = 2 * capacity.next_multiple_of(2); // floats; the next part starts at 16 bytes
+    let entries = Arg::Ptr(gpu.scratch(2 * pairs + chunks * 2 * h)?);
+    let (sorted, runs) = (entries.after(4 * pairs), entries.after(8 * pairs));
+    let table = G::gradient("word gradient", grads, at.word, at.vocab * h)?;
+    let buckets = BUCKETS.max(at.vocab.div_ceil(MOST_IDS)) as u32;
+    let ids = G::span("ids", &batch.ids, 0..batch.tokens)?;
+    let args = [gpu.counts(), ids, entries, sorted, Arg::U32(at.vocab as u32)];
+    gpu.launch("embed_buckets", (buckets, 1, 1), SORT_BLOCK, &args)?;
+    let (grid, hidden, d) = ((chunks as u32, 1, 1), Arg::U32(h as u32), G::span("d", d, 0..0)?);
+    gpu.launch("embed_words", grid, BLOCK, &[gpu.counts(), sorted, d, runs, table, hidden])?;
+    gpu.launch("embed_joins", grid, BLOCK, &[gpu.counts(), sorted, runs, table, hidden])
+}
 
-    /// Scratch: the segments' partial sums [512, 2, H].
-    fn place_gradients(
-        &self,
-        batch: &DeviceBatch<Self>,
-        at: EmbedAt,
-        d: &CudaBuf<R>,
-        grads: &mut CudaBuf<f32>,
-    ) -> Result<()> {
-        let h = at.norm.hidden;
-        let blocks = self.capacity(Rows::Tokens(batch.tokens)).min(PLACES) as u32;
-        let partials = self.scratch(blocks as usize * 2 * h)?;
-        let args = [
-            self.counts(),
-            batch.cu_seqlens.at(0),
-            batch.segments.at(0),
-            d.at(0),
-            Arg::Ptr(grads.span("position gradient", at.position..at.position + h)?.0),
-            Arg::Ptr(partials),
-            Arg::U32(h as u32),
-        ];
-        let grid = (blocks, h.div_ceil(32 * Self::VECTOR) as u32, 1);
-        self.launch("embed_places", grid, BLOCK, 0, &args)?;
-        self.add_partials(partials, blocks, h, &[at.segment, at.segment + h], grads)
-    }
+/// Scratch: the segments' partial sums [512, 2, H].
+fn place_gradients<G: Gpu>(
+    gpu: &G,
+    batch: &DeviceBatch<G>,
+    at: EmbedAt,
+    d: &Reals<G>,
+    grads: &Floats<G>,
+) -> Result<()> {
+    let h = at.norm.hidden;
+    let blocks = gpu.capacity(batch.rows()).min(PLACES) as u32;
+    let partials = Arg::Ptr(gpu.scratch(blocks as usize * 2 * h)?);
+    let args = [
+        gpu.counts(),
+        G::span("cu_seqlens", &batch.cu_seqlens, 0..batch.sequences + 1)?,
+        G::span("segments", &batch.segments, 0..batch.tokens)?,
+        G::span("d", d, 0..0)?,
+        G::gradient("position gradient", grads, at.position, h)?,
+        partials,
+        Arg::U32(h as u32),
+    ];
+    let grid = (blocks, h.div_ceil(32 * vector::<G>()) as u32, 1);
+    gpu.launch("embed_places", grid, BLOCK, &args)?;
+    Partials { at: partials, blocks, width: h }.add(gpu, &[at.segment, at.segment + h], grads)
 }

@@ -1,42 +1,11 @@
-//! Dropout and masking: rules that every device applies alike, since each decision is a pure function
-//! of (seed, purpose, sample, position, epoch).
+//! Masking: which tokens MLM predicts, and what stands in their place.
 
+use super::{Cost, FULL, Operation};
+use crate::engine::{Device, DeviceBatch, Words};
 use crate::random::{Purpose, philox};
 
-/// One dropout site. Element (row, column) of a [T, H] site is decided by 16 bits of
-/// philox((seed, 0x100 + site), (row_sample, position, epoch, column / 8)): word (column % 8) / 2,
-/// low half for an even column, high half for an odd one. Attention's element (query i, key j,
-/// head a) by philox(key, (sample, i | (j / 8) << 16, epoch, a)), halves by j % 8 in the same way.
-/// An element is dropped when its 16 bits are below `threshold`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// rate * 65536, rounded; 0 is no dropout (evaluation).
-    pub threshold: u32,
-    /// 65536 / (65536 - threshold): the factor of what is kept.
-    pub scale: f32,
-    pub seed: u32,
-    pub site: u32,
-}
-
-impl Dropout {
-    /// No dropout.
-    pub const OFF: Self = Self { threshold: 0, scale: 1.0, seed: 0, site: 0 };
-
-    /// `rate` in [0, 1).
-    pub fn new(rate: f32, seed: u32, site: u32) -> Self {
-        let threshold = (rate * 65536.0).round() as u32;
-        Self { threshold, scale: 65536.0 / (65536 - threshold) as f32, seed, site }
-    }
-
-    /// The Philox key of this site.
-    #[inline(always)]
-    pub fn key(&self) -> [u32; 2] {
-        Purpose::Dropout(self.site).key(self.seed)
-    }
-}
-
 /// How tokens are chosen for MLM and what becomes of them.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MaskRule {
     pub seed: u32,
     /// rate * 2^32: a token is chosen when word 0 of its Philox block is below.
@@ -79,5 +48,26 @@ impl MaskRule {
         } else {
             id
         }
+    }
+}
+
+/// Applies `rule` to `batch.ids` in place; writes `masked_rows` and `masked_labels` (ascending rows).
+/// `batch.masked` was computed on the host by the same function and must agree.
+pub struct MaskTokens<'a, D: Device> {
+    pub batch: &'a mut DeviceBatch<D>,
+    pub rule: &'a MaskRule,
+    /// 1 for a WordPiece that continues a word (used by whole-word masking), [V].
+    pub continues: &'a Words<D>,
+}
+
+impl<D: Device> Operation<D> for MaskTokens<'_, D> {
+    fn name(&self) -> &'static str {
+        "mask_tokens"
+    }
+
+    fn cost(&self) -> Cost {
+        // ids, positions, segments and samples are read; of a masked token id, row and label are written
+        let (t, m) = (self.batch.tokens as f64, self.batch.masked as f64);
+        Cost::rows(FULL * (4.0 * t + 3.0 * m), 60.0 * t)
     }
 }

@@ -1,33 +1,52 @@
 //! Ranking losses: a group is a query's documents, the first of them the positive. Groups are small,
 //! so everything is computed in f64 and rounded once.
 
-use crate::engine::{Aggregate, RankLoss, stats};
+use super::checks::{check_ends, part, part_mut};
+use super::device::Cpu;
+use super::machine::Operand;
+use crate::Result;
+use crate::engine::op::{self, RankLoss};
+use crate::engine::{DeviceBatch, stats};
 
-/// Documents' scores from their passages'. scores [S], documents [documents], cu_documents [documents + 1].
-pub fn aggregate(how: Aggregate, cu_documents: &[u32], scores: &[f32], documents: &mut [f32]) {
+pub(super) fn aggregate_scores<R: Operand>(
+    _: &Cpu<R>,
+    op: &mut op::AggregateScores<'_, Cpu<R>>,
+) -> Result<()> {
+    let cu_documents = cu_documents(op.batch)?;
+    let scores = part("scores", op.scores, 0, op.batch.sequences)?;
+    let documents = part_mut("documents", op.documents, 0, op.batch.documents)?;
     let mut passages = Vec::new();
     for (ends, document) in cu_documents.windows(2).zip(documents) {
         widen(&scores[ends[0] as usize..ends[1] as usize], &mut passages);
-        *document = how.score(&passages) as f32;
+        *document = op.how.score(&passages) as f32;
     }
+    Ok(())
 }
 
-/// The gradient of passages' scores from that of documents'.
-pub fn aggregate_backward(
-    how: Aggregate,
-    cu_documents: &[u32],
-    scores: &[f32],
-    ddocuments: &[f32],
-    dscores: &mut [f32],
-) {
+pub(super) fn aggregate_scores_backward<R: Operand>(
+    _: &Cpu<R>,
+    op: &mut op::AggregateScoresBackward<'_, Cpu<R>>,
+) -> Result<()> {
+    let cu_documents = cu_documents(op.batch)?;
+    let scores = part("scores", op.scores, 0, op.batch.sequences)?;
+    let slopes = part("ddocuments", op.ddocuments, 0, op.batch.documents)?;
+    let dscores = part_mut("dscores", op.dscores, 0, op.batch.sequences)?;
     let mut passages = Vec::new();
-    for (ends, &slope) in cu_documents.windows(2).zip(ddocuments) {
+    for (ends, &slope) in cu_documents.windows(2).zip(slopes) {
         let range = ends[0] as usize..ends[1] as usize;
         widen(&scores[range.clone()], &mut passages);
         for (i, d) in dscores[range].iter_mut().enumerate() {
-            *d = (f64::from(slope) * how.slope(&passages, i)) as f32;
+            *d = (f64::from(slope) * op.how.slope(&passages, i)) as f32;
         }
     }
+    Ok(())
+}
+
+/// First sequence of each document, and the end.
+fn cu_documents<R: Operand>(batch: &DeviceBatch<Cpu<R>>) -> Result<&[u32]> {
+    let ends = part("cu_documents", &batch.cu_documents, 0, batch.documents + 1)?;
+    check_ends("cu_documents", ends, batch.sequences)?;
+    Ok(ends)
 }
 
 fn widen(values: &[f32], into: &mut Vec<f64>) {
@@ -35,24 +54,21 @@ fn widen(values: &[f32], into: &mut Vec<f64>) {
     into.extend(values.iter().map(|&x| f64::from(x)));
 }
 
-/// Adds the loss of every group to `sums` and leaves `scale` times its gradient by the scores in
-/// `dscores`. scores, targets, dscores: [documents]; `cu_groups` [groups + 1].
-pub fn rank(
-    loss: RankLoss,
-    cu_groups: &[u32],
-    (scores, targets): (&[f32], &[f32]),
-    scale: f32,
-    dscores: &mut [f32],
-    sums: &mut [f32],
-) {
+pub(super) fn group_loss<R: Operand>(_: &Cpu<R>, op: &mut op::GroupLoss<'_, Cpu<R>>) -> Result<()> {
+    let (n, scale) = (op.batch.ranked(), f64::from(op.scale.value));
+    let cu_groups = part("cu_groups", &op.batch.cu_groups, 0, op.batch.groups + 1)?;
+    check_ends("cu_groups", cu_groups, n)?;
+    let (scores, targets) = (part("scores", op.scores, 0, n)?, part("targets", &op.batch.targets, 0, n)?);
+    let dscores = part_mut("dscores", op.dscores, 0, n)?;
+    let sums = part_mut("statistics", op.sums, 0, stats::SLOTS)?;
     let (mut total, mut right) = (0.0f64, 0u32);
     let mut group = Group::default();
     for ends in cu_groups.windows(2) {
         let range = ends[0] as usize..ends[1] as usize;
-        group.load(&scores[range.clone()], targets.get(range.clone()).unwrap_or_default());
-        total += group.loss(loss);
+        group.load(&scores[range.clone()], &targets[range.clone()]);
+        total += group.loss(op.loss);
         for (d, &slope) in dscores[range.clone()].iter_mut().zip(&group.slopes) {
-            *d = (f64::from(scale) * slope) as f32;
+            *d = (scale * slope) as f32;
         }
         if let [positive, others @ ..] = &scores[range] {
             right += u32::from(others.iter().all(|other| other < positive));
@@ -60,7 +76,8 @@ pub fn rank(
     }
     sums[stats::RANK_LOSS] += total as f32;
     sums[stats::RANK_CORRECT] += right as f32;
-    sums[stats::RANK_COUNT] += cu_groups.len().saturating_sub(1) as f32;
+    sums[stats::RANK_COUNT] += op.batch.groups as f32;
+    Ok(())
 }
 
 /// One group's values in f64; its vectors are kept from group to group.

@@ -1,0 +1,33 @@
+//! Sums over the columns of a matrix: the gradient of the bias whose linear layer made it.
+
+use super::tasks::{Out, each, vectorised};
+use crate::engine::Real;
+use pulp::Arch;
+
+/// Columns of one task.
+const COLUMNS: usize = 512;
+
+/// total [n] += column sums of rows [_, n], rows in ascending order.
+pub fn add_columns<R: Real>(arch: Arch, rows: &[R], total: &mut [f32]) {
+    let n = total.len();
+    each(Out(total, 1), COLUMNS, &|first, total| {
+        vectorised(
+            arch,
+            #[inline(always)]
+            || {
+                let total = &mut *total.0;
+                // Apart from what is there already, so that small terms meet a small sum.
+                let mut sums = [0.0; COLUMNS];
+                let sums = &mut sums[..total.len()];
+                for row in rows.chunks_exact(n) {
+                    for (sum, &x) in sums.iter_mut().zip(&row[first..]) {
+                        *sum += x.to_f32();
+                    }
+                }
+                for (total, &sum) in total.iter_mut().zip(&*sums) {
+                    *total += sum;
+                }
+            },
+        );
+    });
+}
