@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::keys::{Range, above, above_to};
 use crate::corpus::Format;
 use crate::corpus::read::documents::Field;
 use crate::ir::topics::Field as TopicField;
@@ -145,16 +146,16 @@ pub struct Predict {
     #[arg(long, value_delimiter = ',', default_value = "a100,h100")]
     pub gpu: Vec<String>,
     /// Price of one GPU for one hour; adds the cost of an epoch.
-    #[arg(long)]
+    #[arg(long, value_parser = number(Range::of(0.0..)))]
     pub price: Option<f64>,
     /// Network between nodes of eight GPUs, in gigabytes a second for each GPU.
-    #[arg(long, default_value_t = 25.0)]
+    #[arg(long, default_value_t = 25.0, value_parser = number(Range::of(above(0.0))))]
     pub network: f64,
     /// Samples in an epoch, if there are no shards to count [default: ORCAS'].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub samples: Option<u64>,
     /// Mean tokens of a sample, if there are no shards to measure [default: data.max_tokens].
-    #[arg(long)]
+    #[arg(long, value_parser = number(Range::of(1.0..)))]
     pub mean_tokens: Option<f64>,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -166,7 +167,7 @@ pub struct Bench {
     #[command(flatten)]
     pub plan: Plan,
     /// Seconds for each measurement.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = number(Range::of(above_to(0.0, 1e6))))]
     pub seconds: f64,
     /// Print JSON instead of a table.
     #[arg(long)]
@@ -287,6 +288,14 @@ pub struct Probe {
     /// Pairs to draw from data.shards, or from data.topics, qrels, run and documents.
     #[arg(long, default_value_t = 1000)]
     pub pairs: usize,
+}
+
+/// A number within `range`; those of the plan have theirs beside their keys.
+fn number(range: Range) -> impl Fn(&str) -> Result<f64, String> + Clone {
+    move |text| {
+        let number = text.parse().ok().filter(|&number| range.holds(number));
+        number.ok_or_else(|| format!("must be a number {range}"))
+    }
 }
 
 fn named_path(text: &str) -> Result<(String, PathBuf), String> {

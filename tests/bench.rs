@@ -84,5 +84,7 @@ fn the_table_names_what_was_measured() {
     for part in ["machine", "peaks", "attention: backward", "AdamW", "MFU", "loader", "all-reduce  none"] {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
-    assert_eq!(bench(1, &["--seconds", "0"]).status.code(), Some(2));
+    for seconds in ["0", "nan", "inf", "1e300"] {
+        assert_eq!(bench(1, &["--seconds", seconds]).status.code(), Some(2), "{seconds}");
+    }
 }

@@ -233,6 +233,17 @@ fn the_command_says_that_nothing_was_measured() {
     let refused = run(&["--gpu", "voodoo"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8(refused.stderr).unwrap().contains("voodoo"));
+    for (flag, number) in [
+        ("--price", "nan"),
+        ("--network", "0"),
+        ("--mean-tokens", "inf"),
+        ("--mean-tokens", "0"),
+        ("--samples", "0"),
+    ] {
+        let refused = run(&[flag, number]);
+        assert_eq!(refused.status.code(), Some(2), "{flag} {number}");
+        assert!(String::from_utf8(refused.stderr).unwrap().contains(flag));
+    }
     let unknown = Command::new(env!("CARGO_BIN_EXE_ctune-dist"))
         .args(["plan", "--set", "model.path=models/nowhere"])
         .output()

@@ -115,9 +115,6 @@ pub struct Report {
 /// # Errors
 /// `Error::Config` for impossible sizes; what the engine reports.
 pub fn run(config: &Config, seconds: f64, json: bool, world: &World) -> Result<()> {
-    if !(seconds.is_finite() && seconds > 0.0) {
-        return Err(Error::config(format!("--seconds {seconds}: must be a positive number")));
-    }
     let budget = Duration::from_secs_f64(seconds);
     let mut config = config.clone();
     if json && config.run.device == Device::Auto && cuda::probe().is_err() {

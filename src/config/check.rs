@@ -118,6 +118,9 @@ impl<'k> Check<'k> {
             {
                 text += &format!(" ({x:e} is {} in 32 bits)", x as f32);
             }
+            (Kind::Whole(_), Value::Float(x)) if x.fract() == 0.0 && x.abs() < 1e15 => {
+                hint = Some(x.to_string())
+            }
             (Kind::Whole(_), Value::String(text)) => hint = text.parse::<i64>().ok().map(|x| x.to_string()),
             (Kind::Number { .. }, Value::String(text)) => {
                 hint = text.parse::<f64>().ok().filter(|x| x.is_finite()).map(|x| format!("{x:?}"));
@@ -125,7 +128,7 @@ impl<'k> Check<'k> {
             _ => {}
         }
         if let Some(number) = hint {
-            text += &format!("; in TOML this number is {number}, without quotes");
+            text += &format!("; write it as {number}");
         }
         let shown = value.to_string().replace('\n', " ");
         let cut: String = shown.chars().take(SHOWN).collect();

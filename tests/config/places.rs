@@ -159,16 +159,17 @@ fn a_slip_names_the_key_that_was_meant() {
 }
 
 #[test]
-fn numbers_in_quotes_are_told_how_to_write() {
+fn numbers_in_another_form_are_told_theirs() {
     assert_eq!(
         refusal("", &["train.lr=.001"]),
-        "--set train.lr=.001: must be a number > 0; in TOML this number is 0.001, without quotes"
+        "--set train.lr=.001: must be a number > 0; write it as 0.001"
     );
     assert_eq!(
         refusal("[train]\nsteps = \"10\"\n", &[]),
-        "plan.toml:2: train.steps = \"10\": must be a whole number in [1, 1e12]; in TOML this number \
-         is 10, without quotes"
+        "plan.toml:2: train.steps = \"10\": must be a whole number in [1, 1e12]; write it as 10"
     );
+    let said = refusal("", &["train.steps=1e3"]);
+    assert_eq!(said, "--set train.steps=1e3: must be a whole number in [1, 1e12]; write it as 1000");
     assert_eq!(
         refusal("", &["train.eps=1e-50"]),
         "--set train.eps=1e-50: must be a number > 0 (1e-50 is 0 in 32 bits)"
