@@ -21,9 +21,10 @@ use super::ordered;
 use super::progress::Progress;
 use super::read::blocks::{Block, Blocks, Cut};
 use super::shard::Shards;
-use super::shard::binary::{BinaryWriter, put, sync};
-use super::shard::manifest::{FileEntry, Source, crc32_of_file};
+use super::shard::binary::BinaryWriter;
+use super::shard::manifest::{FileEntry, Source};
 use super::shard::mapped::Mapped;
+use crate::files;
 use crate::{Error, Result};
 
 const ABOUT: &str = "about.json";
@@ -104,7 +105,7 @@ impl HardNegatives {
     fn read(dir: &Path, plan: &Plan, queries: u32) -> Result<Self> {
         let path = dir.join(ABOUT);
         let wrong = |what: &str| Error::data(format!("{}: {what}", path.display()));
-        let text = std::fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+        let text = files::read(&path)?;
         let about: About = serde_json::from_slice(&text).map_err(|cause| wrong(&cause.to_string()))?;
         if about.plan != *plan {
             return Err(wrong("made from something else"));
@@ -112,7 +113,7 @@ impl HardNegatives {
         let lists = Mapped::open(dir, LISTS, 4, &about.files)?;
         let starts = Mapped::open(dir, STARTS, 8, &about.files)?;
         for entry in &about.files {
-            if crc32_of_file(&dir.join(&entry.name))? != entry.crc32 {
+            if files::crc32(&dir.join(&entry.name))? != entry.crc32 {
                 return Err(wrong("its files are damaged"));
             }
         }
@@ -146,7 +147,7 @@ fn publish(new: &Path, dir: &Path) -> Result<()> {
         std::fs::remove_dir_all(dir).map_err(|cause| Error::io("removed", dir, cause))?;
     }
     match std::fs::rename(new, dir) {
-        Ok(()) => dir.parent().map_or(Ok(()), sync),
+        Ok(()) => dir.parent().map_or(Ok(()), files::sync),
         Err(_) if dir.join(ABOUT).exists() => {
             std::fs::remove_dir_all(new).map_err(|cause| Error::io("removed", new, cause))
         }
@@ -214,8 +215,8 @@ fn build(shards: &Shards, run: &Path, plan: &Plan, new: &Path) -> Result<()> {
     let about = About { plan: plan.clone(), counts, files };
     let text = serde_json::to_vec_pretty(&about)
         .map_err(|cause| Error::data(format!("{ABOUT} cannot be made: {cause}")))?;
-    put(&new.join(ABOUT), &text)?;
-    sync(new)
+    files::write(&new.join(ABOUT), &text)?;
+    files::sync(new)
 }
 
 /// The ids of the shards, to look up.

@@ -11,11 +11,11 @@ use super::unlzw::{self, Unlzw};
 use crate::{Error, Result};
 
 /// UTF-8's byte order mark, which Windows programs put at the start of a file.
-pub(crate) const BOM: &[u8] = b"\xef\xbb\xbf";
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// How the bytes of a file are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Packing {
+pub enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -24,7 +24,7 @@ pub(crate) enum Packing {
 
 impl Packing {
     /// By the first bytes of the file.
-    pub(crate) fn of(first: &[u8]) -> Self {
+    pub fn of(first: &[u8]) -> Self {
         match first {
             [0x1f, 0x8b, ..] => Self::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
@@ -35,11 +35,11 @@ impl Packing {
 }
 
 /// A file that has been opened and looked at.
-pub(crate) struct Opened {
-    pub(crate) file: File,
-    pub(crate) packing: Packing,
+pub struct Opened {
+    pub file: File,
+    pub packing: Packing,
     /// Bytes on disk where it is an ordinary file, which can then be mapped; `None` for a pipe.
-    pub(crate) bytes: Option<u64>,
+    pub bytes: Option<u64>,
     /// First bytes of a pipe, which cannot be read again.
     head: Vec<u8>,
 }
@@ -47,7 +47,7 @@ pub(crate) struct Opened {
 impl Opened {
     /// # Errors
     /// `Error::Data` where the file cannot be opened.
-    pub(crate) fn new(path: &Path) -> Result<Self> {
+    pub fn new(path: &Path) -> Result<Self> {
         let failed = |cause| Error::io("read", path, cause);
         let mut file = File::open(path).map_err(failed)?;
         let about = file.metadata().map_err(failed)?;
@@ -66,7 +66,7 @@ impl Opened {
     ///
     /// # Errors
     /// `Error::Data` for a damaged head.
-    pub(crate) fn stream(self, path: &Path, done: Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
+    pub fn stream(self, path: &Path, done: Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
         let failed = |cause| Error::io("decompressed", path, cause);
         let raw = std::io::Cursor::new(self.head).chain(Counting { file: self.file, done });
         let raw = BufReader::with_capacity(1 << 18, raw);
@@ -83,7 +83,7 @@ impl Opened {
 ///
 /// # Errors
 /// `Error::Data` where it cannot be read.
-pub(crate) fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
+pub fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let stream = Opened::new(path)?.stream(path, Arc::default())?;
     let read = stream.take(most as u64).read_to_end(&mut text);
@@ -95,7 +95,7 @@ pub(crate) fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
 }
 
 /// The error of a file that ends or breaks within its text.
-pub(crate) fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
+pub fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
     Error::data(format!(
         "{}: cannot be read beyond byte {at} of its text: {cause}; if it was downloaded, compare its size \
         and checksum",
@@ -107,7 +107,7 @@ pub(crate) fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
 ///
 /// # Errors
 /// `Error::Data` where it cannot be read or decompressed.
-pub(crate) fn read_whole(path: &Path) -> Result<Vec<u8>> {
+pub fn read_unpacked(path: &Path) -> Result<Vec<u8>> {
     let opened = Opened::new(path)?;
     let action = if opened.packing == Packing::Plain { "read" } else { "decompressed" };
     let mut text = Vec::with_capacity(opened.bytes.unwrap_or(0) as usize);

@@ -14,12 +14,13 @@ use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextO
 use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
 use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
 
-use super::run::{Hit, Run, write_renamed_by};
+use super::read_text;
+use super::run::{Hit, Run};
 use super::topics::{Field as TopicField, Topic, read_topics_fields};
 use super::words::Words;
-use super::{read_text, refuse_input};
 use crate::corpus::read::documents as document;
 use crate::corpus::{Role, Source};
+use crate::files;
 use crate::{Error, Result};
 
 /// What `retrieve` reads, does and writes.
@@ -280,7 +281,7 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if o.fields.is_empty() {
         return Err(Error::config("no document field to index: choose from url, title and body"));
     }
-    refuse_input(
+    files::refuse_input(
         &o.out,
         o.documents.iter().flat_map(|source| &source.path).chain([&o.topics]).chain(&o.only),
     )?;
@@ -319,7 +320,7 @@ const TOPICS_AT_ONCE: usize = 10_000;
 fn write_run(retriever: &Retriever, mut topics: Vec<Topic>, o: &RetrieveOptions) -> Result<()> {
     topics.sort_by(|a, b| a.id.cmp(&b.id));
     let (tag, mut without) = (tag(o), 0);
-    write_renamed_by(&o.out, |out| {
+    files::write_by(&o.out, |out| {
         for block in topics.chunks(TOPICS_AT_ONCE) {
             let search = |topic: &Topic| retriever.search(&topic.text, o.depth);
             let lists = block.par_iter().map(search).collect::<Result<Vec<_>>>()?;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::read_text;
-use super::run::write_renamed;
+use crate::files;
 use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
@@ -154,7 +154,7 @@ pub fn write_folds(path: &Path, folds: &[Fold]) -> Result<()> {
     }
     let text = serde_json::to_string_pretty(&file)
         .map_err(|error| Error::data(format!("{}: {error}", path.display())))?;
-    write_renamed(path, (text + "\n").as_bytes())
+    files::write(path, (text + "\n").as_bytes())
 }
 
 /// Splits distinct topics into `k` parts whose sizes differ by at most one. Fold i tests on part i,

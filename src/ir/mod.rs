@@ -14,39 +14,17 @@ pub mod significance;
 pub mod topics;
 mod words;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use crate::files;
 use crate::{Error, Result};
 
-/// A whole file, decompressed when its first bytes say so, without a UTF-8 byte order mark.
-pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    crate::files::packed::read_whole(path)
-}
-
-/// As `read_bytes`, refusing what is not UTF-8 with the line where it starts.
+/// The text of a file, unpacked; what is not UTF-8 is refused with the line where it starts.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read_bytes(path)?).map_err(|error| {
+    String::from_utf8(files::read_unpacked(path)?).map_err(|error| {
         let end = error.utf8_error().valid_up_to();
         at_line(path, line_of(error.as_bytes(), end), "not UTF-8 text; convert the file to UTF-8")
     })
-}
-
-/// Refuses to write where something is read from.
-///
-/// # Errors
-/// `Error::Config` when `out` is one of the `inputs`, by whatever name.
-pub(crate) fn refuse_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    let Ok(place) = out.canonicalize() else { return Ok(()) }; // what is not there is no input
-    match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
-        None if place.is_dir() => {
-            Err(Error::config(format!("{}: is a folder: name a file to write", out.display())))
-        }
-        None => Ok(()),
-        Some(_) => Err(Error::config(format!(
-            "{}: is an input and would be overwritten: choose another file",
-            out.display()
-        ))),
-    }
 }
 
 /// The error of one line: `path:line: text`.

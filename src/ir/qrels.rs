@@ -8,9 +8,10 @@ use std::path::Path;
 use compact_str::CompactString;
 use hashbrown::HashMap;
 
+use super::file_error;
 use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
-use super::{file_error, read_bytes};
 use crate::Result;
+use crate::files;
 
 /// document -> label, of one topic.
 pub type Labels = HashMap<CompactString, i32>;
@@ -35,7 +36,7 @@ impl Qrels {
     /// are skipped. Errors: another number of columns, a label that is no integer, a document judged
     /// twice in a topic, no judgement at all.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read_bytes(path)?;
+        let bytes = files::read_unpacked(path)?;
         Self::parse(&bytes).map_err(|error| file_error(path, &bytes, error))
     }
 

@@ -6,15 +6,14 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use compact_str::CompactString;
 use hashbrown::HashSet;
 
+use super::file_error;
 use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
-use super::{file_error, read_bytes};
+use crate::files;
 use crate::{Error, Result};
 
 /// One retrieved document. A score is whatever its run's author chose: only its order counts.
@@ -74,7 +73,7 @@ impl Run {
     /// gzipped. Blank lines and lines that begin with `#` are skipped. Errors: too few columns, a
     /// score that is no number, a document twice in a topic, no line at all.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = read_bytes(path)?;
+        let bytes = files::read_unpacked(path)?;
         Self::parse(&bytes).map_err(|error| file_error(path, &bytes, error))
     }
 
@@ -182,7 +181,7 @@ impl Run {
         for topic in self.topics.keys() {
             self.lines(topic, tag, &mut text);
         }
-        write_renamed(path, text.as_bytes())
+        files::write(path, text.as_bytes())
     }
 
     /// Appends a topic's lines as `write` has them.
@@ -219,27 +218,6 @@ fn keep_apart(hits: &mut [Hit]) {
         above = Some((hit.score, single));
         hit.score = f64::from(single);
     }
-}
-
-/// Writes a file beside its final place and renames it.
-pub(crate) fn write_renamed(path: &Path, bytes: &[u8]) -> Result<()> {
-    write_renamed_by(path, |file| file.write_all(bytes).map_err(|cause| Error::io("written", path, cause)))
-}
-
-/// The same for what comes piece by piece.
-pub(crate) fn write_renamed_by(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let fail = |cause| Error::io("written", path, cause);
-    // Temporary files are private to their owner; a result is as readable as the user's umask says.
-    let mode = std::fs::Permissions::from_mode(0o666);
-    let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).map_err(fail)?;
-    write(&mut file)?;
-    file.as_file().sync_all().map_err(fail)?;
-    file.persist(path).map_err(|error| fail(error.error))?;
-    Ok(())
 }
 
 /// The form of the first line that holds anything.

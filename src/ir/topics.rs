@@ -68,7 +68,7 @@ pub fn read_topics(path: &Path) -> Result<Vec<Topic>> {
     read_topics_fields(path, &[Field::Title])
 }
 
-/// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `files::packed` knows it; several
+/// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `files` knows it; several
 /// fields are joined with a space, runs of white space become one space. Errors: a line that is none of
 /// these, a topic without id or without one of the fields, an id twice, no topic at all.
 pub fn read_topics_fields(path: &Path, fields: &[Field]) -> Result<Vec<Topic>> {

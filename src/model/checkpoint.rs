@@ -18,6 +18,7 @@ use super::shape::Shape;
 use super::tensor_file::{Entry, Written, write_synced, write_tensors};
 pub use crate::config::HeadStart;
 use crate::engine::{Elem, Engine};
+use crate::files;
 use crate::{Error, Result};
 
 /// Files beside the weights that make a folder loadable elsewhere.
@@ -223,7 +224,7 @@ impl Checkpoint {
 /// `Error::Data` when the file cannot be read.
 pub fn fingerprint(dir: &Path) -> Result<u32> {
     let file = dir.join("model.safetensors");
-    Ok(crc32fast::hash(&fs::read(&file).map_err(|e| Error::io("read", &file, e))?))
+    Ok(crc32fast::hash(&files::read(&file)?))
 }
 
 /// Which ranking head to load.
@@ -258,7 +259,7 @@ pub fn read_shape(path: &Path) -> Result<Shape> {
 }
 
 fn read_config(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = files::read_text(path)?;
     serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))
 }
 
@@ -396,7 +397,7 @@ impl<R: Elem> Image<R> {
         if let Some(from) = tokenizer {
             for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {
                 let source = from.join(file);
-                let bytes = fs::read(&source).map_err(|e| Error::io("read", &source, e))?;
+                let bytes = files::read(&source)?;
                 files.insert((*file).to_owned(), write_synced(&dir.join(file), &[&bytes])?);
             }
         }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::engine::Engine;
+use crate::files;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet};
 use crate::ranks::World;
@@ -133,9 +134,9 @@ fn load<E: Engine>(
 fn conclude(probe: &Probe, dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(probe)
         .map_err(|e| Error::data(format!("probe.json cannot be written: {e}")))?;
-    directory::write_whole(&dir.join("probe.json"), text.as_bytes())?;
+    files::write(&dir.join("probe.json"), text.as_bytes())?;
     let path = dir.join("probe.html");
-    directory::write_whole(&path, page::html(probe)?.as_bytes())?;
+    files::write(&path, page::html(probe)?.as_bytes())?;
     tell_raw!("{}", page::table_text(probe));
     tell!("report: {}", path.display());
     Ok(())

@@ -11,11 +11,10 @@ use super::compare::p_text;
 use super::html::{escape, figure, shell, table};
 use super::plot::{self, Differences};
 use super::text::text_table;
+use crate::files;
 use crate::ir::compare::{Compared, Comparison, DRAWS};
 use crate::ir::evaluate::{EvaluateOptions, Outcome, measure, number, trec_layout};
 use crate::ir::measures::{Measure, Options};
-use crate::ir::refuse_input;
-use crate::ir::run::write_renamed;
 use crate::{Error, Result};
 
 /// Panels of a plot; more would be a picture that nobody reads.
@@ -294,7 +293,7 @@ impl<'a> Drawing<'a> {
                 return Err(Error::config(text));
             }
         };
-        refuse_input(path, [&options.qrels, &options.run].into_iter().chain(&options.baseline))?;
+        files::refuse_input(path, [&options.qrels, &options.run].into_iter().chain(&options.baseline))?;
         if options.baseline.is_none() {
             return Err(Error::config(
                 "--plot draws the differences to a baseline: name one with --baseline RUN",
@@ -317,7 +316,7 @@ impl<'a> Drawing<'a> {
         }
         let panels: Vec<Differences> = drawn.iter().map(|c| panel(comparison, c)).collect();
         let text = if self.html { page(comparison, options, &panels)? } else { plot::differences(&panels)? };
-        write_renamed(self.path, text.as_bytes())
+        files::write(self.path, text.as_bytes())
     }
 }
 

@@ -10,7 +10,8 @@ use super::html::{escape, figure, shell, table};
 use super::metrics::{self, Curves, LOSSES, smooth, thin};
 use super::plot::{self, Axis, Line};
 use super::results::{Cell, Results};
-use crate::{Error, Result};
+use crate::Result;
+use crate::files;
 
 /// Points of a drawn curve: more than its pixels would only make the file large.
 const POINTS: usize = 1000;
@@ -26,9 +27,8 @@ pub fn write_experiment_report(dir: &Path) -> Result<PathBuf> {
     let results = Results::read(&dir.join("results.json"))?;
     let curves = results.training.iter().map(|run| metrics::read(&run.name, &dir.join(&run.metrics)));
     let page = page(&results, &curves.collect::<Vec<_>>())?;
-    let (path, part) = (dir.join("report.html"), dir.join("report.html.part"));
-    std::fs::write(&part, page).map_err(|cause| Error::io("written", &part, cause))?;
-    std::fs::rename(&part, &path).map_err(|cause| Error::io("written", &path, cause))?;
+    let path = dir.join("report.html");
+    files::write(&path, page.as_bytes())?;
     Ok(path)
 }
 

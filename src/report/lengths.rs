@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::html::{escape, shell};
 use super::plot::{self, Axis, Line};
-use crate::{Error, Result};
+use crate::Result;
+use crate::files;
 
 /// A distribution to plot.
 pub struct Lengths {
@@ -28,5 +29,5 @@ pub fn write_lengths_page(path: &Path, title: &str, lengths: Vec<Lengths>, descr
         body += &format!("<figure>{svg}</figure>\n");
     }
     body += &format!("<h2>Description</h2>\n<pre>{}</pre>\n", escape(description));
-    std::fs::write(path, shell(&escape(title), &body)).map_err(|cause| Error::io("written", path, cause))
+    files::write(path, shell(&escape(title), &body).as_bytes())
 }

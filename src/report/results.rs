@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use statrs::statistics::Statistics;
 
+use crate::files;
 use crate::{Error, Result};
 
 /// An experiment's outcome, `results.json`.
@@ -52,7 +53,7 @@ impl Results {
     /// # Errors
     /// `Error::Data` with path, line and column of what cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
+        let text = files::read(path)?;
         serde_json::from_slice(&text).map_err(|cause| {
             Error::data(format!("{}: not the results of an experiment: {cause}", path.display()))
         })

@@ -1,14 +1,13 @@
 //! A run's folder: the plan that was run, where it ran, and files that are complete or absent.
 
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::checkpoints::Identity;
 use crate::config::Config;
+use crate::files::{self, Lock};
 use crate::ranks::World;
 use crate::{Error, Result, journal};
 
@@ -40,7 +39,7 @@ fn describe(
     let plan = config.to_toml()?;
     let command = &identity.command;
     tell!("plan of {command}, kept in {}:\n{plan}", dir.join("config.toml").display());
-    write_whole(&dir.join("config.toml"), plan.as_bytes())?;
+    files::write(&dir.join("config.toml"), plan.as_bytes())?;
     let mut about = json!({
         "command": command,
         "program": concat!("ctune-dist ", env!("CARGO_PKG_VERSION")),
@@ -51,17 +50,17 @@ fn describe(
     for (key, value) in facts {
         about[*key] = value.clone();
     }
-    write_whole(&dir.join("run.json"), format!("{about:#}\n").as_bytes())
+    files::write(&dir.join("run.json"), format!("{about:#}\n").as_bytes())
 }
 
 /// Adds what became known after the start to `run.json`.
 pub fn add_fact(dir: &Path, key: &str, value: &Value) -> Result<()> {
     let path = dir.join("run.json");
-    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let text = files::read(&path)?;
     let bad = |e| Error::data(format!("{}: not a description of a run: {e}", path.display()));
     let mut about: Value = serde_json::from_slice(&text).map_err(bad)?;
     about[key] = value.clone();
-    write_whole(&path, format!("{about:#}\n").as_bytes())
+    files::write(&path, format!("{about:#}\n").as_bytes())
 }
 
 /// What the run in `dir` was started as.
@@ -70,7 +69,7 @@ pub fn add_fact(dir: &Path, key: &str, value: &Value) -> Result<()> {
 /// `Error::Data` when `run.json` cannot be read.
 pub fn read_identity(dir: &Path) -> Result<Identity> {
     let path = dir.join("run.json");
-    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let text = files::read(&path)?;
     let bad = |e| Error::data(format!("{}: not a description of a run: {e}", path.display()));
     let mut value: Value = serde_json::from_slice(&text).map_err(bad)?;
     serde_json::from_value(value["identity"].take()).map_err(bad)
@@ -85,28 +84,13 @@ pub fn read_identity(dir: &Path) -> Result<Identity> {
 pub fn lock(dir: &Path, world: &World) -> Result<Option<File>> {
     let take = || {
         fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
-        let path = dir.join(LOCK);
-        let file = File::create(&path).map_err(|e| Error::io("written", &path, e))?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => Err(Error::data(format!(
+        match files::lock(&dir.join(LOCK))? {
+            Lock::Held(file) | Lock::Unknown(file) => Ok(file),
+            Lock::Busy => Err(Error::data(format!(
                 "{}: another process is training there: wait for it, or choose another --out",
                 dir.display()
             ))),
-            _ => Ok(file),
         }
     };
     world.agree(world.leads().then(take))
-}
-
-/// Writes a file beside its place and renames it, so that a file of this name is complete.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let bad = |e| Error::io("written", path, e);
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .permissions(fs::Permissions::from_mode(0o666)) // as any new file: the umask has the last word
-        .tempfile_in(dir)
-        .map_err(bad)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(bad)?;
-    file.persist(path).map_err(|e| Error::io("written", path, e.error))?;
-    Ok(())
 }

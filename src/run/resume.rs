@@ -11,6 +11,7 @@ use toml::Table;
 use super::checkpoints::{Identity, State, find, folder, steps_in, sweep};
 use super::directory;
 use crate::config::{Config, Resume, ResumeFrom};
+use crate::files;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::ranks::{Distributed, World};
 use crate::train::state::has_master;
@@ -327,7 +328,7 @@ pub fn cut_metrics(path: &Path, progress: Progress) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let text = files::read(path)?;
     let kept = |line: &&[u8]| {
         let object: Option<Value> = serde_json::from_slice(line).ok();
         let step = object.as_ref().map(|object| object["step"].as_u64().unwrap_or(0));
@@ -338,5 +339,5 @@ pub fn cut_metrics(path: &Path, progress: Progress) -> Result<()> {
     if !cut.is_empty() {
         cut.push(b'\n');
     }
-    directory::write_whole(path, &cut)
+    files::write(path, &cut)
 }

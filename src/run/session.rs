@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use super::checkpoints::find;
 use super::checkpoints::saver::Saver;
-use super::{directory, resume, signals};
+use super::{resume, signals};
 use crate::config::Run;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
+use crate::files;
 use crate::model::checkpoint;
 use crate::ranks::{Distributed, World};
 use crate::train::metrics::{Meter, duration};
@@ -211,7 +212,7 @@ impl<'w> Session<'w> {
         let conclude = || {
             checkpoint::save(&trainer.model, &model, Some(self.saver.tokenizer()))?;
             let text = format!("{} steps\n", trainer.progress().updates);
-            directory::write_whole(&self.dir.join(resume::FINISHED), text.as_bytes())
+            files::write(&self.dir.join(resume::FINISHED), text.as_bytes())
         };
         self.world.agree(self.world.leads().then(conclude))?;
         if self.world.leads() {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::fine::{FoldTask, Start, Study, make_folder};
 use crate::config::{Arm, Config, Fine, Split};
+use crate::files;
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Evaluation, Measure, evaluate};
 use crate::ir::run::Run;
@@ -195,7 +196,7 @@ fn run_task<E: Distributed>(engine: &E, study: &Study, task: &Task, out: &Path) 
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir, seed };
     let (_, run) = study.run_fold(engine.clone(), start, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
-    directory::write_whole(&about_path, about.as_bytes())
+    files::write(&about_path, about.as_bytes())
 }
 
 fn seed(study: &Study, task: &Task) -> u32 {
@@ -258,7 +259,7 @@ fn conclude(study: &Study, tasks: &[Task], dir: &Path) -> Result<()> {
     };
     let text = serde_json::to_string_pretty(&results)
         .map_err(|e| Error::data(format!("results.json cannot be written: {e}")))?;
-    directory::write_whole(&dir.join("results.json"), text.as_bytes())?;
+    files::write(&dir.join("results.json"), text.as_bytes())?;
     tell!("\n{}", table_text(&results)?);
     tell!("report: {}", write_experiment_report(dir)?.display());
     Ok(())

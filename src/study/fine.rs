@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::data::collection::{Collection, TopicUse};
 use crate::data::groups::{GroupOptions, GroupSource, Sources};
 use crate::data::loader::{Cursor, Loader, LoaderOptions, packs_per_epoch};
+use crate::files;
 use crate::ir::folds::Fold;
 use crate::ir::measures::{self, Measure, evaluate};
 use crate::ir::qrels::Qrels;
@@ -366,7 +367,7 @@ fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<
         if repeats.len() > 1 {
             summarise(&repeats, dir)?;
         }
-        directory::write_whole(&dir.join(resume::FINISHED), b"all folds\n")
+        files::write(&dir.join(resume::FINISHED), b"all folds\n")
     };
     world.agree(world.leads().then(conclude))?;
     Ok(())
@@ -384,7 +385,7 @@ fn summarise(repeats: &[Vec<Mean>], dir: &Path) -> Result<()> {
         text.push_str(&format!("{name:<22}\tall\t{mean:6.4}\t{deviation:6.4}\n"));
     }
     tell_raw!("mean and standard deviation over {} seeds:\n{text}", repeats.len());
-    directory::write_whole(&dir.join("seeds.txt"), text.as_bytes())
+    files::write(&dir.join("seeds.txt"), text.as_bytes())
 }
 
 impl Study<'_> {
@@ -423,7 +424,7 @@ impl Study<'_> {
         let conclude = || {
             checkpoint::save(&model, &folder.join("model"), Some(path))?;
             run.write(&run_path, "ctune-dist")?;
-            directory::write_whole(&done, topics.as_bytes())?;
+            files::write(&done, topics.as_bytes())?;
             let measure: Measure = config.fine.measure.parse()?;
             tell!("fold {}: {measure} {:.4} on its test topics", i + 1, mean(&self.qrels, &run, measure)?);
             Ok(())
@@ -455,7 +456,7 @@ fn finish(config: &Config, study: &Study, joined: &Run, dir: &Path) -> Result<Ve
         text.push_str(&format!("{:<22}\tall\t{value:6.4}\n", measure.to_string()));
     }
     tell_raw!("all folds joined, {} topics: {}\n{text}", result.topics.len(), path.display());
-    directory::write_whole(&dir.join("results.txt"), text.as_bytes())?;
+    files::write(&dir.join("results.txt"), text.as_bytes())?;
     Ok(names.into_iter().zip(result.means).collect())
 }
 

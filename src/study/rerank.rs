@@ -12,7 +12,7 @@ use crate::data::batch::Batch;
 use crate::data::collection::{Candidates, Collection};
 use crate::engine::Engine;
 use crate::engine::op::{Aggregate, RankLoss};
-use crate::ir::refuse_input;
+use crate::files;
 use crate::ir::run::{Hit, Run};
 use crate::model::activations::Capacity;
 use crate::model::bert::Options;
@@ -139,7 +139,7 @@ fn run_on<E: Engine>(engine: E, config: &Config, out: &Path, world: &World) -> R
     let data = &config.data;
     let sources = config.sources.iter().flat_map(|source| &source.path);
     let read = [&data.topics, &data.run, &data.documents].into_iter().flatten().chain(sources);
-    world.agree(world.leads().then(|| refuse_input(out, read)))?;
+    world.agree(world.leads().then(|| files::refuse_input(out, read)))?;
     let tokenizer = Tokenizer::load(path)?;
     let collection = Collection::read(config, &tokenizer, config.fine.depth, &HashMap::new())?;
     let checkpoint = Checkpoint::read(path)?;

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::special::Special;
 use super::vocabulary::{self, WordCounts};
 use super::wordpiece::{Cache, WordPieces};
+use crate::files;
 use crate::{Error, Result};
 
 /// The prefix of a piece that goes on a word.
@@ -38,7 +39,7 @@ impl Tokenizer {
     /// the five special tokens is missing.
     pub fn load(path: &Path) -> Result<Self> {
         let file = find(path)?;
-        let text = std::fs::read(&file).map_err(|cause| Error::io("read", &file, cause))?;
+        let text = files::read(&file)?;
         if file.extension().is_some_and(|e| e == "json") {
             let name = file.display().to_string();
             let refused = |cause: String| Error::data(format!("{name}: not a tokenizer.json: {cause}"));

@@ -18,6 +18,7 @@ use crate::corpus::read::source::{Files, Part, Piece, Tally};
 use crate::corpus::shard::manifest::HEADER;
 use crate::corpus::shard::parts::Note;
 use crate::corpus::shard::write::ShardWriter;
+use crate::files;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -145,7 +146,7 @@ impl Preparation<'_> {
             }
             if let Some(seen) = &mut stage.seen {
                 let path = writer.dir().join(&part.entry.name);
-                let bytes = std::fs::read(&path).map_err(|cause| Error::io("read", &path, cause))?;
+                let bytes = files::read(&path)?;
                 let width = (bytes.len() - HEADER) / (part.tokens as usize).max(1);
                 let mut rest = &bytes[HEADER..];
                 for &length in &part.lengths {

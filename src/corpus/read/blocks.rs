@@ -14,8 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::Mmap;
 
 use super::lookup::Picks;
-use crate::corpus::shard::mapped;
-use crate::files::packed::{BOM, Opened, Packing, broken};
+use crate::files::{self, BOM, Opened, Packing, broken};
 use crate::{Error, Result};
 
 /// Bytes of a block, unless a record is longer: some 10 ms of tokenising, so that no core waits long at
@@ -187,7 +186,7 @@ fn map_block(path: &Path, file: &std::fs::File, cut: Cut, start: u64, bytes: u64
     let mut size = BLOCK;
     loop {
         let length = left.min(size as u64) as usize;
-        let map = mapped::map_range(file, path, start, length)?;
+        let map = files::map_range(file, path, start, length)?;
         if length as u64 == left && length <= LONGEST {
             return Ok(Some((Bytes::Mapped(map, length), left, false)));
         }
@@ -203,7 +202,7 @@ fn map_block(path: &Path, file: &std::fs::File, cut: Cut, start: u64, bytes: u64
     // A record end that lies across two windows is looked for in both.
     while skipped < left {
         let length = (left - skipped).min(BLOCK as u64) as usize;
-        let map = mapped::map_range(file, path, start + skipped, length)?;
+        let map = files::map_range(file, path, start + skipped, length)?;
         match cut.first(&map) {
             Some(end) => return Ok(Some((Bytes::Owned(Vec::new()), skipped + end as u64, true))),
             None if length as u64 == left - skipped => break,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::blocks::LONGEST;
-use crate::files::packed::Opened;
+use crate::files::Opened;
 use crate::{Error, Result};
 
 /// Bytes of a block of picked lines.

@@ -14,7 +14,7 @@ use super::lookup::Picks;
 use super::rows::{ReadCounts, Role, Row, Seen};
 use super::sgml;
 pub use crate::config::Source;
-use crate::files::packed;
+use crate::files;
 use crate::{Error, Result};
 
 impl Source {
@@ -104,7 +104,7 @@ impl Files {
         for source in sources.iter().filter(|source| source.role == role) {
             let before = all.files.len();
             for (path, from_folder) in source.marked_files()? {
-                let head = packed::head(&path, HEAD)?;
+                let head = files::head(&path, HEAD)?;
                 match format::resolve(&path, role, source.format, &source.columns, &head) {
                     Ok((format, layout)) => {
                         all.bytes += std::fs::metadata(&path).map_or(0, |about| about.len());

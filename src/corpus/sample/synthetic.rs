@@ -4,13 +4,12 @@
 //! first document it clicks. The files have ORCAS' and MS MARCO's form; the same seed gives the same bytes.
 
 use std::fs;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use crate::corpus::ordered;
-use crate::corpus::shard::binary::put;
+use crate::files;
 use crate::random::{Purpose, philox};
 use crate::{Error, Result};
 
@@ -57,6 +56,7 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;
+    files::sweep(out);
     let text = Text { zipf: Zipf::new(WORDS), seed: *seed, words: f64::from(*words) };
     let bytes = write(&out.join("documents.tsv"), *documents, |document, out| text.document(document, out))?;
     let extra = extra_clicks(options);
@@ -71,7 +71,7 @@ pub fn run(options: &SyntheticOptions) -> Result<()> {
         "documents.tsv": "docid, url, title, body; the form of MS MARCO documents version 1",
         "clicks.tsv": "query id, query, document id, url; the form of ORCAS",
     });
-    put(&out.join(DONE), format!("{about:#}\n").as_bytes())?;
+    files::write(&out.join(DONE), format!("{about:#}\n").as_bytes())?;
     tell!(
         "{}: {documents} documents ({:.1} MB), {queries} queries and {pairs} clicks ({:.1} MB), all synthetic",
         out.display(),
@@ -93,24 +93,21 @@ fn extra_clicks(options: &SyntheticOptions) -> Vec<u32> {
 
 /// Writes the lines of items `0..count`, made on all cores; returns the bytes.
 fn write(path: &Path, count: u32, make: impl Fn(u32, &mut String) + Sync) -> Result<u64> {
-    let part = path.with_extension("part");
-    let failed = |cause| Error::io("written", &part, cause);
-    let mut file = BufWriter::with_capacity(1 << 20, fs::File::create(&part).map_err(failed)?);
     let mut bytes = 0;
-    ordered::run(
-        |pass| (0..count).step_by(CHUNK as usize).try_for_each(pass),
-        |start| {
-            let mut text = String::new();
-            (start..start.saturating_add(CHUNK).min(count)).for_each(|item| make(item, &mut text));
-            Ok(text)
-        },
-        |text| {
-            bytes += text.len() as u64;
-            file.write_all(text.as_bytes()).map_err(failed)
-        },
-    )?;
-    file.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-    fs::rename(&part, path).map_err(failed)?;
+    files::write_by(path, |file| {
+        ordered::run(
+            |pass| (0..count).step_by(CHUNK as usize).try_for_each(pass),
+            |start| {
+                let mut text = String::new();
+                (start..start.saturating_add(CHUNK).min(count)).for_each(|item| make(item, &mut text));
+                Ok(text)
+            },
+            |text| {
+                bytes += text.len() as u64;
+                file.write_all(text.as_bytes()).map_err(|cause| Error::io("written", path, cause))
+            },
+        )
+    })?;
     Ok(bytes)
 }
 

@@ -1,5 +1,5 @@
 //! One binary file of a shard directory as it is written: a header whose count is filled in at the end, then
-//! elements; and small files that are whole or not there.
+//! elements.
 
 use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
@@ -56,19 +56,4 @@ impl BinaryWriter {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(FileEntry { name, bytes: HEADER as u64 + self.count * self.width as u64, crc32: crc.finalize() })
     }
-}
-
-/// Writes a file under a temporary name, syncs it, then gives it its own.
-pub(crate) fn put(path: &Path, content: &[u8]) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!("{name}.part"));
-    std::fs::write(&temporary, content)
-        .and_then(|()| File::open(&temporary)?.sync_all())
-        .and_then(|()| std::fs::rename(&temporary, path))
-        .map_err(|cause| Error::io("written", path, cause))
-}
-
-/// Puts a directory's names on the disk.
-pub(crate) fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("synced", path, cause))
 }

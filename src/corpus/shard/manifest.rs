@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::mapped;
+use crate::files;
 use crate::text::Special;
 use crate::{Error, Result};
 
@@ -65,7 +65,7 @@ impl Source {
     pub fn of(path: &Path) -> Result<Self> {
         const SAMPLE: u64 = 1 << 20;
         let failed = |cause| Error::io("read", path, cause);
-        let (mut file, bytes) = mapped::open(path)?;
+        let (mut file, bytes) = files::open(path)?;
         let mut crc = crc32fast::Hasher::new();
         for start in [0, bytes / 2, bytes.saturating_sub(SAMPLE)] {
             let mut sample = Vec::new();
@@ -140,22 +140,11 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest> {
         other => return Err(wrong(format!("shards of version {other:?}, which this program cannot read"))),
     }
     let crc_path = dir.join(MANIFEST_CRC);
-    let crc = std::fs::read_to_string(&crc_path).map_err(|cause| Error::io("read", &crc_path, cause))?;
+    let crc = files::read_text(&crc_path)?;
     if crc != format!("{:08x}\n", crc32fast::hash(&text)) {
         return Err(wrong(format!("damaged: its checksum is not the one in {MANIFEST_CRC}")));
     }
     serde_json::from_slice(&text).map_err(|cause| wrong(format!("damaged: {cause}")))
-}
-
-/// Mapped and let go a piece at a time, so that checking gigabytes leaves no memory behind.
-pub(crate) fn crc32_of_file(path: &Path) -> Result<u32> {
-    const PIECE: u64 = 16 << 20;
-    let (file, length) = mapped::open(path)?;
-    let mut crc = crc32fast::Hasher::new();
-    for start in (0..length).step_by(PIECE as usize) {
-        crc.update(&mapped::map_range(&file, path, start, (length - start).min(PIECE) as usize)?);
-    }
-    Ok(crc.finalize())
 }
 
 /// The name of a part of the tokens of `kind`.

@@ -1,40 +1,13 @@
 //! A binary shard file in memory: the header and the length are checked once, then it is a slice.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
 
 use super::manifest::{FileEntry, HEADER, MAGIC, MANIFEST, VERSION};
+use crate::files;
 use crate::{Error, Result};
-
-/// The file and its length in bytes.
-pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
-    let failed = |cause| Error::io("read", path, cause);
-    let file = File::open(path).map_err(failed)?;
-    let bytes = file.metadata().map_err(failed)?.len();
-    Ok((file, bytes))
-}
-
-/// The bytes of a file that is not empty.
-pub(crate) fn map(file: &File, path: &Path) -> Result<Mmap> {
-    // SAFETY: mapped read-only; shard files are written once under a temporary name and never changed
-    // in place, which the documentation of `Shards` asks of everyone else.
-    unsafe { Mmap::map(file) }.map_err(|cause| Error::io("mapped", path, cause))
-}
-
-/// `length > 0` bytes of an input file from byte `start` on, which the system is told to fetch now: reading
-/// ahead of the threads that will touch them.
-pub(crate) fn map_range(file: &File, path: &Path, start: u64, length: usize) -> Result<Mmap> {
-    // SAFETY: mapped read-only and viewed as bytes alone. A user who shortens an input file while it
-    // is read ends the program by a signal, which loses no finished part.
-    let map = unsafe { memmap2::MmapOptions::new().offset(start).len(length).map(file) };
-    let map = map.map_err(|cause| Error::io("mapped", path, cause))?;
-    // Advice only: where it is refused the pages come one by one.
-    let _ = map.advise(memmap2::Advice::WillNeed);
-    Ok(map)
-}
 
 /// One binary file, mapped, its header and length checked.
 pub(crate) struct Mapped {
@@ -52,7 +25,7 @@ impl Mapped {
         let Some(entry) = files.iter().find(|entry| entry.name == name) else {
             return Err(wrong(format!("not listed in {MANIFEST}")));
         };
-        let (file, bytes) = open(&path)?;
+        let (file, bytes) = files::open(&path)?;
         if bytes != entry.bytes || bytes < HEADER as u64 {
             let kind = if bytes < entry.bytes { "truncated" } else { "not the file that was written" };
             return Err(wrong(format!(
@@ -60,7 +33,7 @@ impl Mapped {
                 entry.bytes
             )));
         }
-        let map = map(&file, &path)?;
+        let map = files::map(&file, &path)?;
         let number = |at: usize| u32::from_le_bytes([map[at], map[at + 1], map[at + 2], map[at + 3]]);
         if &map[..8] != MAGIC.as_bytes() {
             return Err(wrong("not a shard file (wrong magic)".into()));

@@ -33,8 +33,9 @@ use rayon::prelude::*;
 pub use self::manifest::{
     FileEntry, HEADER, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, read_manifest,
 };
-use self::manifest::{crc32_of_file, fingerprint, part_name, token_width};
+use self::manifest::{fingerprint, part_name, token_width};
 use self::mapped::Mapped;
+use crate::files;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -211,7 +212,7 @@ impl Shards {
     pub fn verify(&self) -> Result<()> {
         let checked = self.manifest.files.par_iter().map(|entry| {
             let path = self.dir.join(&entry.name);
-            let crc = crc32_of_file(&path)?;
+            let crc = files::crc32(&path)?;
             if crc == entry.crc32 {
                 return Ok(());
             }

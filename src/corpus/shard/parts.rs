@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::binary::{BinaryWriter, put};
-use super::manifest::{FileEntry, crc32_of_file, part_name};
+use super::binary::BinaryWriter;
+use super::manifest::{FileEntry, part_name};
 use crate::corpus::read::rows::ReadCounts;
 use crate::corpus::read::source::{Position, Tally};
+use crate::files;
 use crate::{Error, Result};
 
 /// Where a stage stood when a part was finished, and what happened in the part.
@@ -126,7 +127,7 @@ impl PartWriter {
         bytes.extend_from_slice(bytemuck::cast_slice(&id_ends));
         bytes.extend_from_slice(ids.as_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-        put(&path, &bytes)
+        files::write(&path, &bytes)
     }
 }
 
@@ -154,7 +155,7 @@ pub(crate) fn read(dir: &Path, work: &Path, kind: &str, number: usize, checked: 
     if checked {
         let path = dir.join(&part.entry.name);
         let whole = std::fs::metadata(&path).is_ok_and(|about| about.len() == part.entry.bytes)
-            && crc32_of_file(&path).is_ok_and(|crc| crc == part.entry.crc32);
+            && files::crc32(&path).is_ok_and(|crc| crc == part.entry.crc32);
         if !whole {
             return None;
         }

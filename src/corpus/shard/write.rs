@@ -7,11 +7,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::CLICK_TIMES;
-use super::binary::{BinaryWriter, put, sync};
-use super::manifest::{
-    FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, crc32_of_file, token_width,
-};
+use super::binary::BinaryWriter;
+use super::manifest::{FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, token_width};
 use super::parts::{self, Note, Part, PartWriter};
+use crate::files::{self, Lock};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -65,15 +64,16 @@ impl Workplace {
         }
         for new in [&work, &dir] {
             std::fs::create_dir_all(new).map_err(|cause| Error::io("made", new, cause))?;
+            files::sweep(new);
         }
-        put(&work.join(PLAN), plan.as_bytes())?;
+        files::write(&work.join(PLAN), plan.as_bytes())?;
         Ok(Self { target: target.to_owned(), root, work, dir, keep: false, _lock: lock })
     }
 
     /// Gives the shards their name and removes the rest.
     fn publish(mut self) -> Result<()> {
         let failed = |path: &Path, cause| Error::io("written", path, cause);
-        sync(&self.dir)?;
+        files::sync(&self.dir)?;
         if self.target.exists() {
             // An empty directory, as `check_free` saw.
             std::fs::remove_dir(&self.target).map_err(|cause| failed(&self.target, cause))?;
@@ -81,8 +81,8 @@ impl Workplace {
         std::fs::rename(&self.dir, &self.target).map_err(|cause| failed(&self.target, cause))?;
         self.keep = false;
         match self.target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => sync(parent),
-            None => sync(Path::new(".")),
+            Some(parent) => files::sync(parent),
+            None => files::sync(Path::new(".")),
         }
     }
 }
@@ -322,17 +322,15 @@ fn partial_of(target: &Path) -> Result<PathBuf> {
     Ok(target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
 }
 
-/// Locks the hidden directory for as long as the file is open; a killed process holds no lock.
+/// Locks the hidden directory. Where the file system has no locks it cannot be known to be ours.
 fn lock(root: &Path) -> Result<File> {
-    let path = root.join(LOCK);
-    let lock = File::create(&path).map_err(|cause| Error::io("written", &path, cause))?;
-    if lock.try_lock().is_err() {
-        return Err(Error::data(format!(
+    match files::lock(&root.join(LOCK))? {
+        Lock::Held(file) => Ok(file),
+        Lock::Busy | Lock::Unknown(_) => Err(Error::data(format!(
             "{}: another prepare is writing it; wait for it or stop it",
             root.display()
-        )));
+        ))),
     }
-    Ok(lock)
 }
 
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> {
@@ -340,9 +338,9 @@ fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> 
     let mut files = Vec::new();
     for name in ["tokenizer.json", "vocab.txt", "tokenizer_config.json"] {
         let path = dir.join(name);
-        sync(&path)?;
+        files::sync(&path)?;
         let bytes = std::fs::metadata(&path).map_err(|cause| Error::io("read", &path, cause))?.len();
-        files.push(FileEntry { name: name.into(), bytes, crc32: crc32_of_file(&path)? });
+        files.push(FileEntry { name: name.into(), bytes, crc32: files::crc32(&path)? });
     }
     Ok(files)
 }
@@ -351,8 +349,8 @@ fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<()> {
     let text = serde_json::to_string_pretty(manifest)
         .map_err(|cause| Error::data(format!("{}: {MANIFEST} cannot be made: {cause}", dir.display())))?
         + "\n";
-    put(&dir.join(MANIFEST_CRC), format!("{:08x}\n", crc32fast::hash(text.as_bytes())).as_bytes())?;
-    put(&dir.join(MANIFEST), text.as_bytes())
+    files::write(&dir.join(MANIFEST_CRC), format!("{:08x}\n", crc32fast::hash(text.as_bytes())).as_bytes())?;
+    files::write(&dir.join(MANIFEST), text.as_bytes())
 }
 
 /// Documents or queries: finished parts and the one that is being filled.

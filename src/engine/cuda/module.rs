@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use cudarc::driver::result as driver;
@@ -14,7 +13,7 @@ use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::device::{Device, check};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 // `SOURCES` and `HEADERS`: (file name, text) of every kernels/*.cu and *.cuh, written by build.rs.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -114,12 +113,9 @@ impl Compiler {
         let code = self.compile(name, source)?;
         let module = check(name, load(&code))?;
         if let Some(path) = cached
-            && let Err(e) = keep(&path, &code)
+            && let Err(e) = files::write(&path, &code)
         {
-            tracing::warn!(
-                "{}: compiled kernels cannot be kept ({e}); every start compiles them again",
-                path.display()
-            );
+            tracing::warn!("compiled kernels cannot be kept ({e}); every start compiles them again");
         }
         Ok(module)
     }
@@ -266,14 +262,6 @@ fn made(dir: PathBuf) -> Option<PathBuf> {
             None
         }
     }
-}
-
-/// Writes beside the place and renames: ranks that start together never read half a file.
-fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
-    let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(code)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 fn c_string(text: &str) -> Result<CString> {

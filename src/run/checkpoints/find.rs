@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use safetensors::SafeTensors;
 
 use super::{DONE, FORMAT, Files, State, folder, optimiser_file, steps_in};
+use crate::files;
 use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
@@ -46,7 +47,7 @@ pub fn verify(dir: &Path) -> Result<()> {
 }
 
 fn read_list(path: &Path) -> Result<Files> {
-    let text = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let text = files::read(path)?;
     serde_json::from_slice(&text).map_err(|e| Error::data(format!("{}: damaged: {e}", path.display())))
 }
 
@@ -94,7 +95,7 @@ fn checksum(path: &Path) -> std::io::Result<(u64, u32)> {
 /// `Error::Data` naming the file and what is wrong with it.
 pub fn read_state(dir: &Path) -> Result<State> {
     let path = dir.join("state/state.json");
-    let text = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+    let text = files::read(&path)?;
     let bad = |e| Error::data(format!("{}: not the state of a checkpoint: {e}", path.display()));
     let value: serde_json::Value = serde_json::from_slice(&text).map_err(bad)?;
     if value["format"] != FORMAT {
@@ -136,7 +137,7 @@ pub fn held(dir: &Path, state: &State) -> Result<Vec<Range<usize>>> {
     let mut all = Vec::new();
     for part in 0..state.parts {
         let path = dir.join(optimiser_file(part, state.parts));
-        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let bytes = files::read(&path)?;
         all.extend(ranges(&path, &bytes)?.into_iter().map(|[start, end]| start..end));
     }
     Ok(all)
@@ -166,7 +167,7 @@ fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
 /// Copies what one file holds of `out.owned`; returns how many elements of each array.
 fn copy_part(path: &Path, out: &mut SavedOptimiser) -> Result<usize> {
     let bad = |cause: String| no_optimiser(path, cause);
-    let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let bytes = files::read(path)?;
     let ranges = ranges(path, &bytes)?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(e.to_string()))?;
     let held: usize = ranges.iter().map(|[start, end]| end - start).sum();

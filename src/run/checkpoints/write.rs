@@ -9,6 +9,7 @@ use safetensors::tensor::Dtype;
 
 use super::{DONE, Files, State, folder, optimiser_file, partial, sync_folder};
 use crate::engine::Elem;
+use crate::files;
 use crate::model::checkpoint::Image;
 use crate::model::tensor_file::{Entry, write_synced, write_tensors};
 use crate::train::state::SavedOptimiser;
@@ -101,7 +102,7 @@ pub fn publish(root: &Path, step: u64, ranks: usize) -> Result<()> {
     for rank in 0..ranks {
         let name = list_name(rank);
         let path = from.join(&name);
-        let bytes = fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
+        let bytes = files::read(&path)?;
         let written =
             crate::model::tensor_file::Written { bytes: bytes.len() as u64, crc32: crc32fast::hash(&bytes) };
         lists.insert(name, written);

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::files;
 use crate::{Error, Result};
 
 /// Reads lists in whatever compression apt chose.
@@ -95,7 +96,7 @@ pub(super) fn text(path: &Path) -> Result<String> {
         }
         output.stdout
     } else {
-        let bytes = fs::read(path).map_err(|cause| Error::io("read", path, cause))?;
+        let bytes = files::read(path)?;
         if bytes.starts_with(&[0x1f, 0x8b]) { unzip(&bytes, path)? } else { bytes }
     };
     Ok(String::from_utf8(bytes).unwrap_or_else(|bad| String::from_utf8_lossy(bad.as_bytes()).into_owned()))

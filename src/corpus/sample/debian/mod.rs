@@ -10,14 +10,13 @@ mod index;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use self::index::Package;
 use crate::corpus::shard::manifest::Source;
+use crate::files;
 use crate::{Error, Result};
 
 /// Facets that say how a package is built, not what it is about.
@@ -79,6 +78,7 @@ pub fn run(options: &SampleOptions) -> Result<()> {
         return Ok(());
     }
     fs::create_dir_all(out).map_err(|cause| Error::io("made", out, cause))?;
+    files::sweep(out);
     let fetched = out.join("apt");
     let lists = match &options.lists {
         Some(lists) => lists.clone(),
@@ -144,13 +144,14 @@ fn write(out: &Path, index: &index::Index) -> Result<SampleSource> {
         .map_err(|cause| Error::data(format!("{DONE} cannot be made: {cause}")))?;
     let topic_rows = rows(topics.keys().map(|tag| [*tag, &topic_text(tag)].map(ToOwned::to_owned)));
     let candidates: String = tagged.iter().map(|package| format!("{}\n", package.name)).collect();
+    let put = |name: &str, text: &str| files::write(&out.join(name), text.as_bytes());
     // `source.json` is last: it says that the others are whole.
-    put(out, "clicks.tsv", &clicks)?;
-    put(out, "documents.tsv", &documents)?;
-    put(out, "topics.tsv", &topic_rows)?;
-    put(out, "qrels.txt", &qrels.concat())?;
-    put(out, "candidates.txt", &candidates)?;
-    put(out, DONE, &(source_text + "\n"))?;
+    put("clicks.tsv", &clicks)?;
+    put("documents.tsv", &documents)?;
+    put("topics.tsv", &topic_rows)?;
+    put("qrels.txt", &qrels.concat())?;
+    put("candidates.txt", &candidates)?;
+    put(DONE, &(source_text + "\n"))?;
     Ok(source)
 }
 
@@ -221,16 +222,4 @@ fn rows<const N: usize>(rows: impl IntoIterator<Item = [impl AsRef<str>; N]>) ->
         text.push('\n');
     }
     text
-}
-
-/// Writes a file under a temporary name, then gives it its own.
-fn put(out: &Path, name: &str, text: &str) -> Result<()> {
-    let path = out.join(name);
-    let failed = |cause| Error::io("written", &path, cause);
-    let mut file = tempfile::NamedTempFile::new_in(out).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    // Temporary files are private; these are for everyone who may read the directory.
-    let file = file.persist(&path).map_err(|error| failed(error.error))?;
-    file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(failed)
 }
