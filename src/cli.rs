@@ -27,9 +27,9 @@ pub enum Command {
     /// Turn queries, clicks and documents into tokenised shards.
     Prepare(Prepare),
     /// Train MLM on documents alone, from random or given weights.
-    Pretrain(Plan),
+    Pretrain(RunArgs),
     /// Train MLM + query-document pair prediction on the shards of a query log.
-    Coarse(Plan),
+    Coarse(RunArgs),
     /// Rank documents for topics with BM25 and write a TREC run.
     Retrieve(Retrieve),
     /// Fine-tune a cross-encoder on topics, qrels and a run, by cross-validation.
@@ -103,7 +103,7 @@ pub enum Sample {
 
 /// A run that a config describes.
 #[derive(Args, Clone, Debug)]
-pub struct Plan {
+pub struct RunArgs {
     /// TOML config.
     #[arg(long)]
     pub config: Option<PathBuf>,
@@ -129,7 +129,7 @@ pub struct Plan {
 #[derive(Args, Debug)]
 pub struct Repeated {
     #[command(flatten)]
-    pub plan: Plan,
+    pub run: RunArgs,
     /// Repeat fine-tuning with N seeds (seed, seed + 1, ...); same as --set fine.seeds=N.
     #[arg(long)]
     pub seeds: Option<u32>,
@@ -138,7 +138,7 @@ pub struct Repeated {
 #[derive(Args, Debug)]
 pub struct Predict {
     #[command(flatten)]
-    pub plan: Plan,
+    pub run: RunArgs,
     /// GPUs of the run.
     #[arg(long, default_value_t = 1)]
     pub gpus: usize,
@@ -165,7 +165,7 @@ pub struct Predict {
 #[derive(Args, Debug)]
 pub struct Bench {
     #[command(flatten)]
-    pub plan: Plan,
+    pub run: RunArgs,
     /// Seconds for each measurement.
     #[arg(long, default_value_t = 1.0, value_parser = number(Range::of(above_to(0.0, 1e6))))]
     pub seconds: f64,
@@ -266,7 +266,7 @@ pub struct Retrieve {
 #[derive(Args, Debug)]
 pub struct Rerank {
     #[command(flatten)]
-    pub plan: Plan,
+    pub run: RunArgs,
     /// Model folder; same as --set model.path=DIR.
     #[arg(long)]
     pub model: Option<PathBuf>,
@@ -278,7 +278,7 @@ pub struct Rerank {
 #[derive(Args, Debug)]
 pub struct Probe {
     #[command(flatten)]
-    pub plan: Plan,
+    pub run: RunArgs,
     /// A model to probe (repeatable).
     #[arg(long = "model", value_name = "NAME=FOLDER", value_parser = named_path, required = true)]
     pub models: Vec<(String, PathBuf)>,

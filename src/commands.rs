@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::bench;
-use crate::cli::{Command, Evaluate, Plan, Predict, Prepare, Repeated, Rerank, Retrieve, Sample};
+use crate::cli::{Command, Evaluate, Predict, Prepare, Repeated, Rerank, Retrieve, RunArgs, Sample};
 use crate::config::{Config, Resume};
 use crate::corpus::sample::{debian, synthetic};
 use crate::corpus::{Role, Source, inspect, prepare};
@@ -36,7 +36,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Probe(args) => {
             let options =
                 probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
-            distributed("coarse", args.plan, |config, world| probe::run(config, &options, world))
+            distributed("coarse", args.run, |config, world| probe::run(config, &options, world))
         }
         Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate_command(args),
@@ -47,7 +47,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Plan(args) => plan_command(args),
         Command::Bench(args) => {
             let (seconds, json) = (args.seconds, args.json);
-            distributed("coarse", args.plan, |config, world| bench::run(config, seconds, json, world))
+            distributed("coarse", args.run, |config, world| bench::run(config, seconds, json, world))
         }
         Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
         Command::Inspect { dir, report } => inspect_command(&dir, report.as_deref()),
@@ -55,15 +55,15 @@ pub fn run(command: Command) -> Result<()> {
 }
 
 /// `--seeds` is an override like any other.
-fn repeated(args: Repeated) -> Plan {
-    let mut plan = args.plan;
-    plan.set.extend(args.seeds.map(|n| format!("fine.seeds={n}")));
-    plan
+fn repeated(args: Repeated) -> RunArgs {
+    let mut run = args.run;
+    run.set.extend(args.seeds.map(|n| format!("fine.seeds={n}")));
+    run
 }
 
 /// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
-fn distributed(stage: &str, plan: Plan, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
-    let config = config(stage, plan, &[])?;
+fn distributed(stage: &str, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
+    let config = config(stage, args)?;
     on_ranks(|world| {
         world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
         work(&config, world)
@@ -84,23 +84,22 @@ fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     })
 }
 
-fn config(stage: &str, plan: Plan, more: &[String]) -> Result<Config> {
-    let mut overrides = plan.set;
-    overrides.extend(more.iter().cloned());
-    let mut config = Config::load(plan.config.as_deref(), stage, &overrides)?;
-    if let Some(out) = plan.out {
+/// The config of `stage`, with the flags on top of it.
+fn config(stage: &str, args: RunArgs) -> Result<Config> {
+    let mut config = Config::load(args.config.as_deref(), stage, &args.set)?;
+    if let Some(out) = args.out {
         config.run.out = out;
     }
-    if let Some(device) = plan.device {
+    if let Some(device) = args.device {
         config.run.device = device;
     }
-    config.resume = Resume { from: plan.resume, with_changes: plan.resume_with_changes };
+    config.resume = Resume { from: args.resume, with_changes: args.resume_with_changes };
     Ok(config)
 }
 
 fn rerank_command(args: Rerank) -> Result<()> {
     let (model, out): (Option<PathBuf>, PathBuf) = (args.model, args.run_out);
-    distributed("fine", args.plan, |config, world| {
+    distributed("fine", args.run, |config, world| {
         let mut config = config.clone();
         config.model.path = model.or(config.model.path);
         rerank::run(&config, &out, world)
@@ -108,7 +107,7 @@ fn rerank_command(args: Rerank) -> Result<()> {
 }
 
 fn plan_command(args: Predict) -> Result<()> {
-    let config = config("coarse", args.plan, &[])?;
+    let config = config("coarse", args.run)?;
     let options = plan::PlanOptions {
         gpus: args.gpus,
         models: args.gpu,

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::sync::Arc;
 
-use ctune_dist::config::{Config, NegativesFrom, TrainPassages};
+use ctune_dist::config::{Config, Fine, NegativesFrom, TrainPassages};
 use ctune_dist::data::batch::Batch;
-use ctune_dist::data::collection::Collection;
-use ctune_dist::data::groups::{GroupOptions, GroupSource, Sources};
+use ctune_dist::data::collection::{Collection, CollectionInputs};
+use ctune_dist::data::groups::{GroupInputs, GroupOptions, GroupSource};
 use ctune_dist::data::source::SampleSource;
 use ctune_dist::engine::op::Aggregate;
 use ctune_dist::ir::qrels::Qrels;
@@ -364,7 +364,9 @@ fn negatives_come_from_where_they_are_asked_for() {
     );
     let qrels = Qrels::read(&place.path("some.txt")).unwrap();
     let hard = HashMap::from([("T0".to_owned(), vec!["D70".to_owned(), "D0".to_owned()])]);
-    let collection = Arc::new(Collection::read(&config, &tokenizer, 72, &hard).unwrap());
+    let (sources, fine) = (config.documents().unwrap(), Fine { depth: 72, ..config.fine.clone() });
+    let inputs = CollectionInputs { data: &config.data, sources: &sources, fine: &fine, warns: true };
+    let collection = Arc::new(Collection::read(inputs, &tokenizer, &hard).unwrap());
     let candidates = &collection.topics["T0"].documents;
     let judged = candidates.iter().filter(|d| ["D1", "D2"].contains(&d.as_str())).count();
     let source = |from, hard: Option<&HashMap<_, _>>, teacher: Option<&Run>| {
@@ -376,8 +378,8 @@ fn negatives_come_from_where_they_are_asked_for() {
             aggregate: Aggregate::FirstP,
             passages: TrainPassages::One,
         };
-        let sources = Sources { qrels: &qrels, hard, teacher };
-        GroupSource::new(collection.clone(), sources, &["T0".into(), "T1".into()], options)
+        let inputs = GroupInputs { qrels: &qrels, hard, teacher };
+        GroupSource::new(collection.clone(), inputs, &["T0".into(), "T1".into()], options)
     };
     let first_group = |source: &GroupSource| {
         let mut batch = Batch::default();

@@ -46,6 +46,13 @@ pub use train::{Optimizer, Precision, Recompute, Schedule, Sharding, Train};
 use crate::ir::measures::Measure;
 use crate::{Error, Result};
 
+/// The value of an optional key that this command needs.
+pub fn need<'a, T>(key: &str, value: &'a Option<T>) -> Result<&'a T> {
+    value.as_ref().ok_or_else(|| {
+        Error::config(format!("{key} is not set: this command needs it (in the config or --set {key}=...)"))
+    })
+}
+
 /// Commands that may have a `[stage.NAME]` table.
 pub const STAGES: [&str; 5] = ["prepare", "pretrain", "coarse", "fine", "experiment"];
 
@@ -145,18 +152,9 @@ impl Config {
         let sources: Vec<Source> =
             self.sources.iter().filter(|source| source.role == Role::Documents).cloned().collect();
         if sources.is_empty() {
-            Self::need("data.documents", &self.data.documents)?;
+            need("data.documents", &self.data.documents)?;
         }
         Ok(sources)
-    }
-
-    /// The value of an optional key that this command needs.
-    pub fn need<'a, T>(key: &str, value: &'a Option<T>) -> Result<&'a T> {
-        value.as_ref().ok_or_else(|| {
-            Error::config(format!(
-                "{key} is not set: this command needs it (in the config or --set {key}=...)"
-            ))
-        })
     }
 }
 

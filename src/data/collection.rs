@@ -6,15 +6,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde::Serialize;
 
 use super::passages::{Cut, passages};
-use crate::config::Config;
-use crate::corpus::Source;
+use crate::config::{Data, Fine, Source, need};
 use crate::corpus::read::documents::{ReadOptions, read_documents};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, read_topics};
-use crate::ranks::launched_rank;
-use crate::text::Special;
-use crate::text::Tokenizer;
+use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
 /// Room that even the longest query must leave for the document, in tokens.
@@ -45,6 +42,19 @@ pub struct Collection {
     documents: HashMap<String, Vec<Vec<u32>>>,
 }
 
+/// Where a collection is read from, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectionInputs<'a> {
+    /// Topics, run, fields and the longest sequence.
+    pub data: &'a Data,
+    /// Files of documents, as `Config::documents` gives them.
+    pub sources: &'a [Source],
+    /// How many candidates a topic has, and how documents are cut into passages.
+    pub fine: &'a Fine,
+    /// Whether to warn of rows that are left out: every rank reads the same.
+    pub warns: bool,
+}
+
 /// What did not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truncated {
@@ -55,26 +65,26 @@ pub struct Truncated {
 }
 
 impl Collection {
-    /// Reads topics, run and documents as `config.data` names them; the first `depth` documents of
-    /// the run are a topic's candidates. Topics that the run lacks are left out. `more` names
-    /// documents that are wanted besides, by topic.
+    /// Reads topics, run and documents; the first `fine.depth` documents of the run are a topic's
+    /// candidates. Topics that the run lacks are left out. `more` names documents that are wanted besides,
+    /// by topic.
     ///
     /// # Errors
     /// `Error::Data` when run and topics share nothing, a query leaves no room for a document, or a
     /// candidate is in no document file.
     pub fn read(
-        config: &Config,
+        inputs: CollectionInputs,
         tokenizer: &Tokenizer,
-        depth: usize,
         more: &HashMap<String, Vec<String>>,
     ) -> Result<Self> {
-        let topics_path = Config::need("data.topics", &config.data.topics)?;
-        let run_path = Config::need("data.run", &config.data.run)?;
+        let CollectionInputs { data, fine, .. } = inputs;
+        let topics_path = need("data.topics", &data.topics)?;
+        let run_path = need("data.run", &data.run)?;
         let topics = read_topics(topics_path)?;
         let run = Run::read(run_path)?;
         let mut collection = Self {
             special: tokenizer.special(),
-            max_tokens: config.data.max_tokens,
+            max_tokens: data.max_tokens,
             topics: BTreeMap::new(),
             not_in_run: Vec::new(),
             not_in_topics: Vec::new(),
@@ -93,14 +103,14 @@ impl Collection {
             )));
         }
         let texts: Vec<&str> = topics.iter().map(|t| t.text.as_str()).collect();
-        let queries = tokenizer.encode_batch(&texts, config.data.max_tokens)?;
+        let queries = tokenizer.encode_batch(&texts, data.max_tokens)?;
         for (topic, query) in topics.into_iter().zip(queries) {
             collection.check_query(&topic.id, &query)?;
             let hits = run.get(&topic.id).unwrap_or_default();
-            let documents = hits.iter().take(depth).map(|hit| hit.doc.to_string()).collect();
+            let documents = hits.iter().take(fine.depth).map(|hit| hit.doc.to_string()).collect();
             collection.topics.insert(topic.id, Candidates { query, documents });
         }
-        collection.read_documents(config, tokenizer, more)?;
+        collection.read_documents(inputs, tokenizer, more)?;
         Ok(collection)
     }
 
@@ -119,14 +129,14 @@ impl Collection {
 
     fn read_documents(
         &mut self,
-        config: &Config,
+        inputs: CollectionInputs,
         tokenizer: &Tokenizer,
         more: &HashMap<String, Vec<String>>,
     ) -> Result<()> {
-        let sources = config.documents()?;
+        let CollectionInputs { data, sources, fine, warns } = inputs;
         let listed = self.topics.values().flat_map(|c| c.documents.iter());
         let wanted: HashSet<String> = listed.chain(more.values().flatten()).cloned().collect();
-        let cut = Cut::of(&config.fine);
+        let cut = Cut::of(fine);
         let mut batch: Vec<(String, String)> = Vec::with_capacity(BATCH);
         let tokens = &mut self.documents;
         let max_tokens = self.max_tokens;
@@ -135,22 +145,22 @@ impl Collection {
             batch.clear();
             Ok(())
         };
-        let fields = &config.data.fields;
+        let fields = &data.fields;
         let wants = |id: &str| wanted.contains(id);
         let mut seen = HashSet::with_capacity(wanted.len());
-        let counts = read_documents(&sources, fields, &ReadOptions::default(), wants, |document| {
+        let counts = read_documents(sources, fields, &ReadOptions::default(), wants, |document| {
             if !seen.insert(document.id.clone()) {
                 return Err(Error::data(format!(
                     "document '{}' occurs twice in {}: keep one",
                     document.id,
-                    place(&sources)
+                    place(sources)
                 )));
             }
             batch.push((document.id, document.text));
             if batch.len() < BATCH { Ok(()) } else { flush(&mut batch) }
         })?;
-        if launched_rank().unwrap_or(0) == 0 {
-            counts.warn(); // every rank reads the same
+        if warns {
+            counts.warn();
         }
         flush(&mut batch)?;
         match wanted.iter().filter(|id| !self.documents.contains_key(*id)).min() {
@@ -159,7 +169,7 @@ impl Collection {
                 "document {id} of the run (and {} others) is not in {}: use the documents that the run was \
                  retrieved from",
                 wanted.len() - self.documents.len() - 1,
-                place(&sources)
+                place(sources)
             ))),
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::collection::{Candidates, Collection, relevant};
-use crate::config::{NegativesFrom, Train, TrainPassages};
+use crate::config::{NegativesFrom, TrainPassages};
 use crate::data::batch::Batch;
 use crate::data::source::SampleSource;
 use crate::engine::op::Aggregate;
@@ -29,9 +29,9 @@ pub struct GroupOptions {
     pub passages: TrainPassages,
 }
 
-/// Where groups come from besides the candidates.
+/// What makes groups of candidates.
 #[derive(Clone, Copy, Debug)]
-pub struct Sources<'a> {
+pub struct GroupInputs<'a> {
     pub qrels: &'a Qrels,
     /// Topic -> documents from which negatives are drawn instead of the candidates.
     pub hard: Option<&'a HashMap<String, Vec<String>>>,
@@ -73,7 +73,7 @@ impl GroupSource {
     /// lacks one of them.
     pub fn new(
         collection: Arc<Collection>,
-        sources: Sources,
+        inputs: GroupInputs,
         training: &[String],
         options: GroupOptions,
     ) -> Result<Self> {
@@ -84,7 +84,7 @@ impl GroupSource {
         let (topics, left_out) = (Vec::new(), Vec::new());
         let mut source = Self { collection, topics, options, samples: 0, most_passages, left_out };
         for id in training {
-            source.add(id, sources)?;
+            source.add(id, inputs)?;
         }
         if source.samples == 0 {
             return Err(Error::data(
@@ -99,9 +99,9 @@ impl GroupSource {
     ///
     /// # Errors
     /// `Error::Config` with advice where the longest group is longer than a pack.
-    pub fn check_fits(&self, train: &Train) -> Result<()> {
+    pub fn check_fits(&self, pack_tokens: usize) -> Result<()> {
         let longest = self.longest();
-        if longest <= train.pack_tokens {
+        if longest <= pack_tokens {
             return Ok(());
         }
         let (passages, or) = match self.options.passages {
@@ -115,19 +115,19 @@ impl GroupSource {
             "a group of 1 + {} documents{passages} has up to {longest} tokens and train.pack_tokens = {} holds \
              none of that length: raise train.pack_tokens to {longest} (memory grows with it; \
              train.recompute = \"layer\" keeps 1/16 of a layer), or lower fine.negatives, data.max_tokens{or}",
-            self.options.negatives, train.pack_tokens
+            self.options.negatives, pack_tokens
         )))
     }
 
-    fn add(&mut self, id: &str, sources: Sources) -> Result<()> {
+    fn add(&mut self, id: &str, inputs: GroupInputs) -> Result<()> {
         let Some(candidates) = self.collection.topics.get(id) else { return Ok(()) };
-        let (good, others) = split(id, candidates, sources, self.options.from);
+        let (good, others) = split(id, candidates, inputs, self.options.from);
         if good.is_empty() || others.is_empty() {
             self.left_out.push(id.to_owned());
             return Ok(());
         }
         let groups = good.len().min(self.options.positives_per_topic) as u32;
-        let member = |doc: &String| Ok(Member { id: doc.clone(), target: target(id, doc, sources)? });
+        let member = |doc: &String| Ok(Member { id: doc.clone(), target: target(id, doc, inputs)? });
         self.topics.push(Topic {
             query: candidates.query.clone(),
             relevant: good.into_iter().map(member).collect::<Result<_>>()?,
@@ -188,17 +188,17 @@ impl GroupSource {
 fn split<'a>(
     topic: &str,
     candidates: &'a Candidates,
-    sources: Sources<'a>,
+    inputs: GroupInputs<'a>,
     from: NegativesFrom,
 ) -> (Vec<&'a String>, Vec<&'a String>) {
-    let is_relevant = |d: &&String| relevant(sources.qrels, topic, d);
+    let is_relevant = |d: &&String| relevant(inputs.qrels, topic, d);
     let good = candidates.documents.iter().filter(is_relevant).collect();
-    let pool = match sources.hard {
+    let pool = match inputs.hard {
         Some(hard) => hard.get(topic).map_or(&[][..], Vec::as_slice),
         None => &candidates.documents,
     };
     let fits = |d: &&String| {
-        let judged = sources.qrels.label(topic, d).is_some();
+        let judged = inputs.qrels.label(topic, d).is_some();
         match from {
             NegativesFrom::All => true,
             NegativesFrom::Judged => judged,
@@ -208,9 +208,9 @@ fn split<'a>(
     (good, pool.iter().filter(|d| !is_relevant(d)).filter(fits).collect())
 }
 
-fn target(topic: &str, document: &str, sources: Sources) -> Result<f32> {
-    let Some(teacher) = sources.teacher else {
-        return Ok(sources.qrels.label(topic, document).unwrap_or(0).max(0) as f32);
+fn target(topic: &str, document: &str, inputs: GroupInputs) -> Result<f32> {
+    let Some(teacher) = inputs.teacher else {
+        return Ok(inputs.qrels.label(topic, document).unwrap_or(0).max(0) as f32);
     };
     let hits = teacher.get(topic).unwrap_or_default();
     hits.iter().find(|hit| hit.doc == document).map(|hit| hit.score as f32).ok_or_else(|| {

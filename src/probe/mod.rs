@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use crate::config::Config;
+use crate::data::collection::CollectionInputs;
 use crate::engine::Engine;
 use crate::files;
+use crate::model::Bert;
+use crate::model::bert::Options;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
-use crate::model::{Bert, HeadSet};
 use crate::ranks::World;
 use crate::run::checkpoints::Identity;
 use crate::run::directory;
@@ -57,7 +59,7 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
     };
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
-    let pairs = Pairs::read(config, &tokenizer, options.pairs)?;
+    let pairs = read_pairs(config, &tokenizer, options.pairs, world)?;
     announce(engine, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
@@ -65,7 +67,10 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
     let dir = directory::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
     for (name, path) in &options.models {
-        let (mut model, borrowed) = load(engine.clone(), config, path, options.heads_from.as_deref())?;
+        let lender = options.heads_from.as_deref();
+        let model_options = predict::options(config.train.pack_tokens, config.seed);
+        let (mut model, borrowed) =
+            load(engine.clone(), path, lender, config.data.max_tokens, model_options)?;
         let predictions: Vec<Prediction> = predict(&mut model, &pairs, world)?;
         let head = borrowed.then(|| options.heads_from.clone()).flatten();
         models.push(ModelTally::new(name, path, head, &pairs, &predictions));
@@ -73,6 +78,16 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
     let probe = Probe { source: pairs.source.clone(), pairs: pairs.list.len(), words: pairs.words(), models };
     world.agree(world.leads().then(|| conclude(&probe, &dir)))?;
     Ok(())
+}
+
+/// Of the shards, or, without any, of topics, qrels, run and documents.
+fn read_pairs(config: &Config, tokenizer: &Tokenizer, n: usize, world: &World) -> Result<Pairs> {
+    let Config { seed, data, fine, .. } = config;
+    if data.shards.is_some() {
+        return Pairs::of_log(*seed, data, tokenizer, n);
+    }
+    let inputs = CollectionInputs { data, sources: &config.documents()?, fine, warns: world.leads() };
+    Pairs::of_topics(*seed, inputs, tokenizer, n)
 }
 
 /// A probe is one sitting: there is nothing to go on with, and a finished one stays.
@@ -103,13 +118,14 @@ fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
 /// The model with an MLM head: its own, or that of `heads_from` (then true).
 fn load<E: Engine>(
     engine: E,
-    config: &Config,
     path: &Path,
     heads_from: Option<&Path>,
+    max_tokens: usize,
+    options: Options,
 ) -> Result<(Bert<E>, bool)> {
     const HEAD: &str = "cls.predictions";
     let mut found = Checkpoint::read(path)?;
-    found.check_fits(found.shape.vocab, config.data.max_tokens)?;
+    found.check_fits(found.shape.vocab, max_tokens)?;
     let borrowed = !found.tensors.keys().any(|name| name.starts_with(HEAD));
     if borrowed {
         let Some(other) = heads_from else {
@@ -121,10 +137,9 @@ fn load<E: Engine>(
         let lender = Checkpoint::read(other)?;
         found.tensors.extend(lender.tensors.into_iter().filter(|(name, _)| name.starts_with(HEAD)));
     }
-    let options = predict::options(config);
-    debug_assert_eq!(options.heads, HeadSet::PRETRAINING);
+    let seed = options.seed;
     let mut model = Bert::new(engine, &found.shape, options)?;
-    let report = found.fill(&mut model, Fill::Head(HeadStart::NewHead), config.seed)?;
+    let report = found.fill(&mut model, Fill::Head(HeadStart::NewHead), seed)?;
     match report.missing.iter().find(|name| name.starts_with(HEAD)) {
         Some(name) => Err(Error::data(format!("{}: the MLM head lacks {name}", path.display()))),
         None => Ok((model, borrowed)),

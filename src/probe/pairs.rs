@@ -4,13 +4,12 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use crate::config::Config;
+use crate::config::{Data, need};
 use crate::corpus::shard::Shards;
-use crate::data::collection::Collection;
+use crate::data::collection::{Collection, CollectionInputs};
 use crate::data::order::Permutation;
 use crate::ir::qrels::Qrels;
-use crate::text::Special;
-use crate::text::Tokenizer;
+use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
 /// Queries whose words are counted: enough for classes, little memory even for a large log.
@@ -42,17 +41,24 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    /// Draws `n` pairs of `data.shards`, or, without shards, of `data.topics`, `data.qrels`,
-    /// `data.run` and `data.documents` (relevant candidates).
+    /// Draws `n` pairs of the log in `data.shards`.
     ///
     /// # Errors
     /// `Error::Data` when there is no pair with a word to predict; `Error::Config` when the data has
     /// another vocabulary than the models.
-    pub fn read(config: &Config, tokenizer: &Tokenizer, n: usize) -> Result<Self> {
-        let (queries, pairs, source) = match &config.data.shards {
-            Some(_) => of_log(config, tokenizer, n)?,
-            None => of_topics(config, tokenizer, n)?,
-        };
+    pub fn of_log(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Self> {
+        Self::new(draw_clicks(seed, data, tokenizer, n)?, tokenizer)
+    }
+
+    /// Draws `n` pairs of topics and relevant candidates.
+    ///
+    /// # Errors
+    /// As [`Pairs::of_log`].
+    pub fn of_topics(seed: u32, inputs: CollectionInputs, tokenizer: &Tokenizer, n: usize) -> Result<Self> {
+        Self::new(draw_relevant(seed, inputs, tokenizer, n)?, tokenizer)
+    }
+
+    fn new((queries, pairs, source): Drawn, tokenizer: &Tokenizer) -> Result<Self> {
         let continues = tokenizer.continues();
         let common = common_words(&queries, &continues);
         let special = tokenizer.special();
@@ -81,8 +87,8 @@ impl Pairs {
 /// Queries to count words in, (query, document) pairs, and their source.
 type Drawn = (Vec<Vec<u32>>, Vec<(Vec<u32>, Vec<u32>)>, String);
 
-fn of_log(config: &Config, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
-    let dir = Config::need("data.shards", &config.data.shards)?;
+fn draw_clicks(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
+    let dir = need("data.shards", &data.shards)?;
     let shards = Shards::open(dir)?;
     if !shards.tokenizer()?.same_pieces(tokenizer) {
         return Err(Error::config(format!(
@@ -92,17 +98,17 @@ fn of_log(config: &Config, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
     }
     let step = shards.queries().div_ceil(COUNTED).max(1);
     let queries = (0..shards.queries()).step_by(step as usize).map(|q| shards.query(q).to_vec()).collect();
-    let order = Permutation::new(shards.clicks(), config.seed, 0);
+    let order = Permutation::new(shards.clicks(), seed, 0);
     let drawn = (0..shards.clicks().min(u32::try_from(n).unwrap_or(u32::MAX))).map(|i| {
         let (query, document) = shards.click(order.at(i));
-        fit(shards.query(query).to_vec(), shards.document(document).to_vec(), config.data.max_tokens)
+        fit(shards.query(query).to_vec(), shards.document(document).to_vec(), data.max_tokens)
     });
     Ok((queries, drawn.collect(), dir.display().to_string()))
 }
 
-fn of_topics(config: &Config, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
-    let collection = Collection::read(config, tokenizer, config.fine.depth, &HashMap::new())?;
-    let path = Config::need("data.qrels", &config.data.qrels)?;
+fn draw_relevant(seed: u32, inputs: CollectionInputs, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
+    let collection = Collection::read(inputs, tokenizer, &HashMap::new())?;
+    let path = need("data.qrels", &inputs.data.qrels)?;
     let qrels = Qrels::read(path)?;
     let mut pairs = Vec::new();
     for (id, topic) in &collection.topics {
@@ -111,7 +117,7 @@ fn of_topics(config: &Config, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> 
             pairs.push((topic.query.clone(), tokens));
         }
     }
-    let order = Permutation::new(pairs.len() as u32, config.seed, 0);
+    let order = Permutation::new(pairs.len() as u32, seed, 0);
     let drawn = (0..pairs.len().min(n)).map(|i| pairs[order.at(i as u32) as usize].clone()).collect();
     let queries = collection.topics.values().map(|topic| topic.query.clone()).collect();
     Ok((queries, drawn, path.display().to_string()))

@@ -4,7 +4,6 @@ use rayon::prelude::*;
 
 use super::pairs::{Pair, Pairs};
 use crate::Result;
-use crate::config::Config;
 use crate::data::batch::Batch;
 use crate::engine::Engine;
 use crate::model::activations::Capacity;
@@ -44,8 +43,8 @@ impl Masked<'_> {
 }
 
 /// Options of a model that only predicts masked pieces.
-pub fn options(config: &Config) -> Options {
-    let tokens = config.train.pack_tokens;
+pub fn options(pack_tokens: usize, seed: u32) -> Options {
+    let tokens = pack_tokens;
     Options {
         objective: Objective::Pretraining { mlm: 1.0, qdpp: 0.0 },
         heads: HeadSet::PRETRAINING,
@@ -53,7 +52,7 @@ pub fn options(config: &Config) -> Options {
         capacity: Capacity { tokens, sequences: tokens.div_ceil(3), masked: (tokens / 4).max(64) },
         train: false,
         dropout: 0.0,
-        seed: config.seed,
+        seed,
         rule: None,
         continues: Vec::new(),
     }

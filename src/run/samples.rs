@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::config::{Config, Data, Objective};
+use crate::config::{Data, Objective, need};
 use crate::corpus::HardNegatives;
 use crate::corpus::shard::Shards;
 
@@ -138,7 +138,7 @@ impl Samples {
 
 /// Opens the shards and checks every byte of them, once a node: its other ranks wait for the verdict.
 fn open_shards(data: &Data, world: &World) -> Result<Arc<Shards>> {
-    let shards = Shards::open(Config::need("data.shards", &data.shards)?)?;
+    let shards = Shards::open(need("data.shards", &data.shards)?)?;
     world.once_a_node(|| {
         shards.verify()?;
         tracing::info!("{}: {} files verified", shards.dir().display(), shards.manifest().files.len());
@@ -156,7 +156,7 @@ fn hard_negatives(
     if objective.negatives != Negatives::RunFile {
         return Ok(None);
     }
-    let run = Config::need("objective.negatives_run", &objective.negatives_run)?;
+    let run = need("objective.negatives_run", &objective.negatives_run)?;
     let open = || HardNegatives::open(shards, run, objective.negatives_depth);
     let first = world.once_a_node(open)?;
     let lists = world.agree_all(first.map_or_else(open, Ok))?;

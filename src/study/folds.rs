@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use crate::config::Config;
 use crate::data::collection::TopicUse;
 use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::ranks::World;
@@ -57,19 +56,18 @@ pub fn folds_from_file(path: &Path, topics: &TopicUse, validate: bool) -> Result
     Ok((folds, lines))
 }
 
-/// `fine.folds` folds over the usable topics, kept in `dir/folds.json`.
+/// `k` folds over the usable topics, kept in `dir/folds.json`.
 ///
 /// # Errors
 /// `Error::Config` when there cannot be so many.
-pub fn drawn_folds(config: &Config, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
-    let k = config.fine.folds;
+pub fn drawn_folds(k: usize, seed: u32, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
     if k < 3 || k > usable.len() {
         return Err(Error::config(format!(
             "fine.folds = {k}: must be at least 3 (training, validation, test) and at most the {} usable topics",
             usable.len()
         )));
     }
-    let folds = make_folds(usable, k, config.seed);
+    let folds = make_folds(usable, k, seed);
     world.agree(world.leads().then(|| write_folds(&dir.join("folds.json"), &folds)))?;
     Ok(folds)
 }

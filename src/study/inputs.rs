@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use crate::config::Config;
+use crate::config::{Config, Fine, Source};
 use crate::data::collection::Collection;
 use crate::ir::run::Run;
 use crate::run::checkpoints::Identity;
@@ -40,14 +40,14 @@ pub fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<S
 
 /// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
 /// as there may be gigabytes of them.
-pub fn identity(config: &Config, model: &Path) -> Result<Identity> {
+pub fn identity(config: &Config, sources: &[Source], model: &Path) -> Result<Identity> {
     let mut sum = crc32fast::Hasher::new();
     let (data, fine) = (&config.data, &config.fine);
     let read = [&data.topics, &data.qrels, &data.run, &data.folds, &fine.negatives_run, &fine.teacher];
     for path in read.into_iter().flatten() {
         add_contents(path, &mut sum)?;
     }
-    for source in config.documents()? {
+    for source in sources {
         for path in source.files()? {
             let size = fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?.len();
             sum.update(&size.to_le_bytes());
@@ -63,10 +63,10 @@ pub fn identity(config: &Config, model: &Path) -> Result<Identity> {
 }
 
 /// CRC-32 of all that a task of a study reads besides weights and folds: what documents became, not their files.
-pub fn fingerprint(config: &Config, qrels: &Path, collection: &Collection) -> Result<u32> {
+pub fn fingerprint(fine: &Fine, qrels: &Path, collection: &Collection) -> Result<u32> {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&collection.fingerprint().to_le_bytes());
-    let runs = [&config.fine.negatives_run, &config.fine.teacher];
+    let runs = [&fine.negatives_run, &fine.teacher];
     for path in runs.into_iter().flatten().map(|path| path.as_path()).chain([qrels]) {
         add_contents(path, &mut sum)?;
     }
@@ -85,4 +85,9 @@ fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
     files.retain(|file| file.is_file());
     files.sort();
     files.iter().try_for_each(|file| add_contents(file, sum))
+}
+
+/// Makes a folder with its parents.
+pub fn make_folder(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::rerank_part::Part;
-use crate::config::Config;
+use super::unfinished::Unfinished;
+use crate::config::{Config, need};
 use crate::data::batch::Batch;
-use crate::data::collection::{Candidates, Collection};
+use crate::data::collection::{Candidates, Collection, CollectionInputs};
 use crate::engine::Engine;
 use crate::engine::op::{Aggregate, RankLoss};
 use crate::files;
@@ -135,13 +135,14 @@ pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
 }
 
 fn run_on<E: Engine>(engine: E, config: &Config, out: &Path, world: &World) -> Result<()> {
-    let path = Config::need("model.path", &config.model.path)?;
-    let data = &config.data;
+    let path = need("model.path", &config.model.path)?;
+    let (data, fine) = (&config.data, &config.fine);
     let sources = config.sources.iter().flat_map(|source| &source.path);
     let read = [&data.topics, &data.run, &data.documents].into_iter().flatten().chain(sources);
     world.agree(world.leads().then(|| files::refuse_input(out, read)))?;
     let tokenizer = Tokenizer::load(path)?;
-    let collection = Collection::read(config, &tokenizer, config.fine.depth, &HashMap::new())?;
+    let inputs = CollectionInputs { data, sources: &config.documents()?, fine, warns: world.leads() };
+    let collection = Collection::read(inputs, &tokenizer, &HashMap::new())?;
     let checkpoint = Checkpoint::read(path)?;
     checkpoint.check_fits(tokenizer.vocab(), config.data.max_tokens)?;
     let options = scoring_options(config.train.pack_tokens, config.seed);
@@ -158,20 +159,20 @@ fn run_on<E: Engine>(engine: E, config: &Config, out: &Path, world: &World) -> R
         "model": checkpoint::fingerprint(path)?,
         "collection": collection.fingerprint(),
         "max_tokens": data.max_tokens,
-        "aggregate": config.fine.aggregate,
+        "aggregate": fine.aggregate,
         "pack_tokens": config.train.pack_tokens,
         "precision": config.train.precision,
     });
-    let mut part = world.agree(world.leads().then(|| Part::open(out, &identity.to_string())))?;
+    let mut part = world.agree(world.leads().then(|| Unfinished::open(out, &identity.to_string())))?;
     let mut done = part.as_ref().map(|part| part.done.join("\n")).unwrap_or_default();
     world.broadcast_text(&mut done);
     let done: HashSet<&str> = done.lines().collect();
     let left: Vec<String> = topics.iter().filter(|topic| !done.contains(topic.as_str())).cloned().collect();
     if world.leads() && !done.is_empty() {
-        tell!("{} topics are scored already in {}", done.len(), Part::path(out).display());
+        tell!("{} topics are scored already in {}", done.len(), Unfinished::path(out).display());
     }
     for block in left.chunks(TOPICS_AT_ONCE) {
-        let run = rerank(&mut model, &collection, block, config.fine.aggregate.into(), world)?;
+        let run = rerank(&mut model, &collection, block, fine.aggregate.into(), world)?;
         world.agree(part.as_mut().map(|part| part.add(&run)))?;
     }
     world.agree(part.map(|part| part.finish(out)))?;

@@ -50,7 +50,7 @@ pub struct Word {
     pub stop: bool,
     /// A checkpoint is due by this rank's clock; rank 0's counts.
     pub save: bool,
-    /// The last step whose checkpoint this rank has written its part of; 0 is none.
+    /// The last step whose checkpoint this rank has written its share of; 0 is none.
     pub written: u64,
 }
 
@@ -60,6 +60,6 @@ pub struct Agreed {
     /// A signal asked some rank to end.
     pub stop: bool,
     pub save: bool,
-    /// The last step whose checkpoint every rank has written its part of.
+    /// The last step whose checkpoint every rank has written its share of.
     pub written: u64,
 }

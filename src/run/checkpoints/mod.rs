@@ -10,9 +10,9 @@
 //!   DONE                                size and CRC-32 of the files-*.json: there when all is
 //! ```
 //!
-//! Every rank writes and syncs its part in `checkpoints/.step-0001000.partial`; when all have, rank 0
+//! Every rank writes and syncs its share in `checkpoints/.step-0001000.partial`; when all have, rank 0
 //! renames the folder and writes `DONE`. So a kill at any moment leaves the checkpoints before this
-//! one as they were. `write` makes the parts, `find` reads and verifies, `saver` decides when and
+//! one as they were. `write` makes the shares, `find` reads and verifies, `saver` decides when and
 //! keeps the number of checkpoints down.
 
 pub mod find;

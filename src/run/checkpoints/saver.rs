@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::write::{Part, publish};
+use super::write::{Share, publish};
 use super::{FORMAT, Identity, State, find, folder, steps_in};
 use crate::config::Checkpoint;
 use crate::model::checkpoint::Image;
@@ -34,7 +34,7 @@ pub struct Saver {
     validation: Option<f64>,
     /// The last step that was saved, complete or not.
     saved: Option<u64>,
-    /// A save whose parts are not known to be written.
+    /// A save whose shares are not known to be written.
     pending: Option<Pending>,
     /// Rank 0 gives the complete checkpoint its name and removes others.
     publishing: Option<JoinHandle<Result<()>>>,
@@ -141,13 +141,13 @@ impl Saver {
     pub fn save<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         self.complete(trainer.world())?;
         let start = Instant::now();
-        let part = self.part(trainer)?;
-        let step = part.state.progress.updates;
+        let share = self.share(trainer)?;
+        let step = share.state.progress.updates;
         let root = self.root.clone();
         let copied = start.elapsed();
         let work = move || {
             let start = Instant::now();
-            part.write(&root).inspect(|()| {
+            share.write(&root).inspect(|()| {
                 tracing::info!(
                     "checkpoint of step {step}: copied in {:.0} ms, written in {:.0} ms",
                     copied.as_secs_f64() * 1e3,
@@ -183,7 +183,7 @@ impl Saver {
     /// Waits until what was saved is complete on every rank.
     ///
     /// # Errors
-    /// The error of the lowest rank that could not write its part.
+    /// The error of the lowest rank that could not write its share.
     pub fn complete(&mut self, world: &World) -> Result<()> {
         let thread = self.pending.as_mut().and_then(|pending| pending.thread.take());
         world.agree_all(join(thread))?;
@@ -200,12 +200,12 @@ impl Saver {
         self.losses = (0.0, 0);
     }
 
-    fn part<E: Distributed>(&self, trainer: &Trainer<E>) -> Result<Part<E::Real>> {
+    fn share<E: Distributed>(&self, trainer: &Trainer<E>) -> Result<Share<E::Real>> {
         let arena = trainer.model.layout.len;
         let sharded = self.ranks > 1 && trainer.optimiser.sharded();
         let leads = self.rank == 0;
         let mean = (self.losses.1 > 0).then(|| self.losses.0 / self.losses.1 as f64);
-        Ok(Part {
+        Ok(Share {
             rank: self.rank,
             model: if leads { Some(Image::of(&trainer.model)?) } else { None },
             optimiser: if leads || sharded {
@@ -229,7 +229,7 @@ impl Saver {
         })
     }
 
-    /// All parts are written: rank 0's thread makes them a checkpoint.
+    /// All shares are written: rank 0's thread makes them a checkpoint.
     fn publish(&mut self) {
         let Some(Pending { step, .. }) = self.pending.take() else { return };
         if self.rank > 0 {

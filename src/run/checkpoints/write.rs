@@ -1,4 +1,4 @@
-//! One rank's part of a checkpoint, and what rank 0 does when all parts are there. Works on host
+//! One rank's share of a checkpoint, and what rank 0 does when all shares are there. Works on host
 //! copies alone, so that a thread of its own can do it while training goes on.
 
 use std::collections::HashMap;
@@ -16,7 +16,7 @@ use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
 /// What one rank writes.
-pub struct Part<R: Elem> {
+pub struct Share<R: Elem> {
     pub rank: usize,
     /// From rank 0.
     pub model: Option<Image<R>>,
@@ -27,11 +27,11 @@ pub struct Part<R: Elem> {
     pub tokenizer: PathBuf,
 }
 
-impl<R: Elem> Part<R> {
-    /// Writes and syncs the part below `root`.
+impl<R: Elem> Share<R> {
+    /// Writes and syncs the share below `root`.
     ///
     /// # Errors
-    /// `Error::Data` with the file that cannot be written. What was written of the part is removed, so
+    /// `Error::Data` with the file that cannot be written. What was written of the share is removed, so
     /// that a full disk is left with the room it had.
     pub fn write(&self, root: &Path) -> Result<()> {
         let dir = partial(root, self.state.progress.updates);
@@ -92,7 +92,7 @@ fn write_optimiser(path: &Path, state: &SavedOptimiser) -> Result<crate::model::
     write_tensors(path, &entries, facts)
 }
 
-/// Gives a checkpoint its name and its `DONE`; all parts are written.
+/// Gives a checkpoint its name and its `DONE`; all shares are written.
 ///
 /// # Errors
 /// `Error::Data` with the file that is missing or cannot be written.

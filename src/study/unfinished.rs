@@ -13,7 +13,7 @@ const TAG: &str = "ctune-dist-logits";
 
 /// The file of finished topics: a line `# identity`, then each topic's lines and, when they are all
 /// there, `# topic done`.
-pub struct Part {
+pub struct Unfinished {
     file: File,
     path: PathBuf,
     /// Finished topics.
@@ -21,7 +21,7 @@ pub struct Part {
     run: Run,
 }
 
-impl Part {
+impl Unfinished {
     /// Where the part of `out` lies.
     pub fn path(out: &Path) -> PathBuf {
         let mut name = out.as_os_str().to_owned();
@@ -96,31 +96,31 @@ mod tests {
     fn goes_on_behind_the_last_finished_topic() {
         let folder = tempfile::tempdir().unwrap();
         let (out, whole) = (folder.path().join("out.run"), folder.path().join("whole.run"));
-        let mut part = Part::open(&whole, r#"{"model": 1}"#).unwrap();
+        let mut part = Unfinished::open(&whole, r#"{"model": 1}"#).unwrap();
         ["a", "b", "c"].iter().for_each(|topic| part.add(&run_of(topic)).unwrap());
         part.finish(&whole).unwrap();
 
-        let mut part = Part::open(&out, r#"{"model": 1}"#).unwrap();
+        let mut part = Unfinished::open(&out, r#"{"model": 1}"#).unwrap();
         assert!(part.done.is_empty());
         ["a", "b"].iter().for_each(|topic| part.add(&run_of(topic)).unwrap());
         drop(part);
-        let mut torn = OpenOptions::new().append(true).open(Part::path(&out)).unwrap();
+        let mut torn = OpenOptions::new().append(true).open(Unfinished::path(&out)).unwrap();
         torn.write_all(b"c Q0 d2 1 0.66 ctune-dist\nc Q0 d1").unwrap();
 
-        let mut part = Part::open(&out, r#"{"model": 1}"#).unwrap();
+        let mut part = Unfinished::open(&out, r#"{"model": 1}"#).unwrap();
         assert_eq!(part.done, ["a", "b"]);
         part.add(&run_of("c")).unwrap();
         part.finish(&out).unwrap();
         assert_eq!(fs::read(&out).unwrap(), fs::read(&whole).unwrap());
-        assert!(!Part::path(&out).exists());
+        assert!(!Unfinished::path(&out).exists());
     }
 
     #[test]
     fn another_model_starts_over() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.run");
-        Part::open(&out, r#"{"model": 1}"#).unwrap().add(&run_of("a")).unwrap();
-        let part = Part::open(&out, r#"{"model": 2}"#).unwrap();
+        Unfinished::open(&out, r#"{"model": 1}"#).unwrap().add(&run_of("a")).unwrap();
+        let part = Unfinished::open(&out, r#"{"model": 2}"#).unwrap();
         assert!(part.done.is_empty());
         part.finish(&out).unwrap();
         assert_eq!(fs::read_to_string(&out).unwrap(), "", "nothing of the other model is left");
@@ -131,10 +131,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.run");
         for other in [&b"notes\n"[..], b"# notes\n", b"\xff\xfe"] {
-            fs::write(Part::path(&out), other).unwrap();
-            let refused = Part::open(&out, r#"{"model": 1}"#).err().unwrap();
+            fs::write(Unfinished::path(&out), other).unwrap();
+            let refused = Unfinished::open(&out, r#"{"model": 1}"#).err().unwrap();
             assert!(refused.to_string().contains("out.run.part"), "{refused}");
-            assert_eq!(fs::read(Part::path(&out)).unwrap(), other);
+            assert_eq!(fs::read(Unfinished::path(&out)).unwrap(), other);
         }
     }
 }
