@@ -4,11 +4,12 @@
 use toml::{Table, Value};
 
 use super::keys::{Key, Kind, Range, Section};
+use super::layers::one_line;
 
 /// How alike two names must be for one to be taken for a slip of the other.
 const ALIKE: f64 = 0.6;
-/// Characters of a value that an error repeats.
-const SHOWN: usize = 60;
+/// Characters of a name, a value or a flag that an error repeats.
+const SHOWN: usize = 80;
 
 /// A step from a table to a value in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,15 @@ pub fn dotted(at: &[Step]) -> String {
     names.collect::<Vec<_>>().join(".")
 }
 
+/// The beginning of `text`, on one line.
+pub fn cut(text: &str) -> String {
+    let line = one_line(text);
+    match line.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
 /// The check of one table.
 pub struct Check<'k> {
     /// Every key of a plan, among which a slip is looked for.
@@ -72,7 +82,7 @@ impl<'k> Check<'k> {
             self.at.push(Step::Key(name.clone()));
             match section.keys.iter().find(|key| key.name == name) {
                 Some(key) => self.value(&key.kind, value)?,
-                None => return Err(self.fault(dotted(&self.at), unknown(self.plan, section, name))),
+                None => return Err(self.fault(cut(&dotted(&self.at)), unknown(self.plan, section, name))),
             }
             self.at.pop();
         }
@@ -130,10 +140,7 @@ impl<'k> Check<'k> {
         if let Some(number) = hint {
             text += &format!("; write it as {number}");
         }
-        let shown = value.to_string().replace('\n', " ");
-        let cut: String = shown.chars().take(SHOWN).collect();
-        let dots = if cut.len() < shown.len() { "..." } else { "" };
-        self.fault(format!("{} = {cut}{dots}", dotted(&self.at)), text)
+        self.fault(format!("{} = {}", cut(&dotted(&self.at)), cut(&value.to_string())), text)
     }
 
     fn fault(&self, subject: String, text: String) -> Fault {

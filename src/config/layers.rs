@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::check::{Fault, Step, dotted};
+use super::check::{Fault, Step, cut, dotted};
 use crate::{Error, Result};
 
 /// Where a plan comes from.
@@ -66,7 +66,7 @@ impl<'a> Layers<'a> {
         let in_full = subject.as_ref().map_or(text.clone(), |subject| format!("{subject}: {text}"));
         if let Some((flag, exactly)) = at.iter().find_map(|at| self.flag(&dotted(at))) {
             let text = if exactly { text } else { &in_full };
-            return Error::config(format!("--set {flag}: {text}"));
+            return Error::config(format!("--set {}: {text}", cut(flag)));
         }
         let Some((path, _)) = &self.file else { return Error::config(in_full) };
         match at.iter().find_map(|at| self.line(at)) {
@@ -137,7 +137,10 @@ fn merge(base: &mut Table, over: &Table) {
 /// Applies one `a.b=c`. The value is TOML where it parses as such, else a string.
 fn set(table: &mut Table, text: &str) -> Result<()> {
     let Some((key, value)) = text.split_once('=') else {
-        return Err(Error::config(format!("--set {text}: must be KEY=VALUE, as in --set train.lr=1e-4")));
+        return Err(Error::config(format!(
+            "--set {}: must be KEY=VALUE, as in --set train.lr=1e-4",
+            cut(text)
+        )));
     };
     let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
     let value = parsed.unwrap_or_else(|| Value::String(value.to_owned()));
@@ -148,7 +151,7 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
         let entry = at.entry(part).or_insert_with(|| Value::Table(Table::new()));
         at = entry
             .as_table_mut()
-            .ok_or_else(|| Error::config(format!("--set {text}: {part} is a value, not a table")))?;
+            .ok_or_else(|| Error::config(format!("--set {}: {part} is a value, not a table", cut(text))))?;
     }
     at.insert(last.to_owned(), value);
     Ok(())

@@ -176,6 +176,29 @@ fn numbers_in_another_form_are_told_theirs() {
     );
 }
 
+/// `refusal` holds every text to one line of at most 300 characters.
+#[test]
+fn what_is_long_is_cut() {
+    let long = "ab\n".repeat(500);
+    for flag in [
+        format!("data.shards=[\"{}\"]", "x".repeat(500)),
+        format!("train.schedule=\"{}\"", "x".repeat(500)),
+        format!("{}=1", "x".repeat(500)),
+        format!("train.{long}=1"),
+        format!("train.schedule={long}"),
+        "x".repeat(500),
+    ] {
+        assert!(refusal("", &[&flag]).contains("..."), "{flag}");
+    }
+    for plan in [
+        format!("[train]\n\"{}\" = 1\n", long.replace('\n', "\\n")),
+        format!("[train]\nschedule = \"\"\"{long}\"\"\"\n"),
+        format!("[train]\nlr = [{}]\n", "1, ".repeat(500)),
+    ] {
+        assert!(refusal(&plan, &[]).starts_with("plan.toml:2: train."), "{plan}");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_toml_has_its_line() {
     let said = refusal("seed = 1\n[train\nlr = 1\n", &[]);
