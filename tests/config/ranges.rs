@@ -74,7 +74,7 @@ fn every_number_of_every_key_is_taken_or_refused_in_one_line() {
             let Some((range, whole, value)) = around(&key.kind, number) else { continue };
             let path = &key.path;
             let flag = format!("{path}={value}");
-            let written = whole == !number.contains(['.', 'e', 'n']);
+            let written = whole != number.contains(['.', 'e', 'n']);
             let usable = number.parse::<f64>().is_ok_and(|number| range.holds(number));
             let (_, loaded) = load(&base(path), &[&flag]);
             if loaded.is_ok() {
