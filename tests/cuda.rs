@@ -11,6 +11,7 @@ mod memory;
 mod optimiser;
 mod program;
 mod rows;
+mod signatures;
 mod streams;
 mod support;
 mod survive;

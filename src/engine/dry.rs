@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cuda::gemm::{Operands, Product, WORKSPACE};
 use super::cuda::launch::{Arg, Extra, Gpu, Launch, Launches, scratch_floats};
-use super::cuda::{Card, CudaBuf, TABLES_KEPT, pack_buffers};
+use super::cuda::{Card, CudaBuf, TABLES_KEPT, pack_buffers, signatures};
 use super::op::{Kind, Operation};
 use super::{Compute, Device, Elem, Memory, PackCounts, Real, Watch};
 use crate::{Error, Result};
@@ -354,6 +354,7 @@ impl<R: Real> Gpu for Dry<R> {
 
     fn enqueue(&self, launch: Launch<'_>) -> Result<()> {
         let (x, y, z) = launch.grid;
+        signatures::of(launch.name)?.check(launch.args)?;
         if x > 0 && y > 0 && z > 0 {
             self.shared.counts.borrow_mut().launch(launch.name);
             self.shared.open.borrow_mut().tally.launches += 1;

@@ -10,7 +10,7 @@
 //! for launches, which a sanitizer program then repeats: sanitizers.rs).
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_uchar, c_uint, c_void};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -81,6 +81,40 @@ pub fn take_enqueued() -> BTreeMap<String, usize> {
 /// The driver's library, whose functions beyond CUDA's the tests call.
 const LIBCUDA: &str = "libcuda.so";
 
+/// A kernel as g++'s types describe it: its name, and of every argument the bytes and whether it is a pointer.
+pub type Described = (String, Vec<(u32, bool)>);
+
+/// The kernels of a compiled image (what `Settings::kernel_cache` keeps).
+pub fn described(image: &[u8]) -> Vec<Described> {
+    /// `softgpu::Kernel` of shim/runtime.h.
+    #[repr(C)]
+    struct Kernel {
+        name: *const c_char,
+        function: *const c_void,
+        thunk: *const c_void,
+        arguments: c_uint,
+        sizes: *const c_uint,
+        pointers: *const c_uchar,
+        max_threads: c_uint,
+        touch: *const c_void,
+    }
+    let text = std::str::from_utf8(image).unwrap();
+    let path = text.strip_prefix("softgpu image ").unwrap().lines().next().unwrap();
+    let handle = open(Path::new(path));
+    // SAFETY: the library defines a table and its length under these names (driver/compile.cpp) and stays mapped.
+    unsafe {
+        let count = dlsym(handle, c"softgpu_kernel_count".as_ptr()).cast::<c_uint>();
+        let table = dlsym(handle, c"softgpu_kernels".as_ptr()).cast::<Kernel>();
+        assert!(!count.is_null() && !table.is_null(), "{path}");
+        let read = |kernel: &Kernel| {
+            let argument = |at| (*kernel.sizes.add(at), *kernel.pointers.add(at) == 1);
+            let name = CStr::from_ptr(kernel.name).to_str().unwrap().to_owned();
+            (name, (0..kernel.arguments as usize).map(argument).collect())
+        };
+        std::slice::from_raw_parts(table, *count as usize).iter().map(read).collect()
+    }
+}
+
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -93,7 +127,7 @@ fn open(path: &Path) -> *mut c_void {
     // SAFETY: the libraries' initialisers only fill tables; dlerror returns a C string after a failure.
     unsafe {
         let handle = dlopen(text.as_ptr(), RTLD_NOW);
-        assert!(!handle.is_null(), "{:?}", std::ffi::CStr::from_ptr(dlerror()));
+        assert!(!handle.is_null(), "{:?}", CStr::from_ptr(dlerror()));
         handle
     }
 }

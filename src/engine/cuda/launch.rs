@@ -9,6 +9,7 @@ use cudarc::driver::result as driver;
 
 use super::device::{Stream, check};
 use super::gemm::{Operands, Product};
+use super::signatures::ArgKind;
 use super::upload::download_now;
 use super::{Card, Cuda, CudaBuf};
 use crate::engine::{Compute, Device, Elem, Floats, Operation, PackCounts, Real, Reals, Rows};
@@ -37,6 +38,7 @@ pub enum Arg {
     U32(u32),
     F32(f32),
     U64(u64),
+    F64(f64),
 }
 
 impl Arg {
@@ -50,11 +52,22 @@ impl Arg {
         Self::Ptr(self.pointer() + bytes as u64)
     }
 
+    pub fn kind(&self) -> ArgKind {
+        match self {
+            Self::Ptr(_) => ArgKind::Ptr,
+            Self::U32(_) => ArgKind::U32,
+            Self::F32(_) => ArgKind::F32,
+            Self::U64(_) => ArgKind::U64,
+            Self::F64(_) => ArgKind::F64,
+        }
+    }
+
     fn address(&self) -> *mut c_void {
         let place: *const c_void = match self {
             Self::Ptr(v) | Self::U64(v) => std::ptr::from_ref(v).cast(),
             Self::U32(v) => std::ptr::from_ref(v).cast(),
             Self::F32(v) => std::ptr::from_ref(v).cast(),
+            Self::F64(v) => std::ptr::from_ref(v).cast(),
         };
         place.cast_mut()
     }
@@ -244,11 +257,12 @@ impl<R: Real> Cuda<R> {
             )));
         }
         let function = self.inner.shared.module.function(name, shared)?;
+        function.signature.check(args)?;
         let mut places: Vec<*mut c_void> = args.iter().map(Arg::address).collect();
-        // SAFETY: the function lives as long as its module; the launcher passes what the kernel's
-        // parameter list asks for; the arguments are copied before the call returns.
+        // SAFETY: the function lives as long as its module; the arguments are as many and of the kinds that
+        // its parameter list asks for; they are copied before the call returns.
         let answer = unsafe {
-            driver::launch_kernel(function, grid, (block, 1, 1), shared, stream.raw(), &mut places)
+            driver::launch_kernel(function.raw, grid, (block, 1, 1), shared, stream.raw(), &mut places)
         };
         check(name, answer)
     }

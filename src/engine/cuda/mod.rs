@@ -3,8 +3,9 @@
 //!
 //! This file holds what an engine is made of; the work is next to it: `device` (context, streams,
 //! events), `buffer` (memory), `upload` (packs to the device, results back), `module` (kernels
-//! compiled and cached), `launch` (starting them), `gemm` (products), `graph` (recorded segments of a
-//! step), `ops` (one launcher for each operation), `memory` (the `Device` trait).
+//! compiled and cached), `launch` (starting them), `signatures` (what they take), `gemm` (products),
+//! `graph` (recorded segments of a step), `ops` (one launcher for each operation), `memory` (the `Device`
+//! trait).
 //!
 //! Order: every operation goes to the compute stream; packs arrive on the copy stream and sums over
 //! ranks run on the communication stream, joined by events. The host waits for the device where it
@@ -19,6 +20,7 @@ pub mod launch;
 mod memory;
 mod module;
 mod ops;
+pub mod signatures;
 mod tables;
 mod upload;
 

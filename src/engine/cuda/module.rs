@@ -13,6 +13,7 @@ use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule};
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::device::{Device, check};
+use super::signatures::{self, Signature};
 use crate::{Error, Result, files};
 
 // `SOURCES` and `HEADERS`: (file name, text) of every kernels/*.cu and *.cuh, written by build.rs.
@@ -30,8 +31,18 @@ const PTX_TARGETS: [i32; 4] = [120, 100, 90, 80];
 /// The compiled kernels of one device.
 pub struct Module {
     modules: Vec<CUmodule>,
-    /// By the kernel's full name, with the shared memory that it was allowed.
-    functions: RefCell<HashMap<String, (CUfunction, u32)>>,
+    /// By the kernel's full name.
+    functions: RefCell<HashMap<String, Function>>,
+}
+
+/// A kernel that can be launched.
+#[derive(Clone, Copy)]
+pub struct Function {
+    pub raw: CUfunction,
+    /// What its launches have to pass.
+    pub signature: &'static Signature,
+    /// Bytes of dynamic shared memory that it was allowed.
+    allowed: u32,
 }
 
 impl Module {
@@ -47,22 +58,22 @@ impl Module {
     }
 
     /// The kernel of this name, allowed `shared` bytes of dynamic shared memory.
-    pub fn function(&self, name: &str, shared: u32) -> Result<CUfunction> {
+    pub fn function(&self, name: &str, shared: u32) -> Result<Function> {
         let mut functions = self.functions.borrow_mut();
-        if let Some((function, allowed)) = functions.get(name)
-            && shared <= *allowed
+        if let Some(function) = functions.get(name)
+            && shared <= function.allowed
         {
             return Ok(*function);
         }
-        let function = self.find(name)?;
+        let (raw, signature) = (self.find(name)?, signatures::of(name)?);
         if shared > SHARED_FREE {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function lives as long as its module.
-            let answer =
-                unsafe { driver::function::set_function_attribute(function, attribute, shared as i32) };
+            let answer = unsafe { driver::function::set_function_attribute(raw, attribute, shared as i32) };
             check(name, answer)?;
         }
-        functions.insert(name.to_owned(), (function, shared.max(SHARED_FREE)));
+        let function = Function { raw, signature, allowed: shared.max(SHARED_FREE) };
+        functions.insert(name.to_owned(), function);
         Ok(function)
     }
 

@@ -79,14 +79,9 @@ fn words(list: &[Slice], groups: &[ParamGroup]) -> Result<(Vec<u32>, u32)> {
     Ok((words, tiles))
 }
 
-/// f64 as a kernel's argument.
-fn double(x: f64) -> Arg {
-    Arg::U64(x.to_bits())
-}
-
 /// 1 - beta^t.
 fn correction(beta: f32, step: u32) -> Arg {
-    double(1.0 - f64::from(beta).powi(step.min(i32::MAX as u32) as i32))
+    Arg::F64(1.0 - f64::from(beta).powi(step.min(i32::MAX as u32) as i32))
 }
 
 /// What is left of the groups' ranges, as few ranges as can be: frozen groups, and what other ranks
