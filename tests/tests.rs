@@ -9,6 +9,7 @@ mod engine;
 mod gates;
 mod golden;
 mod hard_negatives;
+mod house;
 mod inputs;
 mod ir;
 mod model;
