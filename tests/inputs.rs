@@ -120,14 +120,14 @@ fn what_is_read_is_not_written_over() {
     let retrieve = |out: &str| {
         place.run(&["retrieve", "--documents", "documents.tsv", "--topics", "topics.tsv", "--out", out])
     };
-    assert_refused(&retrieve("./topics.tsv"), 2, &["topics.tsv", "read from"]);
-    assert_refused(&retrieve("documents.tsv"), 2, &["documents.tsv", "read from"]);
+    assert_refused(&retrieve("./topics.tsv"), 2, &["topics.tsv", "is an input"]);
+    assert_refused(&retrieve("documents.tsv"), 2, &["documents.tsv", "is an input"]);
     assert_refused(&retrieve("shards"), 2, &["shards", "folder"]);
     let model = ["rerank", "--config", "plan.toml", "--model", "model/model", "--run-out"];
-    assert_refused(&place.run(&[&model[..], &["bm25.run"]].concat()), 2, &["bm25.run", "read from"]);
+    assert_refused(&place.run(&[&model[..], &["bm25.run"]].concat()), 2, &["bm25.run", "is an input"]);
     place.write("mine.svg", &String::from_utf8(run.clone()).unwrap());
     let plot = ["evaluate", "qrels.txt", "mine.svg", "--baseline", "bm25.run", "--plot", "mine.svg"];
-    assert_refused(&place.run(&plot), 2, &["mine.svg", "read from"]);
+    assert_refused(&place.run(&plot), 2, &["mine.svg", "is an input"]);
     assert_refused(&place.run(&["evaluate", "qrels.txt", "-", "--baseline", "-"]), 2, &["standard input"]);
     assert_eq!(fs::read(place.path("topics.tsv")).unwrap(), topics);
     assert_eq!(fs::read(place.path("bm25.run")).unwrap(), run);

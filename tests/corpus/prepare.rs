@@ -244,7 +244,7 @@ fn a_target_that_holds_something_else_is_left_alone() {
     let case = usual();
     std::fs::create_dir_all(&case.options.out).unwrap();
     std::fs::write(case.options.out.join("precious"), "x").unwrap();
-    assert!(message(run(&case.options)).contains("there already"));
+    assert!(message(run(&case.options)).contains("already exists"));
     assert!(case.options.out.join("precious").exists());
 }
 

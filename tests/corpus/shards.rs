@@ -115,7 +115,7 @@ fn nothing_stays_of_a_directory_that_was_not_finished() {
     assert_eq!(names(folder.path()), ["shards"]);
     assert!(!target.join("documents-00007.tok").exists());
     let again = message(ShardWriter::create(&target, 200).map(|_| ()));
-    assert!(again.contains("there already"), "{again}");
+    assert!(again.contains("already exists"), "{again}");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn foreign_and_newer_files_are_refused() {
         assert!(error.contains("clicks.bin") && error.contains(wanted), "{error}");
     }
     let empty = tempfile::tempdir().unwrap();
-    assert!(message(Shards::open(empty.path())).contains("no shard directory"));
+    assert!(message(Shards::open(empty.path())).contains("not a shard directory"));
 }
 
 /// Files whose checksums agree but whose numbers lie.

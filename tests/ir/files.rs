@@ -168,7 +168,7 @@ fn damaged_runs_are_refused() {
     refused(read("\n1 Q0 a 1 5\n"), "r:2", "5 columns");
     refused(read("1 Q0 a 1 5 t\n1 a 2\n"), "r:2", "3 columns");
     refused(read("1\ta\tfirst\n"), "r:1", "rank 'first'");
-    refused(read(""), "r", "no line");
+    refused(read(""), "r", "it is empty");
     refused(Run::read(&file(&folder, "r", b"1 Q0 \xff 1 5 t\n")), "r:1", "UTF-8");
     refused(Run::read(&folder.path().join("none")), "none", "cannot be read");
 }
