@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::keys::{Range, above, above_to};
 use crate::corpus::Format;
 use crate::corpus::read::documents::Field;
-use crate::ir::topics::Field as TopicField;
+use crate::ir::topics::TopicField;
 
 /// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.
 ///

@@ -9,14 +9,14 @@ use crate::config::{Config, Resume};
 use crate::corpus::sample::{debian, synthetic};
 use crate::corpus::{Role, Source, inspect, prepare};
 use crate::doctor;
+use crate::ir::evaluate;
 use crate::ir::measures::Options;
-use crate::ir::{bm25, evaluate};
 use crate::plan;
 use crate::probe;
 use crate::ranks::World;
 use crate::report::{Lengths, evaluate as evaluation, write_experiment_report, write_lengths_page};
 use crate::run::stage::{self, Stage};
-use crate::study::{experiment, fine, rerank};
+use crate::study::{experiment, fine, rerank, retrieve};
 use crate::{Error, Result};
 
 /// Runs a command to its end. Errors of distributed commands end all ranks from within.
@@ -38,7 +38,7 @@ pub fn run(command: Command) -> Result<()> {
                 probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
             distributed("coarse", args.run, |config, world| probe::run(config, &options, world))
         }
-        Command::Retrieve(args) => bm25::retrieve(&retrieve_options(args)),
+        Command::Retrieve(args) => retrieve::retrieve(&retrieve_options(args)),
         Command::Evaluate(args) => evaluate_command(args),
         Command::Report { dir } => {
             tell!("{}", write_experiment_report(&dir)?.display());
@@ -151,8 +151,8 @@ fn prepare_options(args: Prepare) -> Result<prepare::PrepareOptions> {
     })
 }
 
-fn retrieve_options(args: Retrieve) -> bm25::RetrieveOptions {
-    bm25::RetrieveOptions {
+fn retrieve_options(args: Retrieve) -> retrieve::RetrieveOptions {
+    retrieve::RetrieveOptions {
         documents: vec![Source { format: args.format, ..Source::documents(args.documents) }],
         only: args.only,
         clicks: args.clicks.is_some(),

@@ -8,11 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ctune_dist::corpus::{HardNegatives, Shards};
-use ctune_dist::data::Batch;
 use ctune_dist::data::held_out;
-use ctune_dist::data::negatives::Negatives;
-use ctune_dist::data::source::{
-    ClickLog, ClickOptions, ClickSource, Grades, PairUse, SampleSource, Truncate,
+use ctune_dist::data::{
+    Batch, ClickLog, ClickOptions, ClickSource, Grades, Negatives, PairUse, SampleSource, Truncate,
 };
 use ctune_dist::text::Special;
 

@@ -14,7 +14,7 @@ use ctune_dist::corpus::{Format, Manifest, Role, Shards, Source};
 use ctune_dist::ir::folds::{read_folds, write_folds};
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::Run;
-use ctune_dist::ir::topics::{Field, read_topics, read_topics_fields};
+use ctune_dist::ir::topics::{TopicField, read_topics, read_topics_fields};
 use ctune_dist::model::checkpoint::Checkpoint;
 use ctune_dist::report::Results;
 use ctune_dist::run::checkpoints::find;
@@ -101,7 +101,8 @@ fn with_file<T>(name: &str, content: &[u8], read: impl FnOnce(&Path) -> T) -> T 
 
 fn topics(data: &[u8]) -> bool {
     with_file("topics", data, |path| {
-        let all = read_topics_fields(path, &[Field::Title, Field::Description, Field::Narrative]);
+        let all =
+            read_topics_fields(path, &[TopicField::Title, TopicField::Description, TopicField::Narrative]);
         let titles = read_topics(path);
         for topic in titles.iter().chain(&all).flatten() {
             assert!(!topic.id.is_empty() && !topic.text.is_empty() && !topic.text.contains('\n'));

@@ -286,7 +286,7 @@ fn columns(line: &[u8]) -> std::result::Result<Option<(&str, &str, f64)>, String
     match score {
         Some(score) if !score.is_nan() => Ok(Some((columns[0], document, score))),
         _ => Err(format!(
-            "{line:?}: a run has six columns (topic, Q0, document, rank, score, tag), MS MARCO's form three \
+            "{line:?}: a run has six columns (topic, Q0, document, rank, score, tag), MS MARCO's format three \
              (topic, document, rank)"
         )),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::source::ClickLog;
+use super::click_log::ClickLog;
 use crate::random::{Purpose, philox};
 use crate::text::Special;
 use crate::{Error, Result};

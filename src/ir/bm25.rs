@@ -1,9 +1,9 @@
 //! The first stage: BM25 over an inverted index that tantivy builds. Its numbers enter papers as the
 //! baseline, so the formula is Lucene's to the constant, k1 and b are the user's (tantivy's own scorer
-//! fixes them), ties are broken as trec_eval breaks them, and the run tag names analysis and parameters.
+//! fixes them), and ties are broken as trec_eval breaks them.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -14,41 +14,9 @@ use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextO
 use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
 use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
 
-use super::read_text;
-use super::run::{Hit, Run};
-use super::topics::{Field as TopicField, Topic, read_topics_fields};
+use super::run::Hit;
 use super::words::Words;
-use crate::corpus::read::documents as document;
-use crate::corpus::{Role, Source};
-use crate::files;
 use crate::{Error, Result};
-
-/// What `retrieve` reads, does and writes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RetrieveOptions {
-    /// The collection, in any format that `prepare` reads.
-    pub documents: Vec<Source>,
-    /// A file with one document id a line: only these are indexed, and their statistics are the
-    /// collection's.
-    pub only: Option<PathBuf>,
-    pub topics: PathBuf,
-    /// `topics` is a click log, whose queries are the topics.
-    pub clicks: bool,
-    /// Parts of a topic that make the query.
-    pub topic_fields: Vec<TopicField>,
-    /// The TREC run to write.
-    pub out: PathBuf,
-    /// Documents a topic.
-    pub depth: usize,
-    pub k1: f32,
-    pub b: f32,
-    /// Which of url, title and body are indexed, joined as one field.
-    pub fields: Vec<document::Field>,
-    /// Snowball's English stemmer (Porter2).
-    pub stem: bool,
-    /// Drop Lucene's 33 English stop words.
-    pub stop_words: bool,
-}
 
 /// How text becomes terms: words (see `words`), lower case, then as asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,6 +87,11 @@ impl Indexer {
         self.writer.add_document(document).map_err(fail)?;
         self.ids.push(id.into());
         Ok(())
+    }
+
+    /// Documents that were added.
+    pub fn documents(&self) -> usize {
+        self.ids.len()
     }
 
     /// Makes the index searchable. Errors: no document, an id twice.
@@ -271,113 +244,6 @@ impl Retriever {
     }
 }
 
-/// Reads documents and topics, searches with all threads and writes a TREC run. A topic without any
-/// hit is not in the run, which is warned of. Errors: no document, none of the `only` ids found, an id
-/// twice, k1 or b out of range, unknown fields.
-pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
-    if !(o.k1 >= 0.0 && o.k1.is_finite() && (0.0..=1.0).contains(&o.b)) || o.depth == 0 {
-        return Err(Error::config("BM25 needs k1 of at least 0, b from 0 to 1 and a depth of at least 1"));
-    }
-    if o.fields.is_empty() {
-        return Err(Error::config("no document field to index: choose from url, title and body"));
-    }
-    files::refuse_input(
-        &o.out,
-        o.documents.iter().flat_map(|source| &source.path).chain([&o.topics]).chain(&o.only),
-    )?;
-    let topics =
-        if o.clicks { queries_of(&o.topics)? } else { read_topics_fields(&o.topics, &o.topic_fields)? };
-    let path = o.documents.first().and_then(|source| source.path.first()).cloned().unwrap_or_default();
-    let only = o.only.as_deref().map(read_ids).transpose()?;
-    let folder = match o.out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
-    let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
-    let options = document::ReadOptions::default();
-    let add = |document: document::Document| indexer.add(&document.id, &document.text);
-    document::read_documents(&o.documents, &o.fields, &options, wanted, add)?.warn();
-    let found = indexer.ids.len();
-    if found == 0 && only.is_some() {
-        let text = "none of the listed document ids is in it; are both of the same MS MARCO version?";
-        return Err(Error::data(format!("{}: {text}", path.display())));
-    }
-    if let Some(ids) = only.filter(|ids| ids.len() > found) {
-        tracing::warn!("{} of {} listed document ids were not found", ids.len() - found, ids.len());
-    }
-    let retriever = indexer.finish(o.k1, o.b).map_err(|error| match error {
-        Error::Data(text) => Error::data(format!("{}: {text}", path.display())),
-        other => other,
-    })?;
-    tracing::info!("{found} documents of {:.1} terms on average", retriever.average_length());
-    write_run(&retriever, topics, o)
-}
-
-/// Topics that are searched between two writings: a log has millions of queries.
-const TOPICS_AT_ONCE: usize = 10_000;
-
-fn write_run(retriever: &Retriever, mut topics: Vec<Topic>, o: &RetrieveOptions) -> Result<()> {
-    topics.sort_by(|a, b| a.id.cmp(&b.id));
-    let (tag, mut without) = (tag(o), 0);
-    files::write_by(&o.out, |out| {
-        for block in topics.chunks(TOPICS_AT_ONCE) {
-            let search = |topic: &Topic| retriever.search(&topic.text, o.depth);
-            let lists = block.par_iter().map(search).collect::<Result<Vec<_>>>()?;
-            let (mut run, mut text) = (Run::default(), String::new());
-            for (topic, hits) in block.iter().zip(lists) {
-                if !hits.is_empty() {
-                    run.insert(topic.id.as_str(), hits)?;
-                    run.lines(&topic.id, &tag, &mut text);
-                    continue;
-                }
-                without += 1;
-                if !o.clicks {
-                    tracing::warn!("topic '{}' has no hit and is not in the run: '{}'", topic.id, topic.text);
-                }
-            }
-            out.write_all(text.as_bytes()).map_err(|cause| Error::io("written", &o.out, cause))?;
-        }
-        Ok(())
-    })?;
-    if o.clicks && without > 0 {
-        tracing::warn!("{without} of {} queries have no hit and are not in the run", topics.len());
-    }
-    Ok(())
-}
-
-/// The distinct queries of a click log.
-fn queries_of(log: &Path) -> Result<Vec<Topic>> {
-    let (mut topics, mut seen) = (Vec::new(), HashSet::new());
-    let options = document::ReadOptions::default();
-    document::read_rows(&[Source::clicks(log)], Role::Clicks, &options, |[id, text, ..]| {
-        if seen.insert(id.clone()) {
-            topics.push(Topic { id, text });
-        }
-        Ok(())
-    })?;
-    Ok(topics)
-}
-
-/// The run tag: everything that decides the scores, as one word.
-pub fn tag(o: &RetrieveOptions) -> String {
-    let stem = if o.stem { "-porter2" } else { "" };
-    let stop = if o.stop_words { "-stop" } else { "" };
-    let fields: Vec<String> = o.fields.iter().map(ToString::to_string).collect();
-    format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, fields.join("+"))
-}
-
 fn fail(error: tantivy::TantivyError) -> Error {
     Error::data(format!("the temporary search index: {error}"))
-}
-
-/// One id a line.
-fn read_ids(path: &Path) -> Result<HashSet<String>> {
-    let text = read_text(path)?;
-    let ids =
-        text.lines().map(str::trim).filter(|id| !id.is_empty()).map(str::to_owned).collect::<HashSet<_>>();
-    if ids.is_empty() {
-        return Err(Error::data(format!("{}: it holds no document id", path.display())));
-    }
-    Ok(ids)
 }

@@ -22,9 +22,9 @@ pub struct Qrels {
     topics: BTreeMap<String, Labels>,
 }
 
-/// The file's form, decided by its first line that holds anything.
+/// The file's format, decided by its first line that holds anything.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+enum QrelsFormat {
     /// `topic iteration document label`, any white space, second column ignored.
     Trec,
     /// BEIR: a header line, which starts at this byte, then `topic<TAB>document<TAB>label`.
@@ -41,19 +41,19 @@ impl Qrels {
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
-        let (form, start) = match first_line::<4>(bytes)? {
+        let (format, start) = match first_line::<4>(bytes)? {
             Some((offset, [name, _, label, _], 3)) if label.parse::<i32>().is_err() => {
                 let header = bytes[offset..].iter().position(|&byte| byte == b'\n');
                 let body = header.map_or(bytes.len(), |at| offset + at + 1);
                 // TREC's lines behind it: no header, but a line that lacks a column
                 match first_line::<4>(&bytes[body..]) {
-                    Ok(Some((_, _, 4))) if name != "query-id" => (Form::Trec, 0),
-                    _ => (Form::Beir, body),
+                    Ok(Some((_, _, 4))) if name != "query-id" => (QrelsFormat::Trec, 0),
+                    _ => (QrelsFormat::Beir, body),
                 }
             }
-            _ => (Form::Trec, 0),
+            _ => (QrelsFormat::Trec, 0),
         };
-        let parse = |line| parse_line(line, form);
+        let parse = |line| parse_line(line, format);
         let body = &bytes[start..];
         let place = |(offset, text): LineError| (start + offset, text);
         let topics = by_topic(grouped(body, parse).map_err(place)?, labels);
@@ -101,18 +101,18 @@ fn labels<'a>(topic: &'a str, list: Vec<(&'a str, i32)>) -> std::result::Result<
     Ok(labels)
 }
 
-fn parse_line(line: &str, form: Form) -> lines::Parsed<'_, (&str, i32)> {
+fn parse_line(line: &str, format: QrelsFormat) -> lines::Parsed<'_, (&str, i32)> {
     let (columns, found) = columns::<6>(line);
     if found == 0 || columns[0].starts_with('#') {
         return Ok(None);
     }
-    let (document, label) = match (form, found) {
-        (Form::Trec, 4) => (columns[2], columns[3]),
-        (Form::Beir, 3) => (columns[1], columns[2]),
-        (Form::Trec, _) => {
+    let (document, label) = match (format, found) {
+        (QrelsFormat::Trec, 4) => (columns[2], columns[3]),
+        (QrelsFormat::Beir, 3) => (columns[1], columns[2]),
+        (QrelsFormat::Trec, _) => {
             return Err(format!("{found} columns where qrels have four: topic, iteration, document, label"));
         }
-        (Form::Beir, _) => {
+        (QrelsFormat::Beir, _) => {
             return Err(format!(
                 "{found} columns where the header line promises three: topic, document, label"
             ));

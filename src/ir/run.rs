@@ -49,9 +49,9 @@ struct Line<'a> {
     rank: u32,
 }
 
-/// A file's form, decided by its first line.
+/// A file's format, decided by its first line.
 #[derive(Clone, Copy, PartialEq)]
-enum Form {
+enum RunFormat {
     /// `topic Q0 document rank score tag`.
     Trec,
     /// MS MARCO: `topic document rank`; the score is minus the rank.
@@ -78,13 +78,13 @@ impl Run {
     }
 
     fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
-        let form = form(bytes)?;
-        let parse = |line| parse_line(line, form);
+        let format = format_of(bytes)?;
+        let parse = |line| parse_line(line, format);
         let topics = by_topic(grouped(bytes, parse)?, rank_lines).map_err(|Twice { topic, document }| {
             let line = lines::second(bytes, parse, |t, line| t == topic && line.doc == document);
             (line, format!("document '{document}' is in topic '{topic}' twice; keep one line"))
         })?;
-        Ok(Self { topics, tag: if form == Form::Trec { last_tag(bytes) } else { None } })
+        Ok(Self { topics, tag: if format == RunFormat::Trec { last_tag(bytes) } else { None } })
     }
 
     /// Adds a topic. Hits are ordered by score as f64, then by document id descending; scores become
@@ -220,37 +220,37 @@ fn keep_apart(hits: &mut [Hit]) {
     }
 }
 
-/// The form of the first line that holds anything.
-fn form(bytes: &[u8]) -> std::result::Result<Form, LineError> {
+/// The format of the first line that holds anything.
+fn format_of(bytes: &[u8]) -> std::result::Result<RunFormat, LineError> {
     match first_line::<6>(bytes)? {
         None => Err((usize::MAX, "it is empty; a run has one line for each retrieved document".into())),
-        Some((_, _, 3)) => Ok(Form::Marco),
-        Some((_, _, 6)) => Ok(Form::Trec),
+        Some((_, _, 3)) => Ok(RunFormat::Marco),
+        Some((_, _, 6)) => Ok(RunFormat::Trec),
         Some((offset, _, found)) => Err((offset, wrong_columns(found))),
     }
 }
 
 fn wrong_columns(found: usize) -> String {
     format!(
-        "{found} columns; a run has six (topic, Q0, document, rank, score, tag), MS MARCO's form three \
+        "{found} columns; a run has six (topic, Q0, document, rank, score, tag), MS MARCO's format three \
          (topic, document, rank)"
     )
 }
 
-fn parse_line(line: &str, form: Form) -> lines::Parsed<'_, Line<'_>> {
+fn parse_line(line: &str, format: RunFormat) -> lines::Parsed<'_, Line<'_>> {
     let (columns, found) = columns::<6>(line);
     if found == 0 || columns[0].starts_with('#') {
         return Ok(None);
     }
-    let line = match (form, found) {
-        (Form::Trec, 6) => {
+    let line = match (format, found) {
+        (RunFormat::Trec, 6) => {
             let score = match columns[4].parse::<f64>() {
                 Ok(number) if !number.is_nan() => number,
                 _ => return Err(format!("the score '{}' is not a number", columns[4])),
             };
             Line { doc: columns[2], score, rank: columns[3].parse().unwrap_or(NO_RANK) }
         }
-        (Form::Marco, 3) => {
+        (RunFormat::Marco, 3) => {
             let rank = columns[2].parse().unwrap_or(NO_RANK);
             if rank == NO_RANK {
                 return Err(format!("the rank '{}' is not a number", columns[2]));

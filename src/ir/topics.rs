@@ -18,7 +18,7 @@ pub struct Topic {
 /// Which part of a topic is the query. Tab-separated files have only the first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Field {
+pub enum TopicField {
     /// SGML `<title>`, XML `<title>` or `<query>`.
     #[default]
     Title,
@@ -28,7 +28,7 @@ pub enum Field {
     Narrative,
 }
 
-impl Field {
+impl TopicField {
     fn of_tag(tag: &str) -> Option<Self> {
         match tag.to_ascii_lowercase().as_str() {
             "title" | "query" | "text" => Some(Self::Title),
@@ -48,7 +48,7 @@ impl Field {
     }
 }
 
-impl std::str::FromStr for Field {
+impl std::str::FromStr for TopicField {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
@@ -65,13 +65,13 @@ impl std::str::FromStr for Field {
 
 /// Reads topics, the title where there is a choice. See `read_topics_fields`.
 pub fn read_topics(path: &Path) -> Result<Vec<Topic>> {
-    read_topics_fields(path, &[Field::Title])
+    read_topics_fields(path, &[TopicField::Title])
 }
 
 /// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `files` knows it; several
 /// fields are joined with a space, runs of white space become one space. Errors: a line that is none of
 /// these, a topic without id or without one of the fields, an id twice, no topic at all.
-pub fn read_topics_fields(path: &Path, fields: &[Field]) -> Result<Vec<Topic>> {
+pub fn read_topics_fields(path: &Path, fields: &[TopicField]) -> Result<Vec<Topic>> {
     if fields.is_empty() {
         return Err(Error::config("no topic field is chosen: choose title, description or narrative"));
     }
@@ -100,7 +100,7 @@ pub(crate) fn all_texts(path: &Path) -> Result<Vec<String>> {
     Ok(texts.filter(|text| !text.is_empty()).collect())
 }
 
-/// A topic with the byte offset of its start; the text of each `Field`, empty where there is none.
+/// A topic with the byte offset of its start; the text of each `TopicField`, empty where there is none.
 #[derive(Debug, Default)]
 struct Found {
     offset: usize,
@@ -169,7 +169,7 @@ fn object(line: &str) -> std::result::Result<Found, String> {
     let id = ["_id", "id", "qid", "query_id", "topic_id", "number"].iter().find_map(|key| object.get(*key));
     let mut topic = Found { id: id.map(text).unwrap_or_default(), ..Found::default() };
     for (key, value) in &object {
-        if let Some(field) = Field::of_tag(key)
+        if let Some(field) = TopicField::of_tag(key)
             && topic.values[field as usize].is_empty()
         {
             topic.values[field as usize] = text(value);
@@ -231,7 +231,7 @@ fn tagged(text: &str) -> Parsed {
         let Some(topic) = topics.last_mut() else { continue };
         if element.tag.eq_ignore_ascii_case("num") || element.tag.eq_ignore_ascii_case("number") {
             topic.id = without(&value(), "number:").to_owned();
-        } else if let Some(field) = Field::of_tag(element.tag)
+        } else if let Some(field) = TopicField::of_tag(element.tag)
             && topic.values[field as usize].is_empty()
         {
             topic.values[field as usize] = without(&value(), field.label()).to_owned();

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::config::{Config, Precision};
 use crate::corpus::shard::Shards;
 use crate::data::batch::Batch;
-use crate::data::source::{ClickLog, ClickSource, SampleSource};
+use crate::data::{ClickLog, ClickSource, SampleSource};
 use crate::engine::cuda::Card;
 use crate::engine::dry::{Counts, Dry};
 use crate::engine::op::{Kind, MaskRule};

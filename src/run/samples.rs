@@ -9,12 +9,10 @@ use serde_json::{Value, json};
 use crate::config::{Data, Objective, need};
 use crate::corpus::HardNegatives;
 use crate::corpus::shard::Shards;
-
 use crate::data::held_out;
 use crate::data::mask::mask_rule;
-use crate::data::negatives::Negatives;
-use crate::data::source::{
-    ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, PairUse, SampleSource,
+use crate::data::{
+    ClickLog, ClickOptions, ClickSource, DocumentSource, Grades, Negatives, PairUse, SampleSource,
 };
 use crate::engine::op::MaskRule;
 use crate::model;

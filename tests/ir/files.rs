@@ -4,7 +4,7 @@ use std::io::Write;
 
 use ctune_dist::Error;
 use ctune_dist::ir::run::Hit;
-use ctune_dist::ir::topics::{Field, Topic, read_topics, read_topics_fields};
+use ctune_dist::ir::topics::{Topic, TopicField, read_topics, read_topics_fields};
 use proptest::prelude::*;
 
 use super::*;
@@ -41,9 +41,9 @@ fn sgml_topics_without_closing_tags() {
                 <desc>d</desc><narr>n</narr>\n</top>\n";
     let path = file(&folder, "t", text);
     assert_eq!(read_topics(&path).unwrap(), [topic("301", "R&D drug prices"), topic("302", "5 < 6")]);
-    let descriptions = read_topics_fields(&path, &[Field::Description]).unwrap();
+    let descriptions = read_topics_fields(&path, &[TopicField::Description]).unwrap();
     assert_eq!(descriptions[0], topic("301", "Identify organizations"));
-    assert_eq!(read_topics_fields(&path, &[Field::Narrative]).unwrap()[0], topic("301", "A b."));
+    assert_eq!(read_topics_fields(&path, &[TopicField::Narrative]).unwrap()[0], topic("301", "A b."));
     refused(read_topics(&file(&folder, "a", "<top>\n<title> x\n</top>\n")), "a:1", "<num>");
     refused(read_topics(&file(&folder, "a", "<top>\n<num> 1\n</top>\n")), "a:1", "title");
 }
@@ -55,8 +55,8 @@ fn xml_topics() {
                 <question>why?</question><narrative>n</narrative>\n</topic>\n<topic number='2'><query>d</query><question>e</question></topic></topics>";
     let path = file(&folder, "t.xml", text);
     assert_eq!(read_topics(&path).unwrap(), [topic("1", "a &lt; b c"), topic("2", "d")]);
-    assert_eq!(read_topics_fields(&path, &[Field::Description]).unwrap()[1].text, "e");
-    refused(read_topics_fields(&path, &[Field::Narrative]), "t.xml:8", "topic '2'");
+    assert_eq!(read_topics_fields(&path, &[TopicField::Description]).unwrap()[1].text, "e");
+    refused(read_topics_fields(&path, &[TopicField::Narrative]), "t.xml:8", "topic '2'");
 }
 
 #[test]
@@ -68,15 +68,19 @@ fn json_topics_and_several_fields() {
         "{\"_id\": 7, \"text\": \"a  query\", \"metadata\": {\"query\": 1}}\n\n{\"qid\": \"8\", \"title\": \"t\", \"description\": \"d\"}\n",
     );
     assert_eq!(read_topics(&path).unwrap(), [topic("7", "a query"), topic("8", "t")]);
-    refused(read_topics_fields(&path, &[Field::Title, Field::Description]), "t.jsonl:1", "topic '7'");
+    refused(
+        read_topics_fields(&path, &[TopicField::Title, TopicField::Description]),
+        "t.jsonl:1",
+        "topic '7'",
+    );
     refused(read_topics(&file(&folder, "a", "{\"_id\": 1, \"text\": \"q\"}\n{\"_id\": 2\n")), "a:2", "JSON");
     refused(read_topics(&file(&folder, "a", "{\"text\": \"q\"}\n")), "a:1", "without id");
     let sgml = "<top>\n<num> Number: 1\n<title> a\n<desc> Description:\nb\n<narr> Narrative:\nc\n</top>\n";
-    let fields = [Field::Title, Field::Description, Field::Narrative];
+    let fields = [TopicField::Title, TopicField::Description, TopicField::Narrative];
     assert_eq!(read_topics_fields(&file(&folder, "s", sgml), &fields).unwrap(), [topic("1", "a b c")]);
     let packed = file(&folder, "t.zst", zstd::encode_all(&b"1\tq\n"[..], 1).unwrap());
     assert_eq!(read_topics(&packed).unwrap(), [topic("1", "q")]);
-    refused(read_topics_fields(&packed, &[Field::Narrative]), "t.zst:1", "narrative");
+    refused(read_topics_fields(&packed, &[TopicField::Narrative]), "t.zst:1", "narrative");
     assert_eq!(read_topics_fields(&packed, &[]).unwrap_err().exit_code(), 2);
 }
 
@@ -108,8 +112,8 @@ fn real_topic_files() {
         assert!(text.is_empty() || first.text == text, "{name}: {first:?}");
     }
     let robust = root.join("robust04/topics.robust04.txt");
-    assert_eq!(read_topics_fields(&robust, &[Field::Description]).unwrap().len(), 250);
-    assert_eq!(read_topics_fields(&robust, &[Field::Narrative]).unwrap().len(), 250);
+    assert_eq!(read_topics_fields(&robust, &[TopicField::Description]).unwrap().len(), 250);
+    assert_eq!(read_topics_fields(&robust, &[TopicField::Narrative]).unwrap().len(), 250);
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::io::Read;
 
 use ctune_dist::corpus::Source;
 use ctune_dist::corpus::read::documents::Field;
-use ctune_dist::ir::bm25::{Analysis, Indexer, RetrieveOptions, retrieve};
-use ctune_dist::ir::topics::Field as TopicField;
+use ctune_dist::ir::bm25::{Analysis, Indexer};
+use ctune_dist::ir::topics::TopicField;
+use ctune_dist::study::retrieve::{RetrieveOptions, retrieve};
 
 use super::*;
 

@@ -14,14 +14,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::Mmap;
 
 use super::lookup::Picks;
+use super::rows::LONGEST;
 use crate::files::{self, BOM, Opened, Packing, broken};
 use crate::{Error, Result};
 
 /// Bytes of a block, unless a record is longer: some 10 ms of tokenising, so that no core waits long at
 /// the end, and 1,000 handings-over a gigabyte cost nothing.
 const BLOCK: usize = 1 << 20;
-/// A longer record is none of any of our formats, and must not fill the memory.
-pub(crate) const LONGEST: usize = 64 << 20;
 
 /// What ends a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

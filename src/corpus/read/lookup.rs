@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::blocks::LONGEST;
+use super::rows::LONGEST;
 use crate::files::Opened;
 use crate::{Error, Result};
 

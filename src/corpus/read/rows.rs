@@ -7,10 +7,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::blocks::LONGEST;
 pub use crate::config::Role;
 use crate::{Error, Result};
 
+/// Bytes of a record at most. A longer one is none of any of our formats, and must not fill the memory.
+pub(crate) const LONGEST: usize = 64 << 20;
 /// Faults that are kept word for word.
 const SHOWN: usize = 10;
 /// The most columns that a role has.

@@ -96,7 +96,7 @@ pub enum Measure {
 
 /// What may follow a name, and what the bare name stands for.
 #[derive(Clone, Copy)]
-enum Form {
+enum Suffix {
     Plain(Measure),
     /// `name_5`: cut-offs.
     Cut(fn(usize) -> Measure, &'static [usize]),
@@ -111,47 +111,47 @@ const TENTHS: &[u32] = &[0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100];
 const FIFTHS: &[u32] = &[20, 40, 60, 80, 100, 120, 140, 160, 180, 200];
 
 /// Names in the order of `Measure`.
-const NAMES: [(&str, Form); 40] = [
-    ("runid", Form::Plain(Measure::RunId)),
-    ("num_q", Form::Plain(Measure::NumQ)),
-    ("num_ret", Form::Plain(Measure::NumRet)),
-    ("num_rel", Form::Plain(Measure::NumRel)),
-    ("num_rel_ret", Form::Plain(Measure::NumRelRet)),
-    ("map", Form::Plain(Measure::Map)),
-    ("gm_map", Form::Plain(Measure::GmMap)),
-    ("Rprec", Form::Plain(Measure::RPrec)),
-    ("bpref", Form::Plain(Measure::Bpref)),
-    ("recip_rank", Form::Plain(Measure::RecipRank)),
-    ("iprec_at_recall", Form::Share(Measure::IprecAtRecall, TENTHS)),
-    ("P", Form::Cut(Measure::P, CUTOFFS)),
-    ("relstring", Form::Length),
-    ("recall", Form::Cut(Measure::Recall, CUTOFFS)),
-    ("infAP", Form::Plain(Measure::InfAp)),
-    ("gm_bpref", Form::Plain(Measure::GmBpref)),
-    ("Rprec_mult", Form::Share(Measure::RPrecMult, FIFTHS)),
-    ("utility", Form::Plain(Measure::Utility)),
-    ("11pt_avg", Form::Plain(Measure::ElevenPtAvg)),
-    ("binG", Form::Plain(Measure::BinG)),
-    ("G", Form::Plain(Measure::G)),
-    ("ndcg", Form::Plain(Measure::Ndcg)),
-    ("ndcg_rel", Form::Plain(Measure::NdcgRel)),
-    ("Rndcg", Form::Plain(Measure::Rndcg)),
-    ("ndcg_cut", Form::Cut(Measure::NdcgCut, CUTOFFS)),
-    ("map_cut", Form::Cut(Measure::MapCut, CUTOFFS)),
-    ("relative_P", Form::Cut(Measure::RelativeP, CUTOFFS)),
-    ("success", Form::Cut(Measure::Success, &[1, 5, 10])),
-    ("set_P", Form::Plain(Measure::SetP)),
-    ("set_relative_P", Form::Plain(Measure::SetRelativeP)),
-    ("set_recall", Form::Plain(Measure::SetRecall)),
-    ("set_map", Form::Plain(Measure::SetMap)),
-    ("set_F", Form::Plain(Measure::SetF)),
-    ("num_nonrel_judged_ret", Form::Plain(Measure::NumNonrelJudgedRet)),
-    ("rbp", Form::Plain(Measure::Rbp)),
-    ("rbp_resid", Form::Plain(Measure::RbpResid)),
-    ("unj", Form::Cut(Measure::Unjudged, &[5, 10, 20])),
-    ("ndcg_exp_cut", Form::Cut(Measure::NdcgExpCut, &[5, 10, 20])),
-    ("judged", Form::Cut(Measure::Judged, &[5, 10, 20, 100])),
-    ("msmarco_mrr", Form::Cut(Measure::MsMarcoMrr, &[10, 100])),
+const NAMES: [(&str, Suffix); 40] = [
+    ("runid", Suffix::Plain(Measure::RunId)),
+    ("num_q", Suffix::Plain(Measure::NumQ)),
+    ("num_ret", Suffix::Plain(Measure::NumRet)),
+    ("num_rel", Suffix::Plain(Measure::NumRel)),
+    ("num_rel_ret", Suffix::Plain(Measure::NumRelRet)),
+    ("map", Suffix::Plain(Measure::Map)),
+    ("gm_map", Suffix::Plain(Measure::GmMap)),
+    ("Rprec", Suffix::Plain(Measure::RPrec)),
+    ("bpref", Suffix::Plain(Measure::Bpref)),
+    ("recip_rank", Suffix::Plain(Measure::RecipRank)),
+    ("iprec_at_recall", Suffix::Share(Measure::IprecAtRecall, TENTHS)),
+    ("P", Suffix::Cut(Measure::P, CUTOFFS)),
+    ("relstring", Suffix::Length),
+    ("recall", Suffix::Cut(Measure::Recall, CUTOFFS)),
+    ("infAP", Suffix::Plain(Measure::InfAp)),
+    ("gm_bpref", Suffix::Plain(Measure::GmBpref)),
+    ("Rprec_mult", Suffix::Share(Measure::RPrecMult, FIFTHS)),
+    ("utility", Suffix::Plain(Measure::Utility)),
+    ("11pt_avg", Suffix::Plain(Measure::ElevenPtAvg)),
+    ("binG", Suffix::Plain(Measure::BinG)),
+    ("G", Suffix::Plain(Measure::G)),
+    ("ndcg", Suffix::Plain(Measure::Ndcg)),
+    ("ndcg_rel", Suffix::Plain(Measure::NdcgRel)),
+    ("Rndcg", Suffix::Plain(Measure::Rndcg)),
+    ("ndcg_cut", Suffix::Cut(Measure::NdcgCut, CUTOFFS)),
+    ("map_cut", Suffix::Cut(Measure::MapCut, CUTOFFS)),
+    ("relative_P", Suffix::Cut(Measure::RelativeP, CUTOFFS)),
+    ("success", Suffix::Cut(Measure::Success, &[1, 5, 10])),
+    ("set_P", Suffix::Plain(Measure::SetP)),
+    ("set_relative_P", Suffix::Plain(Measure::SetRelativeP)),
+    ("set_recall", Suffix::Plain(Measure::SetRecall)),
+    ("set_map", Suffix::Plain(Measure::SetMap)),
+    ("set_F", Suffix::Plain(Measure::SetF)),
+    ("num_nonrel_judged_ret", Suffix::Plain(Measure::NumNonrelJudgedRet)),
+    ("rbp", Suffix::Plain(Measure::Rbp)),
+    ("rbp_resid", Suffix::Plain(Measure::RbpResid)),
+    ("unj", Suffix::Cut(Measure::Unjudged, &[5, 10, 20])),
+    ("ndcg_exp_cut", Suffix::Cut(Measure::NdcgExpCut, &[5, 10, 20])),
+    ("judged", Suffix::Cut(Measure::Judged, &[5, 10, 20, 100])),
+    ("msmarco_mrr", Suffix::Cut(Measure::MsMarcoMrr, &[10, 100])),
 ];
 
 /// The last of trec_eval's own names in `NAMES`.
@@ -184,7 +184,7 @@ const SET: [&str; 11] = [
     "set_F",
 ];
 
-impl Form {
+impl Suffix {
     /// What the bare name stands for.
     fn all(self) -> Vec<Measure> {
         match self {
@@ -209,7 +209,7 @@ impl Form {
 }
 
 fn named(list: &[&str]) -> Vec<Measure> {
-    NAMES.iter().filter(|(name, _)| list.contains(name)).flat_map(|(_, form)| form.all()).collect()
+    NAMES.iter().filter(|(name, _)| list.contains(name)).flat_map(|(_, suffix)| suffix.all()).collect()
 }
 
 fn rank(text: &str) -> Option<usize> {
@@ -231,16 +231,16 @@ impl Measure {
             "set" => return Ok(named(&SET)),
             "all_trec" => {
                 let last = NAMES.iter().position(|(name, _)| *name == LAST_OF_TREC).unwrap_or(0);
-                return Ok(NAMES[..=last].iter().flat_map(|(_, form)| form.all()).collect());
+                return Ok(NAMES[..=last].iter().flat_map(|(_, suffix)| suffix.all()).collect());
             }
             _ => (),
         }
-        if let Some((_, form)) = NAMES.iter().find(|(plain, _)| *plain == name) {
-            return Ok(form.all());
+        if let Some((_, suffix)) = NAMES.iter().find(|(plain, _)| *plain == name) {
+            return Ok(suffix.all());
         }
-        let with_list = NAMES.iter().filter_map(|(stem, form)| {
+        let with_list = NAMES.iter().filter_map(|(stem, suffix)| {
             let list = name.strip_prefix(stem)?.strip_prefix(['.', '_'])?;
-            form.with(list).filter(|all| all.iter().all(|measure| measure.possible()))
+            suffix.with(list).filter(|all| all.iter().all(|measure| measure.possible()))
         });
         with_list.into_iter().next().ok_or_else(|| unknown(name))
     }
@@ -311,8 +311,8 @@ impl Measure {
             Self::Judged(k) => ("judged", rank_text(k)),
             Self::MsMarcoMrr(k) => ("msmarco_mrr", rank_text(k)),
             plain => {
-                let same = |form: Form| matches!(form, Form::Plain(measure) if measure == plain);
-                (NAMES.iter().find(|(_, form)| same(*form)).map_or("", |(name, _)| name), String::new())
+                let same = |suffix: Suffix| matches!(suffix, Suffix::Plain(measure) if measure == plain);
+                (NAMES.iter().find(|(_, suffix)| same(*suffix)).map_or("", |(name, _)| name), String::new())
             }
         }
     }
@@ -328,7 +328,9 @@ fn share_text(share: u32) -> String {
 
 fn unknown(name: &str) -> Error {
     let stem = name.split('.').next().unwrap_or_default();
-    if stem != name && NAMES.iter().any(|(plain, form)| *plain == stem && matches!(form, Form::Plain(_))) {
+    if stem != name
+        && NAMES.iter().any(|(plain, suffix)| *plain == stem && matches!(suffix, Suffix::Plain(_)))
+    {
         let cut =
             if stem == "recip_rank" { "; evaluate -M 10 measures the first 10 documents only" } else { "" };
         return Error::config(format!("'{name}': {stem} takes no parameters here; write '{stem}'{cut}"));
