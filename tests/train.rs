@@ -2,6 +2,7 @@
 //! transformers, what is frozen, adapted, shared between ranks or computed twice.
 
 mod adapters;
+mod check;
 mod optimisers;
 mod recompute;
 mod stages;

@@ -13,7 +13,7 @@ use ctune_dist::train::optimiser::Optimiser;
 use crate::golden::{self, Golden};
 use crate::model::{Model, fill, ranking_options};
 
-const ALL: [Target; 6] = [
+pub const ALL: [Target; 6] = [
     Target::Query,
     Target::Key,
     Target::Value,
@@ -23,7 +23,7 @@ const ALL: [Target; 6] = [
 ];
 
 /// A ranking model with adapters whose B is not zero where it is in use.
-fn adapted(golden: &Golden, targets: &[Target]) -> Model {
+pub fn adapted(golden: &Golden, targets: &[Target]) -> Model {
     let lora = Lora { rank: 8, alpha: 16.0, targets: targets.to_vec() };
     let tuning = Tuning { lora: Some(lora), ..Tuning::default() };
     let options = ranking_options((0.1, 3));
