@@ -22,9 +22,7 @@ use crate::{Error, Result};
 use bert::Weights;
 use dropout::DropoutMasks;
 use parameters::Head;
-
-/// Parameters or gradients by Hugging Face name: dimensions and values, row-major.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+pub use parameters::Tensors;
 
 /// A BERT encoder with the heads that its tensors hold.
 pub struct Reference {

@@ -1,9 +1,13 @@
 //! Which tensors a BERT of a shape has, written down once more, so that a mistake in the engine's
 //! own table cannot hide behind itself.
 
-use super::Tensors;
+use std::collections::BTreeMap;
+
 use crate::model::shape::Shape;
 use crate::{Error, Result};
+
+/// Parameters or gradients by Hugging Face name: dimensions and values, row-major.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// A head on top of the encoder and, for two of them, of the pooler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -222,14 +222,8 @@ impl<'a> Study<'a> {
         Ok(model)
     }
 
-    fn train<E: Distributed>(
-        &self,
-        model: Bert<E>,
-        topics: &[String],
-        task: &FoldTask,
-        world: &World,
-    ) -> Result<Bert<E>> {
-        let FoldTask { fold, dir, seed, .. } = *task;
+    /// The groups of some topics; those that cannot teach are named.
+    fn groups(&self, topics: &[String], seed: u32, world: &World) -> Result<GroupSource> {
         let StudySettings { train, fine, .. } = self.settings;
         let options = GroupOptions {
             seed,
@@ -247,7 +241,19 @@ impl<'a> Study<'a> {
             tell!("{} training topics left out, nothing to contrast: {names}", source.left_out.len());
         }
         source.check_fits(train.pack_tokens)?;
-        let source = Arc::new(source);
+        Ok(source)
+    }
+
+    fn train<E: Distributed>(
+        &self,
+        model: Bert<E>,
+        topics: &[String],
+        task: &FoldTask,
+        world: &World,
+    ) -> Result<Bert<E>> {
+        let FoldTask { fold, dir, seed, .. } = *task;
+        let StudySettings { train, fine, check, .. } = self.settings;
+        let source = Arc::new(self.groups(topics, seed, world)?);
         let options = LoaderOptions {
             seed,
             pack_tokens: train.pack_tokens,
@@ -260,7 +266,7 @@ impl<'a> Study<'a> {
         };
         let steps = steps(train, || packs_per_epoch(source.as_ref(), &options))?;
         let mut loader = Loader::new(source, options)?;
-        let mut trainer = Trainer::new(model, world, train, steps)?.check_every(self.settings.check);
+        let mut trainer = Trainer::new(model, world, train, steps)?.check_every(check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         if let Some(metrics) = &metrics {
             resume::cut_metrics(metrics, Progress::default())?; // of a try that was cut off
