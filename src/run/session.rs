@@ -16,7 +16,7 @@ use crate::model::checkpoint;
 use crate::ranks::{Distributed, World};
 use crate::train::metrics::{Meter, duration};
 use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Watcher};
-use crate::train::update::{Update, Word};
+use crate::train::update::{Notice, Update};
 use crate::train::validation::Validation;
 use crate::{Error, Result, journal};
 
@@ -228,8 +228,8 @@ impl<'w> Session<'w> {
 }
 
 impl<E: Distributed> Watcher<E> for Session<'_> {
-    fn word(&mut self) -> Result<Word> {
-        Ok(Word { stop: signals::asked().is_some(), ..self.saver.word()? })
+    fn notice(&mut self) -> Result<Notice> {
+        Ok(Notice { stop: signals::asked().is_some(), ..self.saver.notice()? })
     }
 
     fn holds(&self, step: u64) -> bool {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use statrs::statistics::Statistics;
 
-use super::fold::{FoldTask, Start, Study, StudySettings};
+use super::fold::{BaseModel, FoldTask, Study, StudySettings};
 use super::inputs::{identity, make_folder};
 use super::validator::mean;
 use crate::Result;
@@ -111,10 +111,10 @@ impl FoldRun<'_> {
             return Run::read(&run_path);
         }
         make_folder(&folder)?;
-        let start = Start { model: path, head: fine.start };
+        let base = BaseModel { path, head: fine.start };
         let n = (fine.train_topics > 0).then_some(fine.train_topics);
         let task = FoldTask { fold, topics: n, ranked: &fold.test, dir: &folder, seed };
-        let (model, run) = study.run_fold(engine.clone(), start, &task, world)?;
+        let (model, run) = study.run_fold(engine.clone(), base, &task, world)?;
         let conclude = || {
             checkpoint::save(&model, &folder.join("model"), Some(path))?;
             run.write(&run_path, "ctune-dist")?;

@@ -70,8 +70,8 @@ pub struct Study<'a> {
 
 /// A model and how its ranking head starts.
 #[derive(Clone, Copy, Debug)]
-pub struct Start<'a> {
-    pub model: &'a Path,
+pub struct BaseModel<'a> {
+    pub path: &'a Path,
     pub head: HeadStart,
 }
 
@@ -140,18 +140,18 @@ impl<'a> Study<'a> {
         Ok(Self { settings, collection: Arc::new(collection), qrels, hard, teacher, folds, inputs })
     }
 
-    /// Fine-tunes `start` as `task` says and ranks the task's topics. Without training topics the
+    /// Fine-tunes `base` as `task` says and ranks the task's topics. Without training topics the
     /// model ranks as it is.
     pub fn run_fold<E: Distributed>(
         &self,
         engine: E,
-        start: Start,
+        base: BaseModel,
         task: &FoldTask,
         world: &World,
     ) -> Result<(Bert<E>, Run)> {
         let FoldTask { fold, topics, ranked, seed, .. } = *task;
         let training = self.training_topics(fold, topics);
-        let mut model = self.load(engine, start, !training.is_empty(), seed, world)?;
+        let mut model = self.load(engine, base, !training.is_empty(), seed, world)?;
         if !training.is_empty() {
             model = self.train(model, &training, task, world)?;
         }
@@ -183,13 +183,13 @@ impl<'a> Study<'a> {
     fn load<E: Distributed>(
         &self,
         engine: E,
-        start: Start,
+        base: BaseModel,
         learns: bool,
         seed: u32,
         world: &World,
     ) -> Result<Bert<E>> {
         let StudySettings { data, train, fine, .. } = self.settings;
-        let checkpoint = Checkpoint::read(start.model)?;
+        let checkpoint = Checkpoint::read(base.path)?;
         checkpoint.check_fits(checkpoint.shape.vocab, data.max_tokens)?;
         let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
@@ -214,10 +214,10 @@ impl<'a> Study<'a> {
             Needs { run, capacity: &capacity, least_tokens }.forecast(&engine)?;
         }
         let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;
-        let report = checkpoint.fill(&mut model, Fill::Head(start.head), seed)?;
+        let report = checkpoint.fill(&mut model, Fill::Head(base.head), seed)?;
         let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
         for name in pooler {
-            tracing::warn!("{}: has no {name}; drawn anew", start.model.display());
+            tracing::warn!("{}: has no {name}; drawn anew", base.path.display());
         }
         Ok(model)
     }

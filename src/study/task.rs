@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::fold::{FoldTask, Start, Study, StudySettings};
+use super::fold::{BaseModel, FoldTask, Study, StudySettings};
 use super::inputs::make_folder;
 use crate::Result;
 use crate::config::{Arm, Experiment, Fine, Split};
@@ -78,11 +78,11 @@ pub fn run_task<E: Distributed>(
     }
     make_folder(&dir)?;
     let fold = &study.folds[task.fold];
-    let start = Start { model: &task.arm.model, head: task.arm.start };
+    let base = BaseModel { path: &task.arm.model, head: task.arm.start };
     let ranked = ranked(split, fold);
     let seed = seed(study, task);
     let fold_task = FoldTask { fold, topics: task.topics, ranked: &ranked, dir: &dir, seed };
-    let (_, run) = study.run_fold(engine.clone(), start, &fold_task, &World::solo())?;
+    let (_, run) = study.run_fold(engine.clone(), base, &fold_task, &World::solo())?;
     run.write(&run_path, &slug(&task.arm.name))?;
     files::write(&about_path, about.as_bytes())
 }

@@ -12,7 +12,7 @@ use crate::ranks::{Distributed, World};
 use crate::run::signals;
 use crate::train::metrics::Meter;
 use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Watcher};
-use crate::train::update::{Update, Word};
+use crate::train::update::{Notice, Update};
 
 /// Measures the validation fold every so many updates and keeps the best weights.
 pub struct Validator<'a> {
@@ -30,8 +30,8 @@ pub struct Validator<'a> {
 }
 
 impl<E: Distributed> Watcher<E> for Validator<'_> {
-    fn word(&mut self) -> Result<Word> {
-        Ok(Word { stop: signals::asked().is_some(), ..Word::default() })
+    fn notice(&mut self) -> Result<Notice> {
+        Ok(Notice { stop: signals::asked().is_some(), ..Notice::default() })
     }
 
     fn holds(&self, step: u64) -> bool {

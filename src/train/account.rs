@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::health::Health;
-use super::update::{Agreed, Update, Word};
+use super::update::{Agreed, Notice, Update};
 use crate::Result;
 use crate::engine::{Fetch, stats};
 use crate::model::Objective;
@@ -88,10 +88,10 @@ impl<'w> Account<'w> {
 
     /// Reads the oldest step: what it did, over all ranks. Where the next step is made already, what the
     /// ranks agreed on is put off until that one is read. `None` when every step is read.
-    pub fn read(&mut self, word: Word) -> Result<Option<Update>> {
+    pub fn read(&mut self, notice: Notice) -> Result<Option<Update>> {
         let Some(unread) = self.unread.pop_front() else { return Ok(None) };
         let ahead = !self.unread.is_empty();
-        let mut update = self.summarise(unread, word)?;
+        let mut update = self.summarise(unread, notice)?;
         let Agreed { stop, save, .. } = update.agreed;
         self.asked = ahead && (stop || save);
         if ahead {
@@ -102,12 +102,12 @@ impl<'w> Account<'w> {
 
     /// A non-finite gradient (the same on all ranks, as it is the sum's) has changed nothing but the
     /// counts.
-    fn summarise(&mut self, unread: Unread, word: Word) -> Result<Update> {
+    fn summarise(&mut self, unread: Unread, notice: Notice) -> Result<Update> {
         let Unread { known, sums, norm_sq } = unread;
         let sums = stats::read(&sums.wait()?); // the norm was sent before: one wait for both
         let grad_norm = f64::from(norm_sq.wait()?[0]).sqrt();
         self.count_non_finite(grad_norm, known.step);
-        let (sums, agreed, busy) = self.exchange(&sums, word);
+        let (sums, agreed, busy) = self.exchange(&sums, notice);
         let (skipped, skipped_in_row) = (self.skipped, self.skipped_in_row);
         let mut update = Update { sums, agreed, grad_norm, skipped, skipped_in_row, ..known };
         update.loss = self.loss(&update);
@@ -144,16 +144,20 @@ impl<'w> Account<'w> {
     /// One exchange a step carries everything that ranks tell each other: the sums of the losses,
     /// whether to save or to end, and how long each has been busy. Busy is by the host's clock: of an
     /// asynchronous device it shows the time that it kept the host waiting.
-    fn exchange(&self, sums: &[f64; stats::SLOTS], word: Word) -> ([f64; stats::SLOTS], Agreed, Vec<f64>) {
+    fn exchange(
+        &self,
+        sums: &[f64; stats::SLOTS],
+        notice: Notice,
+    ) -> ([f64; stats::SLOTS], Agreed, Vec<f64>) {
         const STOP: usize = stats::SLOTS;
         const SAVE: usize = STOP + 1;
         const WRITTEN: usize = STOP + 2;
         const BUSY: usize = STOP + 3;
         let mut told = [0.0; BUSY + 1];
         told[..stats::SLOTS].copy_from_slice(sums);
-        told[STOP] = f64::from(u8::from(word.stop));
-        told[SAVE] = f64::from(u8::from(word.save));
-        told[WRITTEN] = word.written as f64;
+        told[STOP] = f64::from(u8::from(notice.stop));
+        told[SAVE] = f64::from(u8::from(notice.save));
+        told[WRITTEN] = notice.written as f64;
         let waited = self.world.beat().waited() - self.waited;
         told[BUSY] = 1e3 * self.clock.elapsed().saturating_sub(waited).as_secs_f64();
         let all = self.world.gather_f64(&told);

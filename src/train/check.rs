@@ -26,7 +26,7 @@ const CANCELLED: [&str; 2] = [".attention.self.key.bias", "classifier.bias"];
 
 /// One pack on the engine and on the reference.
 #[derive(Clone, Debug)]
-pub struct Comparison {
+pub struct GradientCheck {
     pub loss: f64,
     pub reference_loss: f64,
     /// Hugging Face name and |g - r| / |r| in the Euclidean norm of every tensor that learns, in the order
@@ -35,7 +35,7 @@ pub struct Comparison {
     pub allowed: f64,
 }
 
-impl Comparison {
+impl GradientCheck {
     /// The tensor with the largest error.
     pub fn worst(&self) -> (&str, f64) {
         let none = ("", 0.0);
@@ -63,7 +63,7 @@ impl Comparison {
 
 /// Runs forward and backward of `batch` on both. Gradients and statistics of the model are those of
 /// no pack afterwards. `None` for an objective that the reference does not have.
-pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Result<Option<Comparison>> {
+pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Result<Option<GradientCheck>> {
     if matches!(model.options.objective, Objective::Ranking(loss, _) if loss != RankLoss::Lce) {
         return Ok(None);
     }
@@ -78,7 +78,7 @@ pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Resul
 
     let weights = model.engine.download_weights(&model.weights, 0..len)?;
     let expected = expectation(model, batch, &sums)?;
-    Ok(Some(Comparison {
+    Ok(Some(GradientCheck {
         loss: expected.loss,
         reference_loss: expected.reference_loss,
         tensors: compare(&model.layout, &weights, &gradient, &expected.gradients)?,

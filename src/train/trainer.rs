@@ -8,7 +8,7 @@ use super::counted::{FlopRates, Run, Work};
 use super::optimiser::Optimiser;
 use super::schedule::LearningRate;
 use super::state::SavedOptimiser;
-use super::update::{Update, Word};
+use super::update::{Notice, Update};
 use crate::Result;
 use crate::config::Train;
 use crate::data::loader::{Cursor, Loader, Step};
@@ -35,8 +35,8 @@ pub enum Flow {
 /// Looks on after every update: logs, validates, saves.
 pub trait Watcher<E: Engine> {
     /// What this rank tells the others with the update's exchange.
-    fn word(&mut self) -> Result<Word> {
-        Ok(Word::default())
+    fn notice(&mut self) -> Result<Notice> {
+        Ok(Notice::default())
     }
 
     /// Whether `after` of this step works with the state that the step leaves, to save or to measure it:
@@ -170,7 +170,7 @@ impl<'w, E: Distributed> Trainer<'w, E> {
             if !ahead && self.may_run_ahead(step, watcher) {
                 break;
             }
-            let Some(update) = self.account.read(watcher.word()?)? else { break };
+            let Some(update) = self.account.read(watcher.notice()?)? else { break };
             let flow = watcher.after(&update, self)?;
             if flow != Flow::Continue {
                 return Ok(flow);

@@ -45,7 +45,7 @@ impl Update {
 
 /// What one rank tells the others once a step, beside its sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Word {
+pub struct Notice {
     /// A signal asked this rank to end.
     pub stop: bool,
     /// A checkpoint is due by this rank's clock; rank 0's counts.
@@ -54,7 +54,7 @@ pub struct Word {
     pub written: u64,
 }
 
-/// What follows from all ranks' words, the same on every rank.
+/// What follows from what all ranks told, the same on every rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Agreed {
     /// A signal asked some rank to end.

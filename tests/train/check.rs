@@ -10,7 +10,7 @@ use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
 use ctune_dist::model::layout::Layout;
 use ctune_dist::model::{Bert, HeadSet, Objective, Shape, checkpoint};
-use ctune_dist::train::check::{Comparison, against_reference, compare};
+use ctune_dist::train::check::{GradientCheck, against_reference, compare};
 
 use super::adapters::{ALL, adapted};
 use crate::golden;
@@ -39,7 +39,7 @@ fn model<E: Engine>(engine: E, heads: HeadSet, objective: Objective) -> Bert<E> 
 const BOTH: Objective = Objective::Pretraining { mlm: 1.0, qdpp: 1.0 };
 const LCE: Objective = Objective::Ranking(RankLoss::Lce, None);
 
-fn checked<E: Engine>(engine: E, heads: HeadSet, objective: Objective) -> Comparison {
+fn checked<E: Engine>(engine: E, heads: HeadSet, objective: Objective) -> GradientCheck {
     let mut model = model(engine, heads, objective);
     let mut pack = sample::pack(model.layout.shape.vocab);
     if heads == HeadSet::RANKING {
@@ -81,7 +81,7 @@ fn planted(layout: &Layout) -> (Vec<f32>, BTreeMap<String, Vec<f32>>) {
 }
 
 fn verdict(tensors: Vec<(String, f64)>, allowed: f64) -> ctune_dist::Result<()> {
-    Comparison { loss: 1.0, reference_loss: 1.0, tensors, allowed }.verdict()
+    GradientCheck { loss: 1.0, reference_loss: 1.0, tensors, allowed }.verdict()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::model::checkpoint::Image;
 use crate::ranks::{Distributed, World};
 use crate::train::state::SavedOptimiser;
 use crate::train::trainer::Trainer;
-use crate::train::update::{Update, Word};
+use crate::train::update::{Notice, Update};
 use crate::{Error, Result};
 
 /// Makes and keeps a run's checkpoints.
@@ -94,7 +94,7 @@ impl Saver {
     ///
     /// # Errors
     /// What a thread could not write.
-    pub fn word(&mut self) -> Result<Word> {
+    pub fn notice(&mut self) -> Result<Notice> {
         if self.publishing.as_ref().is_some_and(JoinHandle::is_finished) {
             join(self.publishing.take())?;
         }
@@ -107,7 +107,7 @@ impl Saver {
         }
         let every = Duration::from_secs_f64(60.0 * self.settings.every_minutes);
         let save = self.settings.every_minutes > 0.0 && self.clock.elapsed() >= every;
-        Ok(Word { save, written, ..Word::default() })
+        Ok(Notice { save, written, ..Notice::default() })
     }
 
     /// Whether the schedule by steps saves after step `step`.
