@@ -1,4 +1,4 @@
-//! Where a process says what happened: warnings on the terminal, and everything in a log of its own
+//! Where a process says what happened: warnings on the terminal, and everything in its own log
 //! below the run directory, `logs/rank-000.log`, which a job that ended in the night is understood
 //! from. Lines that are for the log alone carry the target `journal`.
 
@@ -37,7 +37,7 @@ pub fn start() {
     tracing_subscriber::registry().with(terminal).with(log).init();
 }
 
-/// From now on this rank's lines go to its log in the run directory `dir`, behind what is there.
+/// From now on this rank's lines go to its log in the run directory `dir`, after what is there.
 ///
 /// # Errors
 /// `Error::Data` when the log cannot be written.

@@ -139,7 +139,7 @@ impl GroupSource {
         Ok(())
     }
 
-    /// What keys the dropout of passage `p` of member `k`: a number of its own.
+    /// What keys the dropout of passage `p` of member `k`: its own number.
     fn key(&self, sample: u32, k: usize, p: usize) -> u32 {
         let member = sample.wrapping_mul(self.options.negatives as u32 + 1).wrapping_add(k as u32);
         member.wrapping_mul(self.most_passages).wrapping_add(p as u32)

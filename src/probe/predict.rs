@@ -107,7 +107,7 @@ fn predict_pack<E: Engine>(
     let (mut rows, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
     for (i, item) in pack.iter().enumerate() {
         let mut query = item.pair.query.clone();
-        let first = batch.tokens() + 1; // behind [CLS]
+        let first = batch.tokens() + 1; // after [CLS]
         for (k, piece) in item.pieces().enumerate() {
             rows.push((first + piece) as u32);
             labels.push(query[piece]);

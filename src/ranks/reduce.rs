@@ -12,7 +12,7 @@ use crate::engine::cpu::{Cpu, Operand};
 use crate::engine::{Device, Engine, Floats, Reals};
 
 /// What a training step exchanges. Every rank makes the same calls with the same ranges in the same
-/// order. A device may work behind on a stream of its own until `finish`.
+/// order. A device may do the work on another stream, and have it done at `finish`.
 pub trait Collective<D: Device> {
     /// Sums `grads[range]` over ranks.
     fn all_reduce(&mut self, device: &D, grads: &mut Floats<D>, range: Range<usize>) -> Result<()>;

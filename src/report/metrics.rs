@@ -60,7 +60,7 @@ pub fn read(name: &str, path: &Path) -> Curves {
     Curves { name: name.into(), losses, note }
 }
 
-/// A moving mean over a fiftieth of the curve. It is centred, so it does not lag behind a falling loss;
+/// A moving mean over a fiftieth of the curve. It is centred, so it does not lag a falling loss;
 /// towards the ends it narrows.
 pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut sums = vec![0.0];

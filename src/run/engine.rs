@@ -14,7 +14,7 @@ pub enum Engine {
     CudaBf16(Cuda<half::bf16>),
 }
 
-/// The engine for the device that was asked for: each rank of a machine takes a GPU of its own.
+/// The engine for the device that was asked for: each rank of a machine takes its own GPU.
 ///
 /// # Errors
 /// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs. `auto` without a

@@ -33,7 +33,7 @@ const SAFE: [&str; 8] = [
     "model.path",
 ];
 
-/// Keys that say where things are and not what they are; the data has a fingerprint of its own.
+/// Keys that say where things are and not what they are; the data has its own fingerprint.
 const PLACES: [&str; 2] = ["run.out", "data.shards"];
 
 /// How a run starts.

@@ -61,7 +61,7 @@ impl<'w> Session<'w> {
         }
     }
 
-    /// Measures held-out pairs every so many steps, and after the last.
+    /// Measures held-out pairs every `every` steps, and after the last.
     pub fn validating(mut self, validation: Option<Validation>, every: u64) -> Self {
         (self.validation, self.validate_every) = (validation, every);
         self
@@ -117,7 +117,7 @@ impl<'w> Session<'w> {
         self.cut_metrics(trainer)
     }
 
-    /// Leaves in metrics.jsonl the steps that the weights have seen and goes on behind them.
+    /// Leaves in metrics.jsonl the steps that the weights have seen and continues after them.
     pub fn cut_metrics<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         let path = self.dir.join("metrics.jsonl");
         self.meter = None;
@@ -128,7 +128,7 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// Whether step `step` is followed by a validation: every so many, and the last.
+    /// Whether step `step` is followed by a validation: at the set interval, and after the last.
     fn validates(&self, step: u64) -> bool {
         let due = self.validate_every > 0 && step.is_multiple_of(self.validate_every);
         self.validation.is_some() && (due || step == self.steps)

@@ -92,7 +92,7 @@ struct FoldRun<'a> {
 
 impl FoldRun<'_> {
     /// Makes the fold, or takes it from an earlier start. A fold that is finished is kept, one that was cut
-    /// off starts at its beginning: folds take minutes, and early stopping has state of its own.
+    /// off starts at its beginning: folds take minutes, and early stopping has its own state.
     fn finish<E: Distributed>(&self, engine: &E, world: &World) -> Result<Run> {
         let Self { study, model: path, number, seed, .. } = *self;
         let (fold, fine) = (&study.folds[number - 1], study.settings.fine);

@@ -59,7 +59,7 @@ pub fn folds_from_file(path: &Path, topics: &TopicUse, validate: bool) -> Result
 /// `k` folds over the usable topics, kept in `dir/folds.json`.
 ///
 /// # Errors
-/// `Error::Config` when there cannot be so many.
+/// `Error::Config` when there are too few topics for that.
 pub fn drawn_folds(k: usize, seed: u32, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
     if k < 3 || k > usable.len() {
         return Err(Error::config(format!(

@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_behind_the_last_finished_topic() {
+    fn goes_on_after_the_last_finished_topic() {
         let folder = tempfile::tempdir().unwrap();
         let (out, whole) = (folder.path().join("out.run"), folder.path().join("whole.run"));
         let mut part = Unfinished::open(&whole, r#"{"model": 1}"#).unwrap();

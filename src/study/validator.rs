@@ -14,7 +14,7 @@ use crate::train::metrics::Meter;
 use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Watcher};
 use crate::train::update::{Notice, Update};
 
-/// Measures the validation fold every so many updates and keeps the best weights.
+/// Measures the validation fold at the set interval and keeps the best weights.
 pub struct Validator<'a> {
     pub collection: &'a Collection,
     pub qrels: &'a Qrels,

@@ -31,7 +31,7 @@ pub struct Forecast {
 /// What a run's memory depends on.
 pub struct Needs<'a> {
     pub run: Run<'a>,
-    /// The largest pack for so many `train.pack_tokens`.
+    /// The largest pack for a value of `train.pack_tokens`.
     pub capacity: &'a dyn Fn(usize) -> Capacity,
     /// The fewest `train.pack_tokens` that the run can have.
     pub least_tokens: usize,

@@ -21,7 +21,7 @@ impl LearningRate {
     }
 
     /// Learning rate of update `step`, from 0: rises linearly from peak / warmup to the peak, then
-    /// falls to `min` behind the last update, in a line or half a cosine, or stays. As
+    /// falls to `min` after the last update, in a line or half a cosine, or stays. As
     /// `get_*_schedule_with_warmup` of transformers, but the warm-up starts at one share of the peak
     /// and not at 0, which would waste the first update.
     pub fn at(&self, step: u64) -> f64 {

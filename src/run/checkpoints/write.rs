@@ -1,5 +1,5 @@
 //! One rank's share of a checkpoint, and what rank 0 does when all shares are there. Works on host
-//! copies alone, so that a thread of its own can do it while training goes on.
+//! copies alone, so that another thread can do it while training goes on.
 
 use std::collections::HashMap;
 use std::fs;
