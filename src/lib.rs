@@ -1,8 +1,23 @@
 //! ctune-dist: coarse-tuning of re-ranking models on query logs.
 //!
-//! The library behind the one binary. Dependencies point one way:
-//! `main -> cli -> config -> {corpus, train, ir, report}`, `train -> {model, data, ranks, ir}`,
-//! `model -> engine`. `engine` knows no model, `data` no model, `model` no `ranks`.
+//! The library behind the one binary, in rooms. A room uses rooms below it in this list and none above;
+//! `tests/house.rs` holds each arrow.
+//!
+//! ```text
+//! cli, commands               arguments, and the call that does the work
+//! plan, bench, doctor, probe  before a run, and beside it
+//! study                       folds, re-ranking, experiments
+//! run                         a run around its training; the stages pretrain and coarse
+//! train                       the loop (trainer.rs is the file to read first) and its parts
+//! reference, ranks            the oracle; processes and the sums of their gradients
+//! model, data                 BERT over an engine; shards to packed batches
+//! report                      tables and pages of what was found
+//! corpus                      raw files to shards
+//! config                      the plan, one file a section
+//! ir, engine, text            topics, runs and measures; one device's arithmetic; tokens
+//! files, random               whole files; Philox
+//! error, journal, terminal    what is said, and where
+//! ```
 
 // Shapes are written as [T, H]; rustdoc would take them for links.
 #![allow(rustdoc::broken_intra_doc_links)]

@@ -75,5 +75,4 @@ fn shards_are_verified_once_a_node_for_all_of_its_ranks() {
     assert!(text.contains("clicks.bin"), "{text}");
     let alone = place.run(&["coarse", "--config", "plan.toml", "--out", "no"]);
     assert_refused(&alone, 3, &["clicks.bin"]);
-    assert_eq!(verified(&refused), 0);
 }
