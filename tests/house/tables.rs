@@ -32,7 +32,7 @@ pub const ROOMS: [(&str, &[&str]); 25] = [
         ],
     ),
     // What draws.
-    ("report", &["corpus", "error", "files", "ir", "terminal"]),
+    ("report", &["error", "files", "ir", "terminal"]),
     // Commands, one a room.
     (
         "study",
@@ -145,7 +145,4 @@ pub const KNOWN: &[&str] = &[
     "src/model/lora.rs: in a circle",
     "src/plan/mod.rs: in a circle",
     "src/plan/print.rs: in a circle",
-    "src/reference/mod.rs: in a circle",
-    "src/reference/parameters.rs: in a circle",
-    "src/study/fold.rs: fn train",
 ];
