@@ -14,17 +14,7 @@ program=${CARGO_TARGET_DIR:-$root/target}/release/ctune-dist
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-"$python" - <<'PY'
-import itertools, random
-random.seed(1)
-words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(3, 9))) for _ in range(40000)]
-weights = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(words))))
-draw = lambda n: " ".join(random.choices(words, cum_weights=weights, k=n))
-with open("clicks.tsv", "w") as clicks, open("documents.tsv", "w") as documents:
-    for i in range(3000):
-        clicks.write(f"{i}\t{draw(5)}\tD{i}\t\n")
-        documents.write(f"D{i}\t\t{draw(2)}\t{draw(300)}\n")
-PY
+"$python" "$root/benches/peers/made_up_log.py"
 "$program" prepare --clicks clicks.tsv --documents documents.tsv --out shards --vocab 30522 --max-tokens 256 >/dev/null
 ours() {
     rm -rf run # a finished run would not be repeated
