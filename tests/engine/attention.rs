@@ -3,6 +3,7 @@
 use super::naive::Attention;
 use super::stored::{Stored, pick};
 use super::support::*;
+use ctune_dist::engine::cases::Sizes;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::op::{self, Dropout, Heads};
 use ctune_dist::engine::{Engine, Real, Reals};
@@ -81,7 +82,7 @@ fn head_sizes() {
 
 fn head_sizes_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     let pack = Pack::new(&[17, 100], 50);
-    for size in [1, 8, 20, 24, 64, 80] {
+    for size in [1, 8, 20, 24, 26, 64, 80] {
         case(cpu, &pack, 3, size, Dropout::new(0.1, 9, 7));
     }
 }
@@ -93,7 +94,7 @@ fn long_sequence() {
 }
 
 fn long_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    case(cpu, &Pack::new(&[7, 512], 50), 1, 64, Dropout::new(0.1, 9, 7));
+    case(cpu, &Pack::new(&Sizes::long().lengths, 50), 1, 64, Dropout::new(0.1, 9, 7));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::naive;
 use super::support::*;
+use ctune_dist::engine::cases::Sizes;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::op::{self, Epilogue, LinearAt};
 use ctune_dist::engine::{Device, Engine, Floats, Real, Rows};
@@ -18,6 +19,12 @@ const SIZES: [(usize, usize, usize); 9] = [
     (2100, 20, 24),
     (300, 1000, 48),
 ];
+
+/// Those, and the products of real models on some rows.
+fn sizes() -> Vec<(usize, usize, usize)> {
+    let real = Sizes::widths().map(|sizes| (5, sizes.intermediate, sizes.hidden));
+    SIZES.into_iter().chain(real).collect()
+}
 
 struct Case {
     at: LinearAt,
@@ -52,7 +59,7 @@ fn linear_forward() {
 }
 
 fn linear_forward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    for size in SIZES {
+    for size in sizes() {
         let case = Case::new::<R>(size);
         let (at, len, rows) = (case.at, case.rows * case.at.n, Rows::Tokens(case.rows));
         let (x, weights) = (&poisoned(cpu, &case.x), &poisoned(cpu, &case.weights));
@@ -77,7 +84,7 @@ fn linear_gelu_forward() {
 }
 
 fn linear_gelu_forward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    for size in SIZES {
+    for size in sizes() {
         let case = Case::new::<R>(size);
         let (at, len, rows) = (case.at, case.rows * case.at.n, Rows::Tokens(case.rows));
         let (x, weights) = (&poisoned(cpu, &case.x), &poisoned(cpu, &case.weights));
@@ -98,7 +105,7 @@ fn linear_backward() {
 }
 
 fn linear_backward_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    for size in SIZES {
+    for size in sizes() {
         let case = Case::new::<R>(size);
         let (at, count, rows) = (case.at, case.rows, Rows::Tokens(case.rows));
         let LinearAt { w, b, n, k } = at;

@@ -2,11 +2,17 @@
 
 use super::naive::{self, Norm, Num};
 use super::support::*;
+use ctune_dist::engine::cases::Sizes;
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::op::{self, Dropout, EmbedAt, NormAt};
 use ctune_dist::engine::{Device, Engine, Real, Rows};
 
+/// Odd ones; real models' are those of the cases.
 const WIDTHS: [usize; 4] = [8, 40, 128, 200];
+
+fn widths() -> Vec<usize> {
+    WIDTHS.into_iter().chain(Sizes::widths().map(|sizes| sizes.hidden)).collect()
+}
 
 /// gamma near 1, beta near 0, then `more` values.
 fn arena<R: Real>(h: usize, more: usize) -> (Vec<f32>, NormAt) {
@@ -41,7 +47,7 @@ fn layer_norm() {
 }
 
 fn norm_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    for h in WIDTHS {
+    for h in widths() {
         for count in [1, 2, 31, 32, 33, 200] {
             let rows = Rows::Tokens(count);
             let what = format!("norm {} {count}x{h}", R::NAME);

@@ -109,7 +109,8 @@ fn norm_backward<R: Operand>(
     let h = norm.hidden;
     let (arch, pool) = (cpu.machine.arch, &*cpu.pool);
     let dout = Out(part_mut("embed dout", op.dout, 0, t * h)?, h);
-    let Affine { gamma, .. } = &Affine::of(op.weights, norm)?;
+    let affine = Affine::of(op.weights, norm)?;
+    let gamma = &*affine.gamma;
     let sum = In(part("embed sum", op.sum, 0, t * h)?, h);
     let stats = In(part("embed row_stats", op.row_stats, 0, 2 * t)?, 2);
     let mut sums = Sums::new(pool, t, h);

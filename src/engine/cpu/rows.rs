@@ -100,7 +100,8 @@ pub(super) fn residual_norm_backward<R: Operand>(
 ) -> Result<()> {
     let (t, h, drop) = (op.batch.tokens, op.norm.hidden, op.drop);
     let (arch, pool, keys) = (cpu.machine.arch, &*cpu.pool, Keys::of(op.batch)?);
-    let Affine { gamma, .. } = &Affine::of(op.weights, op.norm)?;
+    let affine = Affine::of(op.weights, op.norm)?;
+    let gamma = &*affine.gamma;
     let y = In(part("residual_norm y", op.y, 0, t * h)?, h);
     let stats = In(part("residual_norm row_stats", op.row_stats, 0, 2 * t)?, 2);
     let dout = In(part("residual_norm dout", op.dout, 0, t * h)?, h);
@@ -173,7 +174,8 @@ pub(super) fn norm_backward<R: Operand>(cpu: &Cpu<R>, op: &mut op::NormBackward<
     let (rows, h) = (op.rows.count(), op.at.hidden);
     let (arch, pool) = (cpu.machine.arch, &*cpu.pool);
     let x = In(part("norm x", op.x, 0, rows * h)?, h);
-    let Affine { gamma, .. } = &Affine::of(op.weights, op.at)?;
+    let affine = Affine::of(op.weights, op.at)?;
+    let gamma = &*affine.gamma;
     let stats = In(part("norm row_stats", op.row_stats, 0, 2 * rows)?, 2);
     let d = Out(part_mut("norm d", op.d, 0, rows * h)?, h);
     let mut sums = Sums::new(pool, rows, h);
