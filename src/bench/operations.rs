@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::{Operation, Peaks, Workload, time};
+use super::clock::time;
+use super::report::{Operation, Peaks, Workload};
 use crate::Result;
 use crate::engine::cases::{self, Left, Sizes, Visitor};
 use crate::engine::op::{Epilogue, GatherRows, Linear, LinearAt, SumSquares};

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Report;
+use super::report::Report;
 
 /// The whole text.
 pub fn table(report: &Report) -> String {

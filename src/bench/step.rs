@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Fence, Peaks, ReduceSpeed, StepSpeed, Workload, median};
+use super::clock::{Fence, median};
+use super::report::{Peaks, ReduceSpeed, StepSpeed, Workload};
 use crate::Result;
 use crate::config::Config;
 use crate::data::batch::Batch;

@@ -3,10 +3,10 @@
 //! model's gradients; and how fast each operation is beside what the card allows. For a first look at a new
 //! machine, and when a run looks wrong or slow.
 
+mod difference;
 pub mod sample;
 mod speed;
 
-use crate::engine::cases::Outcome;
 use crate::engine::cpu::Cpu;
 use crate::engine::cuda::{self, Cuda, Device, Settings, dotted};
 use crate::engine::{Device as _, Engine, Real};
@@ -16,11 +16,8 @@ use crate::model::{Bert, HeadSet, Objective, Shape, checkpoint};
 use crate::ranks::World;
 use crate::train::check::against_reference;
 use crate::{Error, Result};
-
-/// Largest |device - CPU| / |CPU| (Euclidean norms) of an operation's result. On the software device
-/// rounding left at most 1.8e-7 in f32 and 2.7e-3 in bf16; a wrong lane or a lost term leaves 1e-1 and more.
-const ALLOWED_F32: f64 = 1e-4;
-const ALLOWED_BF16: f64 = 3e-2;
+use difference::allowed;
+pub use difference::difference;
 
 /// Looks at everything and prints it.
 ///
@@ -108,11 +105,6 @@ fn gpus(found: &cuda::Installed, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What rounding may leave of an operation's result in this precision.
-fn allowed<R: Real>() -> f64 {
-    if size_of::<R>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 }
-}
-
 /// Every operation, its speed, and a whole step on one GPU in one precision.
 fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> Result<()> {
     let gpu = Cuda::<R>::new(ordinal, Settings::default())?;
@@ -130,21 +122,6 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     }
     faults.extend(found.wrong().map(|what| format!("{what} ({})", R::NAME)));
     step(&name, gpu, world, faults)
-}
-
-/// |got - expected| / |expected|; infinite where lengths differ or a value is no number.
-pub fn difference(expected: &Outcome, got: &Outcome) -> f64 {
-    if expected.values.len() != got.values.len() {
-        return f64::INFINITY;
-    }
-    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-    let pairs = || expected.values.iter().zip(&got.values).map(|(e, g)| f64::from(*e) - f64::from(*g));
-    let (off, size) = (norm(&mut pairs()), norm(&mut expected.values.iter().map(|v| f64::from(*v))));
-    match (off.is_finite(), off == 0.0) {
-        (false, _) => f64::INFINITY,
-        (true, true) => 0.0,
-        (true, false) => off / size.max(f64::from(f32::MIN_POSITIVE)),
-    }
 }
 
 /// One pack forward and backward, against the reference model with its autograd.

@@ -5,13 +5,14 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{allowed, difference};
+use super::difference::{allowed, difference};
 use crate::Result;
 use crate::bench::{Operation, Peaks, Workload, operations};
+use crate::engine::Card;
 use crate::engine::Real;
 use crate::engine::cases::{self, Keep, Sizes};
 use crate::engine::cpu::Cpu;
-use crate::engine::cuda::{Card, Cuda};
+use crate::engine::cuda::Cuda;
 use crate::model::Shape;
 
 /// Time for each operation.

@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cuda::gemm::{Operands, Product, WORKSPACE};
 use super::cuda::launch::{Arg, Extra, Gpu, Launch, Launches, scratch_floats};
-use super::cuda::{Card, CudaBuf, TABLES_KEPT, pack_buffers, signatures};
+use super::cuda::{CudaBuf, TABLES_KEPT, pack_buffers, signatures};
 use super::op::{Kind, Operation};
-use super::{Compute, Device, Elem, Memory, PackCounts, Real, Watch};
+use super::{Card, Compute, Device, Elem, Memory, PackCounts, Real, Rows, Watch};
 use crate::{Error, Result};
 
 /// Elements that would be on a device; they count as live memory until dropped.
@@ -253,7 +253,7 @@ impl<R: Real> Device for Dry<R> {
         Ok(())
     }
 
-    fn clear_rows(&self, dst: &mut DryBuf<R>, rows: super::Rows, width: usize) -> Result<()> {
+    fn clear_rows(&self, dst: &mut DryBuf<R>, rows: Rows, width: usize) -> Result<()> {
         self.clear(dst, 0..self.capacity(rows) * width)
     }
 
@@ -281,8 +281,8 @@ impl<R: Real> Device for Dry<R> {
         Ok(Some(Memory { allocated, free: self.shared.card.memory.saturating_sub(allocated) }))
     }
 
-    fn dry(&self) -> Option<Self> {
-        Some(Self::made(self.shared.card.clone(), self.shared.launches))
+    fn gpu(&self) -> Option<Card> {
+        Some(self.shared.card.clone())
     }
 
     fn for_packs(&self, most: &PackCounts) -> Result<Self> {

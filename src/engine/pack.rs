@@ -1,49 +1,7 @@
-//! A pack as operations see it: its arrays on the device, its counts, and how many rows an operation works on.
+//! A pack as operations see it: its arrays on the device, and its counts.
 
-use super::{Device, Floats, Words};
-
-/// How many rows an operation works on, and which of the pack's counts that is. A device that
-/// replays a recorded step launches at capacity and reads the count of *this* pack from the
-/// `PackCounts` of `begin_pack`; an eager device takes the number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rows {
-    /// T
-    Tokens(usize),
-    /// S
-    Sequences(usize),
-    /// M
-    Masked(usize),
-}
-
-impl Rows {
-    /// The number of rows.
-    pub fn count(self) -> usize {
-        match self {
-            Self::Tokens(n) | Self::Sequences(n) | Self::Masked(n) => n,
-        }
-    }
-}
-
-/// What differs from pack to pack besides the token arrays, as a device's kernels read it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub struct PackCounts {
-    /// T
-    pub tokens: u32,
-    /// S
-    pub sequences: u32,
-    /// M
-    pub masked: u32,
-    /// Ranking groups.
-    pub groups: u32,
-    pub epoch: u32,
-    /// Masked tokens of the whole step over all ranks.
-    pub step_masked: u32,
-    /// Pairs or ranking groups of the whole step over all ranks.
-    pub step_pairs: u32,
-    /// Documents of the ranking groups, where their scores come from several passages.
-    pub documents: u32,
-}
+use super::counts::Rows;
+use super::device::{Device, Floats, Words};
 
 /// A pack on the device. Buffers are allocated once at the pack budget; the counts say how much of
 /// them is in use.

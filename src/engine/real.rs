@@ -2,8 +2,13 @@
 //! is rounded to when it is stored. Both conversions are without branches, so that loops over them
 //! become vector code.
 
-use super::Elem;
 use half::bf16;
+
+/// What buffers hold.
+pub trait Elem: bytemuck::Pod + Default + Send + Sync + std::fmt::Debug {}
+impl Elem for f32 {}
+impl Elem for u32 {}
+impl Elem for half::bf16 {}
 
 /// A type of weights and activations.
 pub trait Real: Elem {

@@ -1,13 +1,10 @@
-//! What `Engine::run` does around every operation, the same for every engine: in debug mode (`run.check`) each
-//! result is looked at before the next operation starts, so that the first operation that makes a NaN or an
-//! infinity is named, not the loss that it ends in.
+//! Debug mode (`run.check`): whether the result of every operation is looked at before the next one starts, so that the
+//! first operation that makes a NaN or an infinity is named, not the loss that it ends in. `Engine::run` looks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::op::{Operation, Written};
-use super::{Device, Segment};
-use crate::{Error, Result};
+use super::segment::Segment;
 
 /// Whether results are looked at, and where the model stands.
 #[derive(Debug, Default)]
@@ -31,29 +28,11 @@ impl Watch {
         *self.segment.lock().unwrap_or_else(PoisonError::into_inner) = segment;
     }
 
-    fn place(&self) -> String {
+    /// `backward of layer 3: `, for a message.
+    pub(super) fn place(&self) -> String {
         match *self.segment.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(segment) => format!("{} {}: ", segment.name, segment.layer),
             None => String::new(),
         }
-    }
-}
-
-/// # Errors
-/// `Error::Data` when `op` wrote a value that is not finite.
-pub(super) fn look<D: Device>(device: &D, op: &dyn Operation<D>) -> Result<()> {
-    let Some(Written { values, rows, width }) = op.written() else { return Ok(()) };
-    let looked_at = rows.count() * width;
-    if looked_at == 0 {
-        return Ok(());
-    }
-    match device.non_finite(values, looked_at)? {
-        0 => Ok(()),
-        found => Err(Error::data(format!(
-            "{}{}: {found} of {looked_at} values are not finite: the first operation that made any; lower \
-             train.lr, or look at the weights of model.path",
-            device.watch().place(),
-            op.name()
-        ))),
     }
 }

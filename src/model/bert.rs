@@ -3,87 +3,15 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, Capacity, Recompute, device_batch, put, sums};
-use super::heads::missing_part;
-use super::layout::{HeadSet, Layout};
-use super::lora::Lora;
+use super::activations::{Activations, Recompute, device_batch, put, sums};
+use super::layout::Layout;
+use super::options::missing_part;
+pub use super::options::{Mode, Objective, Options, Tuning};
 use super::shape::Shape;
 use crate::data::batch::Batch;
-use crate::engine::op::{self, Aggregate, Dropout, Heads, LossScale, MaskRule, RankLoss};
+use crate::engine::op::{self, Dropout, Heads, LossScale};
 use crate::engine::{DeviceBatch, Engine, Fetch, Floats, Reals, Segment, Words, stats};
 use crate::{Error, Result};
-
-/// What the model is trained for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Objective {
-    /// loss = `mlm` * MLM + `qdpp` * QDPP; a weight of 0 leaves the part out.
-    Pretraining { mlm: f32, qdpp: f32 },
-    /// A loss over ranking groups; with an `Aggregate`, over documents whose score comes from their
-    /// passages' scores.
-    Ranking(RankLoss, Option<Aggregate>),
-}
-
-/// Whether a forward prepares a backward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Dropout on; losses leave their gradients behind.
-    Train,
-    /// Dropout off; losses are only measured.
-    Measure,
-}
-
-/// How a model is to be run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub objective: Objective,
-    pub heads: HeadSet,
-    pub capacity: Capacity,
-    /// Keep activations and gradients for training.
-    pub train: bool,
-    /// Dropout rate of every site while training.
-    pub dropout: f32,
-    /// Keys dropout.
-    pub seed: u32,
-    /// Masking; `None` leaves ids as they are.
-    pub rule: Option<MaskRule>,
-    /// [V]: 1 for pieces that continue a word.
-    pub continues: Vec<u32>,
-}
-
-impl Options {
-    /// Whether training leaves the QDPP head, which the model has, as it is.
-    pub(super) fn leaves_pair(&self) -> bool {
-        matches!(self.objective, Objective::Pretraining { qdpp, .. } if qdpp <= 0.0)
-    }
-}
-
-/// What training adds, freezes and computes twice; by default nothing.
-#[derive(Clone, Debug)]
-pub struct Tuning {
-    /// Low-rank adapters, beside a frozen encoder.
-    pub lora: Option<Lora>,
-    /// Parts that keep their weights, as `Layout::freeze` names them.
-    pub freeze: Vec<String>,
-    pub recompute: Recompute,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self { lora: None, freeze: Vec::new(), recompute: Recompute::None }
-    }
-}
-
-impl Tuning {
-    /// The parameter table of a model that is trained so.
-    ///
-    /// # Errors
-    /// As `Layout::with` and `Layout::freeze`.
-    pub fn layout(&self, shape: &Shape, heads: HeadSet) -> Result<Layout> {
-        let mut layout = Layout::with(shape, heads, self.lora.as_ref())?;
-        layout.freeze(&self.freeze)?;
-        Ok(layout)
-    }
-}
 
 /// Called with the gradient arena when a range of it is complete.
 pub type Ready<'a, E> = &'a mut dyn FnMut(&E, &mut Floats<E>, Range<usize>) -> Result<()>;

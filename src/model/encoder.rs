@@ -1,9 +1,9 @@
 //! One encoder layer, forward and backward, with its adapters and with what backward computes again.
 
 use super::activations::Recompute;
-use super::bert::{Bert, Mode};
-use super::heads::missing_part;
+use super::bert::Bert;
 use super::lora::{Adapted, AdaptedBackward, Place};
+use super::options::{Mode, missing_part};
 use crate::Result;
 use crate::engine::Engine;
 use crate::engine::op::{self, Epilogue};

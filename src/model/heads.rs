@@ -1,11 +1,12 @@
 //! Forward and backward of the heads on top of the encoder: MLM on the masked rows; QDPP or a relevance score on
 //! the [CLS] rows, after the pooler.
 
-use super::bert::{Bert, Mode, Objective};
+use super::bert::Bert;
+use super::options::{Mode, Objective, missing_part};
+use crate::Result;
 use crate::data::batch::Batch;
 use crate::engine::op::{self, Aggregate, Epilogue, LossScale, RankLoss};
 use crate::engine::{Engine, Rows};
-use crate::{Error, Result};
 
 impl<E: Engine> Bert<E> {
     // ---- forward ---------------------------------------------------------------------------------
@@ -169,8 +170,4 @@ impl<E: Engine> Bert<E> {
         let (src, picked) = (&d.dcls, &batch.cu_seqlens);
         engine.run(op::ScatterAddRows { src, picked, rows, hidden, x: &mut d.dx })
     }
-}
-
-pub(super) fn missing_part(name: &str) -> Error {
-    Error::config(format!("the model was made without the {name} part that this objective needs"))
 }

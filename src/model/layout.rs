@@ -7,8 +7,9 @@
 
 use std::ops::Range;
 
-use super::lora::{AdapterAt, Block, Lora, Place};
+use super::adapter::{AdapterAt, Block, Place};
 use super::shape::Shape;
+use crate::config::Lora;
 use crate::engine::op::{EmbedAt, HeadAt, LinearAt, NormAt};
 use crate::{Error, Result};
 

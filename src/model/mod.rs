@@ -3,13 +3,16 @@
 //! it knows no ranks and no training loop (backward calls back when a range of gradients is ready).
 
 pub mod activations;
+mod adapter;
 pub mod bert;
+mod capacity;
 pub mod checkpoint;
 mod encoder;
 mod heads;
 pub mod init;
 pub mod layout;
 pub mod lora;
+mod options;
 pub mod shape;
 pub mod tensor_file;
 pub mod trained;

@@ -2,7 +2,7 @@
 //! a data sheet's number well-known programs reach. The shares are assumptions of a prediction, taken
 //! from others' published measurements; nothing here was measured with this program.
 
-use crate::engine::cuda::Card;
+use crate::engine::Card;
 use crate::{Error, Result};
 
 /// One GPU model.

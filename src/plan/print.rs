@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{Prediction, Report, hardware};
+use super::hardware;
+use super::prediction::{Prediction, Report};
 use crate::engine::op::Kind;
 
 /// Bytes of a GB in the tables.
@@ -68,7 +69,7 @@ fn memory(out: &mut String, r: &Report) -> std::fmt::Result {
 }
 
 /// `linear [16384, 768] over 768`
-fn name(operation: &super::Operation) -> String {
+fn name(operation: &super::roofline::Operation) -> String {
     match operation.kind {
         Kind::Product([m, n, k]) => format!("{} [{m}, {n}] over {k}", operation.name),
         _ => operation.name.to_owned(),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::counted::Run;
 use crate::config::{Sharding, Train};
 use crate::engine::dry::Dry;
-use crate::engine::{Device, Memory};
+use crate::engine::{Card, Device, Memory};
 use crate::model::activations::{Capacity, Recompute};
 use crate::model::bert::Options;
 use crate::ranks::World;
@@ -39,12 +39,11 @@ pub struct Needs<'a> {
 
 impl Needs<'_> {
     /// Bytes of what training allocates under `train`.
-    fn bytes<D: Device>(&self, dry: &Dry<D::Real>, train: &Train) -> Result<usize> {
+    fn bytes<D: Device>(&self, card: &Card, train: &Train) -> Result<usize> {
         let capacity = (self.capacity)(train.pack_tokens);
         let options = Options { capacity, ..self.run.options.clone() };
         let run = Run { options, train, ..self.run.clone() };
-        let fresh = dry.dry().unwrap_or_else(|| dry.clone()); // what was the most so far is another's
-        Ok(run.count_full(&fresh)?.bytes.total())
+        Ok(run.count_full(&Dry::<D::Real>::new(card.clone()))?.bytes.total())
     }
 
     /// Predicts, and refuses what cannot fit; `None` for a device without memory of its own.
@@ -52,13 +51,13 @@ impl Needs<'_> {
     /// # Errors
     /// `Error::Device` with the changes of the plan that would make it fit.
     pub fn forecast<D: Device>(&self, device: &D) -> Result<Option<Forecast>> {
-        let (Some(memory), Some(dry)) = (device.memory()?, device.dry()) else { return Ok(None) };
+        let (Some(memory), Some(card)) = (device.memory()?, device.gpu()) else { return Ok(None) };
         let Memory { allocated, free } = memory;
-        let needed = self.bytes::<D>(&dry, self.run.train)?;
+        let needed = self.bytes::<D>(&card, self.run.train)?;
         if needed <= free {
             return Ok(Some(Forecast { predicted: allocated + needed, before: allocated, free }));
         }
-        let advice = self.advice::<D>(&dry, free)?;
+        let advice = self.advice::<D>(&card, free)?;
         let advice = if advice.is_empty() {
             "no smaller train.pack_tokens, train.recompute or train.sharding alone makes it fit: combine \
             several, or use a smaller model"
@@ -75,8 +74,8 @@ impl Needs<'_> {
     }
 
     /// Single changes of the plan that would make it fit.
-    fn advice<D: Device>(&self, dry: &Dry<D::Real>, free: usize) -> Result<Vec<String>> {
-        let fits = |train: &Train| self.bytes::<D>(dry, train).map(|bytes| bytes <= free);
+    fn advice<D: Device>(&self, card: &Card, free: usize) -> Result<Vec<String>> {
+        let fits = |train: &Train| self.bytes::<D>(card, train).map(|bytes| bytes <= free);
         let train = self.run.train;
         let mut advice = Vec::new();
         let tokens = |pack_tokens| Train { pack_tokens, ..train.clone() };

@@ -191,7 +191,7 @@ impl Way {
         // copies of packs and results are no launches
         launched.retain(|name, _| !name.starts_with("cuMemcpy"));
         let renamed = [("product", "cublasLtMatmul"), ("clear", "cuMemsetD8Async")];
-        let dry = gpu.dry().unwrap();
+        let dry = Dry::<R>::new(gpu.gpu().unwrap());
         let before = dry.bytes();
         let (mut counted, mut bytes) = (BTreeMap::new(), 0);
         self.steps(&dry, || {

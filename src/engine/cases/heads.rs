@@ -1,7 +1,7 @@
 //! Cases of the heads and the losses.
 
 use super::pack::Room;
-use super::{Left, Visitor};
+use super::visitor::{Left, Visitor};
 use crate::Result;
 use crate::engine::op::{
     Aggregate, AggregateScores, AggregateScoresBackward, GroupLoss, LossScale, MlmLoss, QdppHead, RankLoss,

@@ -1,7 +1,8 @@
 //! What the cases stand on: a pack on the device, an arena with every kind of tensor, drawn buffers; and the
 //! masking of the pack.
 
-use super::{Left, Sizes, Visitor, values};
+use super::sizes::Sizes;
+use super::visitor::{Left, Visitor};
 use crate::Result;
 use crate::engine::op::{Dropout, EmbedAt, HeadAt, Heads, LinearAt, MaskRule, MaskTokens, NormAt};
 use crate::engine::{DeviceBatch, Engine, Floats, PackCounts, Reals, Rows, Words};
@@ -259,4 +260,15 @@ pub(super) fn masking<E: Engine>(room: &mut Room<'_, E>, visitor: &mut impl Visi
     visitor.left(&e, "ids", Left::Words(&room.batch.ids), 0..t)?;
     visitor.left(&e, "rows", Left::Words(&room.batch.masked_rows), 0..m)?;
     visitor.left(&e, "labels", Left::Words(&room.batch.masked_labels), 0..m)
+}
+
+/// Values in -1..1, representable in bf16.
+pub(super) fn values(seed: u32, len: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len.next_multiple_of(4));
+    for block in 0..len.div_ceil(4) as u32 {
+        let words = philox([seed, 77], [block, 0, 0, 0]);
+        values.extend(words.map(|word| half::bf16::from_f32(word as f32 / 2f32.powi(31) - 1.0).to_f32()));
+    }
+    values.truncate(len);
+    values
 }

@@ -1,7 +1,7 @@
 //! Cases of the matrix products, GELU and attention.
 
 use super::pack::Room;
-use super::{Left, Visitor};
+use super::visitor::{Left, Visitor};
 use crate::Result;
 use crate::engine::Engine;
 use crate::engine::op::{

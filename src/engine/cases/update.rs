@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::pack::Room;
-use super::{Left, Visitor, values};
+use super::pack::values;
+use super::visitor::{Left, Visitor};
 use crate::Result;
 use crate::engine::op::{AdamWUpdate, Forget, LambApply, LambDirection, ParamGroup, SumSquares, UpdateRule};
 use crate::engine::{Engine, Floats, Reals};

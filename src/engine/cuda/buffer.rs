@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::arg::Arg;
 use super::device::Device;
-use super::launch::Arg;
 use crate::engine::Elem;
 use crate::{Error, Result};
 

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use super::buffer::CudaBuf;
 use super::device::Stream;
+use super::engine::Cuda;
 use super::launch::{Arg, Grid, Launch};
-use super::{Cuda, CudaBuf, Real};
 use crate::Result;
+use crate::engine::Real;
 
 /// Threads of a block; each takes 8 values.
 const THREADS: usize = 256;

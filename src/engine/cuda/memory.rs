@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use cudarc::driver::result as driver;
 
+use super::buffer::CudaBuf;
 use super::device::{Event, check};
+use super::engine::Cuda;
 use super::launch::{Arg, Gpu, Launch};
 use super::upload::{download_now, upload_now};
-use super::{Cuda, CudaBuf};
 use crate::Result;
-use crate::engine::dry::Dry;
-use crate::engine::{Device, Elem, Fetch, Memory, PackCounts, Real, Rows, Segment, Watch};
+use crate::engine::{Card, Device, Elem, Fetch, Memory, PackCounts, Real, Rows, Segment, Watch};
 
 /// Weights that are converted and copied at once, to and from the host.
 const CHUNK: usize = 1 << 20;
@@ -107,8 +107,8 @@ impl<R: Real> Device for Cuda<R> {
         Ok(Some(Memory { allocated: device.allocated(), free }))
     }
 
-    fn dry(&self) -> Option<Dry<R>> {
-        Some(Dry::new(self.card().clone()))
+    fn gpu(&self) -> Option<Card> {
+        Some(self.card().clone())
     }
 
     fn time(&self, times: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<f64>> {

@@ -5,21 +5,10 @@
 //! looked up once, with its function, so a launch pays for one comparison an argument: some nanoseconds, which
 //! is why the check is always on.
 
-use super::launch::Arg;
+use super::arg::{Arg, ArgKind};
 use crate::{Error, Result};
 
 include!(concat!(env!("OUT_DIR"), "/signatures.rs"));
-
-/// What a kernel's parameter takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ArgKind {
-    /// A device address.
-    Ptr,
-    U32,
-    U64,
-    F32,
-    F64,
-}
 
 /// A kernel's name and its parameters in order: kind and name.
 #[derive(Debug)]

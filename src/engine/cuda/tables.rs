@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use super::CudaBuf;
+use super::buffer::CudaBuf;
 use super::device::Device;
 use super::upload::upload_now;
 use crate::Result;

@@ -1,0 +1,42 @@
+//! Times by the device's own clock.
+
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::engine::{Engine, Floats};
+
+/// Calls that are timed one after the other before the clock is looked at.
+const ROUND: usize = 3;
+
+/// Waits for the device: reading one element back waits for all that was queued before.
+pub struct Fence<E: Engine>(Floats<E>);
+
+impl<E: Engine> Fence<E> {
+    pub fn new(engine: &E) -> Result<Self> {
+        Ok(Self(engine.zeros(1)?))
+    }
+
+    pub fn wait(&self, engine: &E) -> Result<()> {
+        engine.download(&self.0, 0..1).map(drop)
+    }
+}
+
+/// Seconds of one call by the device's clock, median of at least as many as `ROUND` over about `budget`, after
+/// one that warms up; and how many there were.
+pub fn time<E: Engine>(
+    engine: &E,
+    budget: Duration,
+    mut call: impl FnMut() -> Result<()>,
+) -> Result<(f64, usize)> {
+    call()?;
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while times.is_empty() || start.elapsed() < budget {
+        times.extend(engine.time(ROUND, &mut call)?);
+    }
+    Ok((median(&mut times), times.len()))
+}
+
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
