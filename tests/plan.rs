@@ -12,7 +12,7 @@ use ctune_dist::model::bert::Options;
 use ctune_dist::model::layout::{HeadSet, Layout};
 use ctune_dist::model::{Objective, Shape};
 use ctune_dist::plan::{PlanOptions, Report, report};
-use ctune_dist::train::counted::Run;
+use ctune_dist::train::counted::Setup;
 use ctune_dist::train::optimiser::owned;
 
 fn options(capacity: Capacity) -> Options {
@@ -51,7 +51,7 @@ fn check_memory(recompute: Recompute) {
     let dry = Dry::<f32>::operations_only();
     let before = dry.bytes();
     let counts_of_packs = dry.for_packs(&capacity.counts()).unwrap().bytes() - before;
-    let run = Run { layout, options: options.clone(), train, rank: 0, ranks: 1 };
+    let run = Setup { layout, options: options.clone(), train, rank: 0, ranks: 1 };
     let counted = run.count_full(&Dry::<f32>::operations_only()).unwrap().bytes;
 
     let cpu = Cpu::new();
@@ -121,7 +121,7 @@ fn parameters_are_shared_by_ranks_where_the_optimiser_is() {
     let bytes = |sharding: Sharding| {
         let (options, train) =
             (options(Capacity::of_pack(32, 0.0, false)), &Train { sharding, ..Train::default() });
-        let run = Run { layout, options, train, rank: 0, ranks: 2 };
+        let run = Setup { layout, options, train, rank: 0, ranks: 2 };
         run.count_full(&Dry::<half::bf16>::operations_only()).unwrap().bytes
     };
     let (whole, shared) = (bytes(Sharding::None), bytes(Sharding::Optimizer));
@@ -167,7 +167,7 @@ fn bert_base_by_hand() {
     assert!((r.flops_per_token / 1e6 - 587.9).abs() < 0.06);
     let p = &r.predictions[0];
     // a step's useful FLOPs over its time and the peak of eight cards
-    let tokens = r.pack.tokens as f64 * 8.0;
+    let tokens = r.pack.tokens * 8.0;
     assert!((p.mfu - tokens * r.flops_per_token / (p.step_ms * 1e-3 * 8.0 * 312e12)).abs() < 1e-9);
     assert!((p.tokens_per_s - tokens / p.step_ms * 1e3).abs() < 1e-6);
     // a ring of eight sends 7/4 of the gradients' bytes; NVLink gives 0.8 of 300 GB/s

@@ -18,7 +18,7 @@ use crate::model::{Bert, HeadSet, Objective, checkpoint};
 use crate::random::philox;
 use crate::ranks::{Distributed, World};
 use crate::text::Special;
-use crate::train::counted::{FlopRates, Run};
+use crate::train::counted::{FlopRates, Setup};
 use crate::train::trainer::{Flow, Trainer, Watcher};
 use crate::train::update::Update;
 
@@ -178,7 +178,7 @@ pub fn train<E: Distributed>(
         continues: vec![0; work.shape.vocab],
     };
     let layout = Layout::new(&work.shape, HeadSet::PRETRAINING)?;
-    let counted = Run {
+    let counted = Setup {
         layout: &layout,
         options: options.clone(),
         train: &config.train,

@@ -27,7 +27,7 @@ use crate::model::layout::{HeadSet, Layout};
 use crate::model::{Objective, Shape};
 use crate::run::model::fresh_shape;
 use crate::run::samples::click_options;
-use crate::train::counted::{Bytes, Counted, Run, made_up};
+use crate::train::counted::{Bytes, Counted, Setup, made_up};
 use crate::train::settings;
 use crate::{Error, Result};
 
@@ -148,7 +148,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn with<T>(&self, pack_tokens: usize, count: impl FnOnce(Run<'_>) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, pack_tokens: usize, count: impl FnOnce(Setup<'_>) -> Result<T>) -> Result<T> {
         let objective = &self.config.objective;
         let options = Options {
             objective: Objective::Pretraining { mlm: objective.mlm, qdpp: objective.qdpp },
@@ -161,7 +161,7 @@ impl Asked<'_> {
             continues: Vec::new(),
         };
         let (layout, train) = (self.layout, &self.config.train);
-        count(Run { layout, options, train, rank: 0, ranks: self.ranks })
+        count(Setup { layout, options, train, rank: 0, ranks: self.ranks })
     }
 
     /// One step of its packs on a card.

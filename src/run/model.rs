@@ -10,7 +10,7 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Shape};
 use crate::ranks::World;
-use crate::train::counted::Run;
+use crate::train::counted::Setup;
 use crate::train::memory::{Forecast, Needs};
 use crate::train::settings;
 use crate::{Error, Result};
@@ -52,7 +52,7 @@ impl ModelSettings<'_> {
             let layout = &tuning.layout(shape, HeadSet::PRETRAINING)?;
             let least_tokens = self.max_tokens;
             let (options, train) = (options.clone(), self.train);
-            let run = Run { layout, options, train, rank: world.rank(), ranks: world.size() };
+            let run = Setup { layout, options, train, rank: world.rank(), ranks: world.size() };
             Needs { run, capacity: &capacity, least_tokens }.forecast(engine)
         };
         let resumed = resumed.map(|checkpoint| checkpoint.join("model"));

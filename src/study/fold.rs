@@ -210,7 +210,7 @@ impl<'a> Study<'a> {
             let layout = &tuning.layout(&checkpoint.shape, HeadSet::RANKING)?;
             let least_tokens = data.max_tokens * (1 + fine.negatives);
             let (options, rank, ranks) = (options.clone(), world.rank(), world.size());
-            let run = counted::Run { layout, options, train, rank, ranks };
+            let run = counted::Setup { layout, options, train, rank, ranks };
             Needs { run, capacity: &capacity, least_tokens }.forecast(&engine)?;
         }
         let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;

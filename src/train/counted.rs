@@ -18,7 +18,7 @@ use crate::ranks::Collective;
 
 /// What is counted.
 #[derive(Clone)]
-pub struct Run<'a> {
+pub struct Setup<'a> {
     pub layout: &'a Layout,
     pub options: Options,
     /// `recompute` is the only key of these that changes what the model does.
@@ -55,7 +55,7 @@ pub struct Counted {
     pub bytes: Bytes,
 }
 
-impl Run<'_> {
+impl Setup<'_> {
     /// One step of `packs` on `dry`.
     ///
     /// # Errors
@@ -171,12 +171,12 @@ impl FlopRates {
     /// Of the model that `run` trains.
     ///
     /// # Errors
-    /// As `Run::count`.
-    pub fn of(run: &Run<'_>) -> Result<Self> {
+    /// As `Setup::count`.
+    pub fn of(run: &Setup<'_>) -> Result<Self> {
         let train = Train { recompute: Recompute::None, ..run.train.clone() };
         let capacity = Capacity { tokens: 256, sequences: 64, masked: 64 };
         let options = Options { capacity, train: true, ..run.options.clone() };
-        let run = Run { options, train: &train, ..run.clone() };
+        let run = Setup { options, train: &train, ..run.clone() };
         let masks = matches!(run.options.objective, Objective::Pretraining { mlm, .. } if mlm > 0.0);
         let flops = |lengths: &[usize], masked: usize| -> Result<f64> {
             let pack = for_objective(made_up(lengths, masked), run.options.objective);
@@ -259,7 +259,7 @@ mod tests {
         };
         let train = Train { recompute: Recompute::Layer, ..Train::default() };
         let rates =
-            FlopRates::of(&Run { layout: &layout, options, train: &train, rank: 0, ranks: 1 }).unwrap();
+            FlopRates::of(&Setup { layout: &layout, options, train: &train, rank: 0, ranks: 1 }).unwrap();
         assert_eq!(rates.sequence, 3.0 * 2.0 * 768.0 * 768.0);
         assert_eq!(rates.attended, 3.0 * 4.0 * 12.0 * 768.0);
         for (length, mega) in [(512, 587.9), (256, 559.5), (128, 545.4)] {

@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::counted::Run;
+use super::counted::Setup;
 use crate::config::{Sharding, Train};
 use crate::engine::dry::Dry;
 use crate::engine::{Card, Device, Memory};
@@ -30,7 +30,7 @@ pub struct Forecast {
 
 /// What a run's memory depends on.
 pub struct Needs<'a> {
-    pub run: Run<'a>,
+    pub run: Setup<'a>,
     /// The largest pack for a value of `train.pack_tokens`.
     pub capacity: &'a dyn Fn(usize) -> Capacity,
     /// The fewest `train.pack_tokens` that the run can have.
@@ -42,7 +42,7 @@ impl Needs<'_> {
     fn bytes<D: Device>(&self, card: &Card, train: &Train) -> Result<usize> {
         let capacity = (self.capacity)(train.pack_tokens);
         let options = Options { capacity, ..self.run.options.clone() };
-        let run = Run { options, train, ..self.run.clone() };
+        let run = Setup { options, train, ..self.run.clone() };
         Ok(run.count_full(&Dry::<D::Real>::new(card.clone()))?.bytes.total())
     }
 

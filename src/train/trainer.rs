@@ -4,7 +4,7 @@
 
 use super::account::Account;
 use super::check::against_reference;
-use super::counted::{FlopRates, Run, Work};
+use super::counted::{FlopRates, Setup, Work};
 use super::optimiser::Optimiser;
 use super::schedule::LearningRate;
 use super::state::SavedOptimiser;
@@ -83,7 +83,7 @@ impl<'w, E: Distributed> Trainer<'w, E> {
     pub fn new(model: Bert<E>, world: &'w World, settings: &Train, steps: u64) -> Result<Self> {
         let account = Account::new(world, model.options.objective);
         let (layout, options) = (&model.layout, model.options.clone());
-        let run = Run { layout, options, train: settings, rank: world.rank(), ranks: world.size() };
+        let run = Setup { layout, options, train: settings, rank: world.rank(), ranks: world.size() };
         Ok(Self {
             flops: FlopRates::of(&run)?,
             optimiser: Optimiser::new(&model, world.rank(), world.size(), settings)?,

@@ -12,7 +12,7 @@ use ctune_dist::model::bert::Options;
 use ctune_dist::model::lora::{Lora, Target};
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, Tuning};
 use ctune_dist::ranks::{Distributed, World};
-use ctune_dist::train::counted::Run;
+use ctune_dist::train::counted::Setup;
 use ctune_dist::train::memory::Needs;
 use ctune_dist::train::optimiser::Optimiser;
 
@@ -51,7 +51,7 @@ fn check<R: Real>(heads: HeadSet, tuning: &Tuning, pack_tokens: usize) {
     let capacity = |tokens| Capacity::of_pack(tokens, rate, false);
     let options = options(heads, capacity(train.pack_tokens));
     let layout = &tuning.layout(&shape, heads).unwrap();
-    let run = Run { layout, options: options.clone(), train: &train, rank: 0, ranks: 1 };
+    let run = Setup { layout, options: options.clone(), train: &train, rank: 0, ranks: 1 };
     let needs = Needs { run, capacity: &capacity, least_tokens: 64 };
     let forecast = needs.forecast(&gpu).unwrap().unwrap();
     let mut model = Bert::tuned(gpu.clone(), &shape, options, tuning).unwrap();
@@ -90,7 +90,7 @@ fn shares_and_narrow_sums_are_in_the_prediction() {
     let capacity = |tokens| Capacity::of_pack(tokens, 0.2, false);
     let predicted = |train: &Train| {
         let options = options(HeadSet::PRETRAINING, capacity(train.pack_tokens));
-        let run = Run { layout, options, train, rank: 0, ranks: 1 };
+        let run = Setup { layout, options, train, rank: 0, ranks: 1 };
         let needs = Needs { run, capacity: &capacity, least_tokens: 64 };
         needs.forecast(&gpu).unwrap().unwrap().predicted()
     };

@@ -1,5 +1,6 @@
 //! Which file needs which, and what follows: arrows between rooms, and circles of files inside one.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::scan::{Facts, Names};
@@ -87,8 +88,8 @@ impl<'a> Graph<'a> {
                     }
                     return Some(way.iter().rev().map(|&at| self.files[at].path.as_str()).collect());
                 }
-                if !from.contains_key(&to) {
-                    from.insert(to, at);
+                if let Entry::Vacant(new) = from.entry(to) {
+                    new.insert(at);
                     waiting.push_back(to);
                 }
             }

@@ -174,7 +174,7 @@ impl Scanner {
         if names.len() < 2 {
             return 0;
         }
-        if let Some(path) = self.from_root(&names, module)
+        if let Some(path) = self.rooted(&names, module)
             && !tests
         {
             self.facts.paths.push(path);
@@ -187,7 +187,7 @@ impl Scanner {
         let mut leaves = Vec::new();
         leaves_of(tree, &Names::new(), &mut leaves);
         for (path, name) in leaves {
-            let Some(path) = self.from_root(&path, module).filter(|_| !tests) else { continue };
+            let Some(path) = self.rooted(&path, module).filter(|_| !tests) else { continue };
             // What a module passes on of its own children is a door, not something it needs.
             if !(public && path.len() > module.len() && path.starts_with(module)) {
                 self.facts.paths.push(path.clone());
@@ -199,7 +199,7 @@ impl Scanner {
     }
 
     /// A path as written, from the crate's root; `None` where it leads to another crate.
-    fn from_root(&self, names: &[String], module: &[String]) -> Option<Names> {
+    fn rooted(&self, names: &[String], module: &[String]) -> Option<Names> {
         let (mut base, mut rest) = (module.to_vec(), names);
         match names[0].as_str() {
             "crate" | "ctune_dist" => (base, rest) = (Names::new(), &names[1..]),
