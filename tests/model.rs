@@ -209,8 +209,16 @@ fn ten_adamw_updates_equal_pytorch() {
 /// A model that PyTorch has not seen: other sizes, the engine's own masks, dropout on.
 #[test]
 fn a_larger_random_model_equals_the_reference() {
-    let shape =
-        Shape { vocab: 211, hidden: 48, layers: 3, heads: 4, intermediate: 96, positions: 128, segments: 2 };
+    let shape = Shape {
+        vocab: 211,
+        hidden: 48,
+        layers: 3,
+        heads: 4,
+        intermediate: 96,
+        positions: 128,
+        segments: 2,
+        norm_eps: Shape::NORM_EPS,
+    };
     let rule = MaskRule {
         seed: 5,
         threshold: (0.3 * 4_294_967_296.0) as u32,

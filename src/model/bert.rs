@@ -120,6 +120,12 @@ impl<E: Engine> Bert<E> {
                 self.layout.shape.vocab
             )));
         }
+        let positions = self.layout.shape.positions;
+        if let Some(place) = batch.positions.iter().find(|place| **place as usize >= positions) {
+            return Err(Error::data(format!(
+                "a sequence reaches position {place}, but the model has {positions}: lower data.max_tokens"
+            )));
+        }
         put(&self.engine, batch, device)
     }
 

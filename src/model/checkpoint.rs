@@ -288,6 +288,12 @@ fn shape_of(config: &Value, path: &Path) -> Result<Shape> {
         intermediate: size("intermediate_size")?,
         positions: size("max_position_embeddings")?,
         segments: size("type_vocab_size")?,
+        norm_eps: match config.get("layer_norm_eps") {
+            None | Some(Value::Null) => Shape::NORM_EPS,
+            Some(eps) => eps.as_f64().ok_or_else(|| {
+                Error::data(format!("{}: layer_norm_eps = {eps}: not a number", path.display()))
+            })?,
+        },
     };
     shape.check()?;
     Ok(shape)
@@ -309,7 +315,7 @@ fn config_json(shape: &Shape, heads: HeadSet, untrained_pair: bool, dtype: Dtype
         "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
         "initializer_range": super::init::STD,
-        "layer_norm_eps": 1e-12,
+        "layer_norm_eps": shape.norm_eps,
         "pad_token_id": 0,
         "position_embedding_type": "absolute",
         "torch_dtype": if dtype == Dtype::BF16 { "bfloat16" } else { "float32" },

@@ -95,5 +95,6 @@ pub fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Sha
         intermediate: model.intermediate.unwrap_or(4 * hidden),
         positions: model.positions.unwrap_or(max_tokens).max(max_tokens),
         segments: 2,
+        norm_eps: Shape::NORM_EPS,
     })
 }
