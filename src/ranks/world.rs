@@ -74,6 +74,9 @@ impl World {
         let rank = comm.rank() as usize;
         let local = comm.split_shared(comm.rank());
         abort_on_panic(rank);
+        if rank > 0 {
+            journal::follow();
+        }
         Ok(Self {
             rank,
             size: comm.size() as usize,

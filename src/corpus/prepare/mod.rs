@@ -26,7 +26,7 @@ use super::read::source::Source;
 use super::shard::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
 use super::shard::write::{check_free, tidy};
 use crate::config::PART_TOKENS;
-use crate::text::tokenise;
+use crate::text::given;
 use crate::{Error, Result};
 
 /// What `prepare` is told.
@@ -138,7 +138,9 @@ pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<manifest::Source>>
         paths.extend(source.files()?);
         paths.extend(source.lookup.clone());
     }
-    paths.extend(options.tokenizer.as_deref().map(tokenise::find).transpose()?);
+    if let Some(tokenizer) = &options.tokenizer {
+        paths.extend(given::paths(&given::find(tokenizer)?).into_iter().map(|(_, path)| path));
+    }
     paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
     paths.iter().map(|path| manifest::Source::of(path)).collect()
 }
