@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::bench;
-use crate::cli::{Command, Evaluate, Predict, Prepare, Repeated, Rerank, Retrieve, RunArgs, Sample};
+use crate::cli::{Command, Evaluate, Predict, Prepare, Probe, Repeated, Rerank, Retrieve, RunArgs, Sample};
 use crate::config::{Config, Resume};
 use crate::corpus::sample::{debian, synthetic};
 use crate::corpus::{Role, Source, inspect, prepare};
@@ -15,42 +15,50 @@ use crate::plan;
 use crate::probe;
 use crate::ranks::World;
 use crate::report::{Lengths, evaluate as evaluation, write_experiment_report, write_lengths_page};
+use crate::run::agreement;
 use crate::run::stage::{self, Stage};
 use crate::study::{experiment, fine, rerank, retrieve};
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Runs a command to its end. Errors of distributed commands end all ranks from within.
 pub fn run(command: Command) -> Result<()> {
     match command {
-        Command::Sample(Sample::Debian { out, lists }) => debian::run(&debian::SampleOptions { out, lists }),
-        Command::Sample(Sample::Synthetic { out, pairs, queries, documents, words, seed }) => {
-            let queries = queries.unwrap_or(pairs.div_ceil(2));
-            synthetic::run(&synthetic::SyntheticOptions { out, pairs, queries, documents, words, seed })
-        }
-        Command::Prepare(args) => prepare::run(&prepare_options(args)?),
+        Command::Sample(sample) => here(|| sample_command(sample)),
+        Command::Prepare(args) => here(|| prepare::run(&prepare_options(args)?)),
         Command::Pretrain(plan) => distributed("pretrain", plan, |c, w| stage::run(c, Stage::Pretrain, w)),
         Command::Coarse(plan) => distributed("coarse", plan, |c, w| stage::run(c, Stage::Coarse, w)),
         Command::Fine(args) => distributed("fine", repeated(args), fine::run),
         Command::Experiment(args) => distributed("experiment", repeated(args), experiment::run),
         Command::Rerank(args) => rerank_command(args),
-        Command::Probe(args) => {
-            let options =
-                probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
-            distributed("coarse", args.run, |config, world| probe::run(config, &options, world))
-        }
-        Command::Retrieve(args) => retrieve::retrieve(&retrieve_options(args)),
-        Command::Evaluate(args) => evaluate_command(args),
-        Command::Report { dir } => {
+        Command::Probe(args) => probe_command(args),
+        Command::Retrieve(args) => here(|| retrieve::retrieve(&retrieve_options(args))),
+        Command::Evaluate(args) => here(|| evaluate_command(args)),
+        Command::Report { dir } => here(|| {
             tell!("{}", write_experiment_report(&dir)?.display());
             Ok(())
-        }
-        Command::Plan(args) => plan_command(args),
+        }),
+        Command::Plan(args) => here(|| plan_command(args)),
         Command::Bench(args) => {
             let (seconds, json) = (args.seconds, args.json);
-            distributed("coarse", args.run, |config, world| bench::run(config, seconds, json, world))
+            let flags = vec![("--seconds", seconds.to_string()), ("--json", json.to_string())];
+            let ranks = Ranks { command: "bench", stage: "coarse", flags };
+            ranks.run(args.run, |config, world| bench::run(config, seconds, json, world))
         }
-        Command::Doctor { device } => on_ranks(|world| doctor::run(device, world)),
-        Command::Inspect { dir, report } => inspect_command(&dir, report.as_deref()),
+        Command::Doctor { device } => on_ranks(|world| {
+            world.same(|| Ok(agreement::program("doctor")))?;
+            doctor::run(device, world)
+        }),
+        Command::Inspect { dir, report } => here(|| inspect_command(&dir, report.as_deref())),
+    }
+}
+
+fn sample_command(sample: Sample) -> Result<()> {
+    match sample {
+        Sample::Debian { out, lists } => debian::run(&debian::SampleOptions { out, lists }),
+        Sample::Synthetic { out, pairs, queries, documents, words, seed } => {
+            let queries = queries.unwrap_or(pairs.div_ceil(2));
+            synthetic::run(&synthetic::SyntheticOptions { out, pairs, queries, documents, words, seed })
+        }
     }
 }
 
@@ -61,22 +69,43 @@ fn repeated(args: Repeated) -> RunArgs {
     run
 }
 
-/// Reads the plan before MPI starts, so that a mistake in it costs nothing, then joins the ranks.
+/// Runs a command of one process.
+fn here(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    threads::start(threads::wanted(1));
+    work()
+}
+
+/// Runs a command whose plan has a stage of its name, on all ranks.
 fn distributed(stage: &str, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
-    let config = config(stage, args)?;
-    on_ranks(|world| {
-        world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
-        work(&config, world)
-    })
+    Ranks { command: stage, stage, flags: Vec::new() }.run(args, work)
+}
+
+/// A command that all ranks run together.
+struct Ranks<'a> {
+    command: &'a str,
+    /// The plan's stage.
+    stage: &'a str,
+    /// Flags that are no keys of the plan.
+    flags: Vec<(&'static str, String)>,
+}
+
+impl Ranks<'_> {
+    /// Reads the plan and joins the ranks, which must have the same one.
+    fn run(self, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
+        let config = config(self.stage, args);
+        on_ranks(|world| {
+            let config = world.agree_all(config)?;
+            world.same(|| agreement::plan(self.command, &self.flags, &config))?;
+            world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
+            work(&config, world)
+        })
+    }
 }
 
 /// Joins the ranks; an error ends all of them from within.
 fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(world.threads())
-        .build_global()
-        .map_err(|e| Error::device(format!("threads cannot be started: {e}")))?;
+    threads::start(world.threads());
     work(&world).or_else(|error| match error {
         // All ranks end here together, so MPI is left in good order and no rank is aborted.
         Error::Preempted(_) => Err(error),
@@ -99,11 +128,23 @@ fn config(stage: &str, args: RunArgs) -> Result<Config> {
 
 fn rerank_command(args: Rerank) -> Result<()> {
     let (model, out): (Option<PathBuf>, PathBuf) = (args.model, args.run_out);
-    distributed("fine", args.run, |config, world| {
+    let flags = vec![("--model", format!("{model:?}")), ("--run-out", out.display().to_string())];
+    Ranks { command: "rerank", stage: "fine", flags }.run(args.run, |config, world| {
         let mut config = config.clone();
         config.model.path = model.or(config.model.path);
         rerank::run(&config, &out, world)
     })
+}
+
+fn probe_command(args: Probe) -> Result<()> {
+    let options = probe::ProbeOptions { models: args.models, heads_from: args.heads_from, pairs: args.pairs };
+    let flags = vec![
+        ("--model", format!("{:?}", options.models)),
+        ("--heads-from", format!("{:?}", options.heads_from)),
+        ("--pairs", options.pairs.to_string()),
+    ];
+    let ranks = Ranks { command: "probe", stage: "coarse", flags };
+    ranks.run(args.run, |config, world| probe::run(config, &options, world))
 }
 
 fn plan_command(args: Predict) -> Result<()> {

@@ -37,9 +37,14 @@ impl Error {
         Self::Device(text.into())
     }
 
-    /// A file that cannot be `action` ("read", "written", ...): path and cause on one line.
+    /// A file that cannot be `action` ("read", "written", ...): path and cause on one line. A lack of memory or
+    /// of descriptors is the machine's, not the file's.
     pub fn io(action: &str, path: &Path, cause: std::io::Error) -> Self {
-        Self::Data(format!("{}: cannot be {action}: {cause}", path.display()))
+        let text = format!("{}: cannot be {action}: {cause}", path.display());
+        match lacking(&text) {
+            Some(advice) => Self::Device(format!("{text}: {advice}")),
+            None => Self::Data(text),
+        }
     }
 
     /// The process exit code, as the README lists them.
@@ -51,4 +56,14 @@ impl Error {
             Self::Preempted(_) => 75,
         }
     }
+}
+
+/// What to raise where the system has no more of something. Its number is read from the text: causes come
+/// wrapped, and std names neither ENFILE nor EMFILE.
+fn lacking(text: &str) -> Option<&'static str> {
+    let says = |code: u32| text.contains(&format!("(os error {code})"));
+    if says(12) {
+        return Some("raise the limit on memory (ulimit -v)");
+    }
+    (says(23) || says(24)).then_some("raise the limit on open files (ulimit -n)")
 }

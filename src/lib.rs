@@ -17,6 +17,7 @@
 //! ir, engine, text            topics, runs and measures; one device's arithmetic; tokens
 //! files, random               whole files; Philox
 //! error, journal, terminal    what is said, and where
+//! threads, memory             what the system gives, and what happens when it gives no more
 //! ```
 
 // Shapes are written as [T, H]; rustdoc would take them for links.
@@ -25,7 +26,6 @@
 #[macro_use]
 pub mod terminal;
 
-pub mod allow_list;
 pub mod bench;
 pub mod cli;
 pub mod commands;
@@ -38,6 +38,7 @@ pub mod error;
 pub mod files;
 pub mod ir;
 pub mod journal;
+pub mod memory;
 pub mod model;
 pub mod plan;
 pub mod probe;
@@ -48,6 +49,7 @@ pub mod report;
 pub mod run;
 pub mod study;
 pub mod text;
+pub mod threads;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -1,6 +1,7 @@
 //! Packs to steps: a thread that works a few steps ahead, so that training never waits for
 //! samples, and a cursor from which any run goes on with the same steps at any world size.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -13,7 +14,7 @@ use super::mask::count_masked;
 use super::pack::Packer;
 use super::source::SampleSource;
 use crate::engine::op::MaskRule;
-use crate::{Error, Result};
+use crate::{Error, Result, threads};
 
 /// Steps that the thread may be ahead of training: enough to hide the packing of a window.
 const AHEAD: usize = 4;
@@ -88,10 +89,18 @@ impl Loader {
         let at = options.start;
         let stream = Stream { source, options, packer, at, packs: Vec::new(), loaded: None };
         let (sender, steps) = sync_channel(AHEAD);
+        let none = |cause: &dyn Display| {
+            Error::device(format!(
+                "the loader's thread cannot be started: {cause}: raise the limit (ulimit -u)"
+            ))
+        };
+        if threads::alone() {
+            return Err(none(&"there is but one thread"));
+        }
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || stream.run(&sender))
-            .map_err(|cause| Error::device(format!("the loader's thread cannot be started: {cause}")))?;
+            .map_err(|cause| none(&cause))?;
         Ok(Self { steps: Some(steps), thread: Some(thread) })
     }
 

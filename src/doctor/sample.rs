@@ -15,8 +15,7 @@ pub fn shapes() -> [Shape; 2] {
         heads,
         intermediate: 136,
         positions: 160,
-        segments: heads, // each number of segments once
-        norm_eps: Shape::NORM_EPS,
+        segments: 2,
     };
     [shape(1), shape(2)]
 }

@@ -1,11 +1,12 @@
 //! Files that are whole or not there. Whoever finds a file under its own name may trust that it is complete:
 //! it was written beside its place, synced, and renamed.
 
-use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use super::target::{Target, folder_of, open_stream, target};
 use crate::{Error, Result};
 
 /// Begins the names of files that are not complete yet.
@@ -27,7 +28,8 @@ pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))
 }
 
-/// Writes a file beside its place and renames it.
+/// Writes a file beside its place and renames it. Links are followed; a pipe, a device or an open descriptor is
+/// written into.
 ///
 /// # Errors
 /// `Error::Data` where the disk refuses; what was at the place is then still there.
@@ -40,15 +42,29 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As `write`, and what `each` returns.
 pub fn write_by(path: &Path, each: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = |cause| Error::io("written", path, cause);
+    let place = match target(path)? {
+        Target::File(place) => place,
+        Target::Stream(place) => {
+            let mut stream = open_stream(&place).map_err(failed)?;
+            return each(&mut stream);
+        }
+    };
+    let folder = folder_of(&place);
     // Temporary files are private to their owner; a result is as readable as the user's umask says.
     let mode = fs::Permissions::from_mode(0o666);
     let mut builder = tempfile::Builder::new();
-    let mut file = builder.prefix(UNFINISHED).permissions(mode).tempfile_in(folder).map_err(failed)?;
+    let file = builder.prefix(UNFINISHED).permissions(mode).tempfile_in(folder);
+    let mut file = file.map_err(|cause| {
+        let text = cause.to_string();
+        let cause = text.split(" at path ").next().unwrap_or_default(); // of a file that nobody asked for
+        let action =
+            format!("written: it is made beside its place, and no file can be made in {}", folder.display());
+        Error::io(&action, path, io::Error::other(cause))
+    })?;
     each(&mut file)?;
     file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
+    file.persist(&place).map_err(|error| failed(error.error))?;
     Ok(())
 }
 
@@ -72,36 +88,15 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("synced", path, cause))
 }
 
-/// What became of an attempt to lock.
-#[derive(Debug)]
-pub enum Lock {
-    /// Ours for as long as the file is open; a killed process holds no lock.
-    Held(File),
-    /// Another process has it.
-    Busy,
-    /// The file system has no locks, so nobody can be kept out.
-    Unknown(File),
-}
-
-/// Makes the file and locks it, without waiting.
-///
-/// # Errors
-/// `Error::Data` where the file cannot be made.
-pub fn lock(path: &Path) -> Result<Lock> {
-    let file = File::create(path).map_err(|cause| Error::io("written", path, cause))?;
-    Ok(match file.try_lock() {
-        Ok(()) => Lock::Held(file),
-        Err(TryLockError::WouldBlock) => Lock::Busy,
-        Err(TryLockError::Error(_)) => Lock::Unknown(file),
-    })
-}
-
 /// Refuses to write where something is read from.
 ///
 /// # Errors
 /// `Error::Config` when `out` is one of the `inputs`, by whatever name.
 pub fn refuse_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     let Ok(place) = out.canonicalize() else { return Ok(()) }; // what is not there is no input
+    if !(place.is_file() || place.is_dir()) {
+        return Ok(()); // what is no file is not written over
+    }
     match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
         None if place.is_dir() => {
             Err(Error::config(format!("{}: is a folder: name a file to write", out.display())))
@@ -144,16 +139,5 @@ mod tests {
         fs::write(folder.path().join(format!("{UNFINISHED}x7Gq2")), b"ha").unwrap();
         sweep(folder.path());
         assert_eq!(names(folder.path()), ["result"]);
-    }
-
-    #[test]
-    fn a_second_lock_is_refused_until_the_first_is_dropped() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("lock");
-        let first = lock(&path).unwrap();
-        assert!(matches!(first, Lock::Held(_)));
-        assert!(matches!(lock(&path).unwrap(), Lock::Busy));
-        drop(first);
-        assert!(matches!(lock(&path).unwrap(), Lock::Held(_)));
     }
 }

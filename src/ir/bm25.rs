@@ -3,16 +3,21 @@
 //! fixes them), and ties are broken as trec_eval breaks them.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use tantivy::directory::error::{OpenDirectoryError, OpenReadError, OpenWriteError};
 use tantivy::fieldnorm::FieldNormReader;
-use tantivy::indexer::NoMergePolicy;
+use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::postings::Postings;
 use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions};
 use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
-use tantivy::{DocSet, Index, IndexWriter, InvertedIndexReader, TERMINATED, TantivyDocument, Term};
+use tantivy::{
+    DocSet, Index, IndexReader, IndexSettings, IndexWriter, InvertedIndexReader, ReloadPolicy, TERMINATED,
+    TantivyDocument, TantivyError, Term,
+};
 
 use super::run::Hit;
 use super::words::Words;
@@ -70,11 +75,13 @@ impl Indexer {
         let text = schema.add_text_field("text", TextOptions::default().set_indexing_options(indexing));
         let ordinal = schema.add_u64_field("ordinal", tantivy::schema::FAST);
         let place = tempfile::tempdir_in(folder).map_err(|cause| Error::io("written", folder, cause))?;
-        let index = Index::create_in_dir(place.path(), schema.build()).map_err(fail)?;
+        // Nothing is stored, so there is nothing for a thread to compress.
+        let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..Default::default() };
+        let builder = Index::builder().schema(schema.build()).settings(settings);
+        let index = builder.create_in_dir(place.path()).map_err(fail)?;
         let analyser = analysis.analyser()?;
         index.tokenizers().register(ANALYSER, analyser.clone());
-        let threads = rayon::current_num_threads().clamp(1, 8);
-        let writer = index.writer_with_num_threads(threads, threads * WRITER_BYTES).map_err(fail)?;
+        let writer = writer(&index, rayon::current_num_threads().clamp(1, 8))?;
         // Nothing reads this index but one pass of queries: merging would cost more than it gives.
         writer.set_merge_policy(Box::new(NoMergePolicy));
         Ok(Self { writer, index, analyser, text, ordinal, ids: Vec::new(), folder: place })
@@ -105,7 +112,9 @@ impl Indexer {
             return Err(Error::data(format!("document '{}' occurs twice", self.ids[twice[0]])));
         }
         self.writer.commit().map_err(fail)?;
-        let reader = self.index.reader().map_err(fail)?;
+        // Read once: nobody has to watch for the next commit.
+        let reader = self.index.reader_builder().reload_policy(ReloadPolicy::Manual);
+        let reader: IndexReader = reader.try_into().map_err(fail)?;
         let (mut segments, mut tokens) = (Vec::new(), 0);
         for segment in reader.searcher().segment_readers() {
             let postings = segment.inverted_index(self.text).map_err(fail)?;
@@ -128,6 +137,23 @@ impl Indexer {
             b,
             _folder: self.folder,
         })
+    }
+}
+
+/// A writer with `most` threads, or as many as the system allows. Nothing is merged, so one thread is enough
+/// for merging.
+fn writer(index: &Index, most: usize) -> Result<IndexWriter> {
+    let mut threads = most;
+    loop {
+        let options = IndexWriterOptions::builder()
+            .num_worker_threads(threads)
+            .num_merge_threads(1)
+            .memory_budget_per_thread(WRITER_BYTES)
+            .build();
+        match index.writer_with_options(options) {
+            Err(TantivyError::SystemError(_) | TantivyError::IoError(_)) if threads > 1 => threads /= 2,
+            made => return made.map_err(fail),
+        }
     }
 }
 
@@ -244,6 +270,23 @@ impl Retriever {
     }
 }
 
-fn fail(error: tantivy::TantivyError) -> Error {
-    Error::data(format!("the temporary search index: {error}"))
+fn fail(error: TantivyError) -> Error {
+    const WHAT: &str = "the temporary search index";
+    let cause = match &error {
+        TantivyError::SystemError(cause) => {
+            return Error::device(format!("{WHAT}: {cause}: raise the limit on threads (ulimit -u)"));
+        }
+        TantivyError::IoError(cause)
+        | TantivyError::OpenReadError(OpenReadError::IoError { io_error: cause, .. })
+        | TantivyError::OpenDirectoryError(OpenDirectoryError::IoError { io_error: cause, .. })
+        | TantivyError::OpenWriteError(OpenWriteError::IoError { io_error: cause, .. }) => cause.clone(),
+        _ => return Error::data(format!("{WHAT}: {error}")),
+    };
+    match cause.raw_os_error() {
+        _ if cause.kind() == io::ErrorKind::WouldBlock => {
+            Error::device(format!("{WHAT}: a thread cannot be started: {cause}: raise the limit (ulimit -u)"))
+        }
+        Some(code) => Error::io("written", Path::new(WHAT), io::Error::from_raw_os_error(code)),
+        None => Error::data(format!("{WHAT}: {cause}")),
+    }
 }

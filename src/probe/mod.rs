@@ -19,6 +19,7 @@ use crate::model::Bert;
 use crate::model::bert::Options;
 use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::ranks::World;
+use crate::run::agreement;
 use crate::run::checkpoints::Identity;
 use crate::run::directory;
 use crate::run::engine::{announce, on_engine};
@@ -60,9 +61,17 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
     let tokenizer = Tokenizer::load(first)?;
     check(&options.models, &tokenizer)?;
     let pairs = read_pairs(config, &tokenizer, options.pairs, world)?;
+    world.same(|| {
+        let folders = options.models.iter().map(|(name, path)| (format!("model {name}"), path));
+        let lender = options.heads_from.iter().map(|path| ("--heads-from".to_owned(), path));
+        let models = folders.chain(lender).map(|(key, path)| agreement::contents(&key, path));
+        let drawn = [Ok(("the pairs that are probed".to_owned(), pairs.fingerprint()))];
+        drawn.into_iter().chain(models).collect()
+    })?;
     announce(engine, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };
+    let _lock = resume::lock(&config.run.out, world)?;
     world.agree(world.leads().then(|| check_free(&config.run.out)))?;
     let dir = directory::create(config, &identity, &[("pairs", json!(pairs.list.len()))], world)?;
     let mut models = Vec::new();
@@ -70,7 +79,7 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
         let lender = options.heads_from.as_deref();
         let model_options = predict::options(config.train.pack_tokens, config.seed);
         let (mut model, borrowed) =
-            load(engine.clone(), path, lender, (tokenizer.vocab(), config.data.max_tokens), model_options)?;
+            load(engine.clone(), path, lender, config.data.max_tokens, model_options)?;
         let predictions: Vec<Prediction> = predict(&mut model, &pairs, world)?;
         let head = borrowed.then(|| options.heads_from.clone()).flatten();
         models.push(ModelTally::new(name, path, head, &pairs, &predictions));
@@ -104,7 +113,7 @@ fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
         if models[..i].iter().any(|(other, _)| other == name) {
             return Err(Error::config(format!("probe: two models are named {name:?}")));
         }
-        if !Tokenizer::load(path)?.same_tokens(tokenizer) {
+        if !Tokenizer::load(path)?.same_pieces(tokenizer) {
             return Err(Error::config(format!(
                 "probe: {} has another tokenizer than {}: compare models of one vocabulary",
                 path.display(),
@@ -120,12 +129,12 @@ fn load<E: Engine>(
     engine: E,
     path: &Path,
     heads_from: Option<&Path>,
-    (pieces, max_tokens): (usize, usize),
+    max_tokens: usize,
     options: Options,
 ) -> Result<(Bert<E>, bool)> {
     const HEAD: &str = "cls.predictions";
     let mut found = Checkpoint::read(path)?;
-    found.check_fits(pieces, max_tokens)?;
+    found.check_fits(found.shape.vocab, max_tokens)?;
     let borrowed = !found.tensors.keys().any(|name| name.starts_with(HEAD));
     if borrowed {
         let Some(other) = heads_from else {

@@ -41,6 +41,16 @@ pub struct Pairs {
 }
 
 impl Pairs {
+    /// CRC-32 of all tokens, in their order.
+    pub fn fingerprint(&self) -> String {
+        let mut sum = crc32fast::Hasher::new();
+        for text in self.list.iter().flat_map(|pair| [&pair.query, &pair.document]) {
+            sum.update(&(text.len() as u64).to_le_bytes());
+            sum.update(bytemuck::cast_slice(text));
+        }
+        format!("{:08x}", sum.finalize())
+    }
+
     /// Draws `n` pairs of the log in `data.shards`.
     ///
     /// # Errors
@@ -90,7 +100,7 @@ type Drawn = (Vec<Vec<u32>>, Vec<(Vec<u32>, Vec<u32>)>, String);
 fn draw_clicks(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
     let dir = need("data.shards", &data.shards)?;
     let shards = Shards::open(dir)?;
-    if !shards.tokenizer()?.same_tokens(tokenizer) {
+    if !shards.tokenizer()?.same_pieces(tokenizer) {
         return Err(Error::config(format!(
             "{}: was prepared with another tokenizer than the models have",
             dir.display()

@@ -5,11 +5,13 @@
 mod beat;
 mod nccl;
 mod reduce;
+mod same;
 mod watchdog;
 mod world;
 
 pub use beat::{Beat, Look, late};
 pub use nccl::version as nccl_version;
 pub use reduce::{Collective, Distributed, MpiCollective, pieces};
+pub use same::Facts;
 pub use watchdog::{Address, OnEnd, Verdict, Watchdog};
-pub use world::{World, launched_rank};
+pub use world::{World, launched_rank, speaks};

@@ -2,8 +2,8 @@
 //! Started alone, a process makes no MPI call and runs the same code as a world of one.
 
 use std::panic;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use mpi::environment::Universe;
@@ -14,7 +14,7 @@ use signal_hook::flag;
 
 use super::beat::Beat;
 use super::watchdog::{self, Address, OnEnd, Verdict, Watchdog};
-use crate::{Error, Result, journal};
+use crate::{Error, Result, journal, threads};
 
 /// Variables by which a launcher says "you are one of several" and gives the rank: Open MPI, PMIx
 /// (SLURM's and Open MPI's), PMI (MPICH, Intel MPI, SLURM).
@@ -39,6 +39,8 @@ pub struct World {
     local_size: usize,
     /// What this rank is doing, for its watchdog.
     beat: Arc<Beat>,
+    /// The last error that every rank has.
+    agreed: Mutex<String>,
     pub(super) mpi: Option<Mpi>,
 }
 
@@ -46,6 +48,15 @@ pub(super) struct Mpi {
     pub(super) comm: SimpleCommunicator,
     /// Last, so that it is dropped last: dropping it finalises MPI.
     _universe: Universe,
+}
+
+/// This process's rank, once it has joined the others.
+static JOINED: OnceLock<usize> = OnceLock::new();
+
+/// Whether this process is to say what ends all of them alike. One that has joined no others speaks for itself,
+/// whatever a launcher's variables say.
+pub fn speaks() -> bool {
+    JOINED.get().is_none_or(|rank| *rank == 0)
 }
 
 /// The rank that the launcher gave, before MPI is initialised; `None` without a launcher.
@@ -56,7 +67,8 @@ pub fn launched_rank() -> Option<usize> {
 impl World {
     /// A world of one, without MPI.
     pub fn solo() -> Self {
-        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, beat: Arc::default(), mpi: None }
+        let (beat, agreed) = Default::default();
+        Self { rank: 0, size: 1, local_rank: 0, local_size: 1, beat, agreed, mpi: None }
     }
 
     /// Joins the ranks that the launcher started, or is alone without one.
@@ -74,15 +86,14 @@ impl World {
         let rank = comm.rank() as usize;
         let local = comm.split_shared(comm.rank());
         abort_on_panic(rank);
-        if rank > 0 {
-            journal::follow();
-        }
+        let _ = JOINED.set(rank); // MPI is initialised once a process
         Ok(Self {
             rank,
             size: comm.size() as usize,
             local_rank: local.rank() as usize,
             local_size: local.size() as usize,
             beat: Arc::default(),
+            agreed: Mutex::default(),
             mpi: Some(Mpi { comm, _universe: universe }),
         })
     }
@@ -112,12 +123,9 @@ impl World {
         self.rank == 0
     }
 
-    /// Threads of this process: the machine's cores shared by its ranks, so that ranks do not fight
-    /// each other. `RAYON_NUM_THREADS` overrides.
+    /// Threads that this process should compute with.
     pub fn threads(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|v| v.parse().ok());
-        asked.filter(|n| *n > 0).unwrap_or((cores / self.local_size).max(1))
+        threads::wanted(self.local_size)
     }
 
     /// Ends the job when a rank is gone, or when a training stands still for `limit`.
@@ -197,7 +205,7 @@ impl World {
         self.broadcast_from(0, text);
     }
 
-    fn broadcast_from(&self, rank: usize, text: &mut String) {
+    pub(super) fn broadcast_from(&self, rank: usize, text: &mut String) {
         let Some(mpi) = &self.mpi else { return };
         let root = mpi.comm.process_at_rank(rank as i32);
         let mut len = text.len() as u64;
@@ -216,21 +224,30 @@ impl World {
     pub fn agree<T>(&self, outcome: Option<Result<T>>) -> Result<Option<T>> {
         let mut text = outcome.as_ref().map(error_text).unwrap_or_default();
         self.broadcast_text(&mut text);
-        match outcome {
+        let outcome = match outcome {
             Some(result) => result.map(Some),
             None => told_error(&text).map_or(Ok(None), Err),
-        }
+        };
+        outcome.map_err(|error| self.agreed(error))
+    }
+
+    /// Notes that every rank has this error, so that one says it for all.
+    pub(super) fn agreed(&self, error: Error) -> Error {
+        *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+        error
     }
 
     /// The outcome of work that every rank does its part of: the error of the lowest rank that failed
-    /// becomes every rank's error.
+    /// becomes every rank's error, and names the rank where others did not fail.
     pub fn agree_all<T>(&self, outcome: Result<T>) -> Result<T> {
         let failed = self.gather_f64(&[f64::from(u8::from(outcome.is_err()))]);
         let Some(rank) = failed.iter().position(|flag| *flag > 0.0) else { return outcome };
         let mut text = error_text(&outcome);
+        if failed.contains(&0.0) {
+            text = text.replacen(' ', &format!(" rank {rank}: "), 1);
+        }
         self.broadcast_from(rank, &mut text);
-        let error = told_error(&text);
-        if rank == self.rank { outcome } else { error.map_or(outcome, Err) }
+        told_error(&text).map_or(outcome, |error| Err(self.agreed(error)))
     }
 
     /// What one rank of each node does for all of them: the others wait for its verdict, and an error of
@@ -245,13 +262,15 @@ impl World {
         // rank 0's report ends the ranks that still wait to make theirs.
         let _ = flag::register_conditional_default(SIGTERM, Arc::new(AtomicBool::new(true)));
         watchdog::dismiss();
+        let text = error.to_string();
+        let agreed = *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) == text;
         if !self.leads() {
             std::thread::sleep(ERROR_DELAY);
         }
-        if self.size > 1 {
-            journal::complain(&format!("rank {}: {error}", self.rank));
-        } else {
-            journal::complain(&error.to_string());
+        match (self.size > 1, agreed) {
+            (true, true) if !self.leads() => journal::note(&text), // rank 0 says it
+            (true, false) => journal::complain(&format!("rank {}: {text}", self.rank)),
+            _ => journal::complain(&text),
         }
         match &self.mpi {
             Some(mpi) => mpi.comm.abort(error.exit_code()),

@@ -1,13 +1,13 @@
 //! A run's folder: the plan that was run, where it ran, and files that are complete or absent.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::checkpoints::Identity;
 use crate::config::Config;
-use crate::files::{self, Lock};
+use crate::files::{self, Held, Lock};
 use crate::ranks::World;
 use crate::{Error, Result, journal};
 
@@ -75,19 +75,19 @@ pub fn read_identity(dir: &Path) -> Result<Identity> {
     serde_json::from_value(value["identity"].take()).map_err(bad)
 }
 
-/// Makes the run directory and keeps other processes out of it for as long as the file is open: a
+/// Makes the run directory and keeps other processes out of it for as long as the lock lives: a
 /// requeued job may start while the one before still ends. Where the file system has no locks, nobody
 /// is kept out.
 ///
 /// # Errors
 /// `Error::Data` when another process is in the directory, or it cannot be written.
-pub fn lock(dir: &Path, world: &World) -> Result<Option<File>> {
+pub fn lock(dir: &Path, world: &World) -> Result<Option<Held>> {
     let take = || {
         fs::create_dir_all(dir).map_err(|e| Error::io("created", dir, e))?;
         match files::lock(&dir.join(LOCK))? {
-            Lock::Held(file) | Lock::Unknown(file) => Ok(file),
-            Lock::Busy => Err(Error::data(format!(
-                "{}: another process is training there: wait for it, or choose another --out",
+            Lock::Held(held) | Lock::Unknown(held) => Ok(held),
+            Lock::Busy(who) => Err(Error::data(format!(
+                "{}: another process is at work there ({who}): wait for it, or choose another --out",
                 dir.display()
             ))),
         }

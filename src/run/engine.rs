@@ -14,37 +14,63 @@ pub enum Engine {
     CudaBf16(Cuda<half::bf16>),
 }
 
-/// The engine for the device that was asked for: each rank of a machine takes its own GPU.
+/// Which of the engines, known before anything of it is made.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    /// GPUs of this machine, where one is used.
+    gpus: Option<usize>,
+    precision: Precision,
+}
+
+impl Kind {
+    fn of(run: &Run, train: &Train, world: &World) -> Result<Self> {
+        let found = match run.device {
+            Device::Cpu => None,
+            Device::Cuda => Some(cuda::probe()?),
+            Device::Auto => match cuda::probe() {
+                Ok(found) => Some(found),
+                Err(reason) => {
+                    if world.leads() {
+                        tell!("computing on the CPU: {reason}");
+                    }
+                    None
+                }
+            },
+        };
+        let gpus = found.map(|found| found.gpus);
+        let usual = if gpus.is_some() { Precision::Bf16 } else { Precision::F32 };
+        Ok(Self { gpus, precision: train.precision.unwrap_or(usual) })
+    }
+
+    fn name(self) -> &'static str {
+        match (self.gpus, self.precision) {
+            (None, Precision::F32) => "cpu in f32",
+            (None, Precision::Bf16) => "cpu in bf16",
+            (Some(_), Precision::F32) => "cuda in f32",
+            (Some(_), Precision::Bf16) => "cuda in bf16",
+        }
+    }
+}
+
+/// The engine for the device that was asked for: each rank of a machine takes its own GPU, and all ranks
+/// have the same kind.
 ///
 /// # Errors
 /// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs. `auto` without a
-/// usable GPU is the CPU, and says why.
+/// usable GPU is the CPU, and says why. `Error::Config` where ranks find different devices.
 pub fn choose(run: &Run, train: &Train, world: &World) -> Result<Engine> {
-    let found = match run.device {
-        Device::Cpu => None,
-        Device::Cuda => Some(cuda::probe()?),
-        Device::Auto => match cuda::probe() {
-            Ok(found) => Some(found),
-            Err(reason) => {
-                if world.leads() {
-                    tell!("computing on the CPU: {reason}");
-                }
-                None
-            }
-        },
-    };
-    let precision = train.precision;
-    let Some(found) = found else {
-        return Ok(match precision.unwrap_or(Precision::F32) {
+    let kind = world.agree_all(Kind::of(run, train, world))?;
+    world.same(|| Ok(vec![("the engine (run.device, train.precision)".into(), kind.name().into())]))?;
+    let Some(gpus) = kind.gpus else {
+        return Ok(match kind.precision {
             Precision::F32 => Engine::CpuF32(Cpu::new()),
             Precision::Bf16 => Engine::CpuBf16(Cpu::default()),
         });
     };
-    if world.local_size() > found.gpus {
+    if world.local_size() > gpus {
         return Err(Error::device(format!(
-            "{} ranks on a machine whose GPUs are {}: start one rank a GPU, or use run.device = \"cpu\"",
+            "{} ranks on a machine whose GPUs are {gpus}: start one rank a GPU, or use run.device = \"cpu\"",
             world.local_size(),
-            found.gpus
         )));
     }
     let settings = cuda::Settings {
@@ -52,7 +78,7 @@ pub fn choose(run: &Run, train: &Train, world: &World) -> Result<Engine> {
         narrow_sums: train.reduce == Precision::Bf16,
         ..cuda::Settings::default()
     };
-    Ok(match precision.unwrap_or(Precision::Bf16) {
+    Ok(match kind.precision {
         Precision::F32 => Engine::CudaF32(Cuda::new(world.local_rank(), settings)?),
         Precision::Bf16 => Engine::CudaBf16(Cuda::new(world.local_rank(), settings)?),
     })

@@ -2,9 +2,11 @@
 //! its checkpoints, the signals that end it; and the two stages that read shards, `pretrain` and
 //! `coarse`.
 
+pub mod agreement;
 pub mod checkpoints;
 pub mod directory;
 pub mod engine;
+pub mod finite;
 pub mod model;
 pub mod resume;
 pub mod samples;

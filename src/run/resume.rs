@@ -16,7 +16,7 @@ use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::ranks::{Distributed, World};
 use crate::train::state::has_master;
 use crate::train::trainer::{Progress, Trainer};
-use crate::{Error, Result, allow_list};
+use crate::{Error, Result};
 
 /// Written into the run directory when the run has ended well.
 pub const FINISHED: &str = "DONE";
@@ -105,6 +105,20 @@ fn refused(dir: &Path, why: &str) -> Error {
         "{}: {why}; nothing there is overwritten: choose another --out or remove it",
         dir.display()
     ))
+}
+
+/// Keeps other processes out of `dir`, before anything there is looked at or tidied. What is not a run's is left
+/// as it is, without even a lock.
+///
+/// # Errors
+/// `Error::Config` when the directory holds other files; as `directory::lock`.
+pub fn lock(dir: &Path, world: &World) -> Result<Option<files::Held>> {
+    let own = || match holds(dir)? {
+        Held::Other => Err(refused(dir, "holds files but no run")),
+        _ => Ok(()),
+    };
+    world.agree(world.leads().then(own))?;
+    directory::lock(dir, world)
 }
 
 /// For commands that sort out themselves what they find: `dir` must be theirs, or empty.
@@ -237,7 +251,8 @@ fn flat(plan: &str) -> Result<BTreeMap<String, String>> {
     Ok(keys)
 }
 
-fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
+/// The keys of nested tables, `a.b` by `a.b`.
+pub(super) fn flatten(prefix: &str, table: &Table, keys: &mut BTreeMap<String, String>) {
     for (key, value) in table {
         let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         match value {
@@ -316,7 +331,7 @@ pub fn load<E: Distributed>(dir: &Path, trainer: &mut Trainer<E>) -> Result<Stat
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { allow_list::list(names) }
+    if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 /// Cuts the metrics back to the steps that the weights have seen, so that no step appears twice. A

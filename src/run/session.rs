@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::checkpoints::find;
 use super::checkpoints::saver::Saver;
-use super::{resume, signals};
+use super::{finite, resume, signals};
 use crate::config::Run;
 use crate::data::loader::{Loader, LoaderOptions};
 use crate::data::source::SampleSource;
@@ -205,6 +205,7 @@ impl<'w> Session<'w> {
     /// # Errors
     /// `Error::Data` with the file that cannot be written.
     pub fn finish<E: Distributed>(&mut self, trainer: &mut Trainer<E>, command: &str) -> Result<()> {
+        finite::check(&trainer.model, &format!("step {}", trainer.progress().updates), self.world)?;
         if self.saver.is_on() {
             self.saver.save_now(trainer)?;
         }

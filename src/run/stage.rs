@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::agreement;
 use super::checkpoints::Identity;
 use super::checkpoints::saver::Saver;
 use super::directory;
@@ -50,10 +51,17 @@ pub fn run(config: &Config, stage: Stage, world: &World) -> Result<()> {
 fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &World) -> Result<()> {
     announce(&engine, world);
     let samples = open_samples(config, stage, world)?;
+    world.same(|| {
+        let mut facts = vec![("the fingerprint of data.shards".into(), samples.fingerprint())];
+        let model = config.model.path.as_ref().map(|path| agreement::contents("model.path", path));
+        facts.extend(model.transpose()?);
+        Ok(facts)
+    })?;
     let mut options = loader_options(config, &samples, world);
     let steps = steps(&config.train, || packs_per_epoch(samples.source.as_ref(), &options))?;
     let identity = identity(config, stage, &samples)?;
     let dir = &config.run.out;
+    let _lock = resume::lock(dir, world)?;
     let start = resume::decide(dir, &config.resume, &identity, world)?;
     match &start {
         resume::Start::Finished(text) => {
@@ -67,7 +75,6 @@ fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &Worl
         }
         _ => {}
     }
-    let _lock = directory::lock(dir, world)?;
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
     let product_speed = product_speed(&engine, world)?;
     let (model, forecast) = model_settings(config).make(engine, &samples, from, world)?;

@@ -11,11 +11,11 @@ use super::fold::{Study, StudySettings};
 use super::inputs::make_folder;
 use super::outcome::{FIRST_STAGE, ZERO_SHOT, conclude};
 use super::task::{run_task, slug, tasks};
-use crate::config::{Config, Experiment};
+use crate::config::{Arm, Config, Experiment};
 use crate::ranks::{Distributed, World};
 use crate::run::checkpoints::Identity;
 use crate::run::engine::{announce, on_engine};
-use crate::run::{directory, resume, signals};
+use crate::run::{agreement, directory, resume, signals};
 use crate::text::Tokenizer;
 use crate::train::metrics::duration;
 use crate::{Error, Result};
@@ -31,6 +31,10 @@ fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<
         return Err(Error::config("experiment.arms is empty: name at least one [[experiment.arms]]"));
     };
     check_arms(&config.experiment)?;
+    world.same(|| {
+        let arm = |arm: &Arm| agreement::contents(&format!("the model of arm {:?}", arm.name), &arm.model);
+        arms.iter().map(arm).collect()
+    })?;
     let dir = &config.run.out;
     world.agree(world.leads().then(|| resume::check_command(dir, "experiment")))?;
     let _lock = directory::lock(dir, world)?;
@@ -96,7 +100,7 @@ fn check_arms(experiment: &Experiment) -> Result<()> {
     let arms = &experiment.arms;
     let first = Tokenizer::load(&arms[0].model)?;
     for arm in arms {
-        if !Tokenizer::load(&arm.model)?.same_tokens(&first) {
+        if !Tokenizer::load(&arm.model)?.same_pieces(&first) {
             return Err(Error::config(format!(
                 "experiment.arms: {:?} and {:?} have different tokenizers: compare models of one vocabulary",
                 arms[0].name, arm.name

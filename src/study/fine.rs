@@ -8,7 +8,7 @@ use serde_json::json;
 use statrs::statistics::Statistics;
 
 use super::fold::{BaseModel, FoldTask, Study, StudySettings};
-use super::inputs::{identity, make_folder};
+use super::inputs::{facts, identity, make_folder};
 use super::validator::mean;
 use crate::Result;
 use crate::config::{Config, need};
@@ -31,14 +31,25 @@ fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<
     announce(engine, world);
     let dir = &config.run.out;
     let sources = config.documents()?;
+    let (data, fine) = (&config.data, &config.fine);
+    let read = [
+        ("data.topics", &data.topics),
+        ("data.qrels", &data.qrels),
+        ("data.run", &data.run),
+        ("data.folds", &data.folds),
+        ("fine.negatives_run", &fine.negatives_run),
+        ("fine.teacher", &fine.teacher),
+        ("model.path", &config.model.path),
+    ];
+    world.same(|| facts(&read, &sources))?;
     let identity = identity(config, &sources, path)?;
+    let _lock = resume::lock(dir, world)?;
     if let resume::Start::Finished(text) = resume::decide(dir, &config.resume, &identity, world)? {
         if world.leads() {
             tell!("{text}");
         }
         return Ok(());
     }
-    let _lock = directory::lock(dir, world)?;
     let facts = [("model", json!(path)), ("folds", json!(config.data.folds))];
     directory::create(config, &identity, &facts, world)?;
     let study = Study::read(StudySettings::new(config, &sources), path, dir, world)?;

@@ -24,7 +24,7 @@ use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Tuning};
 use crate::random::{Purpose, philox};
 use crate::ranks::{Distributed, World};
-use crate::run::{directory, resume, signals};
+use crate::run::{directory, finite, resume, signals};
 use crate::text::Tokenizer;
 use crate::train::counted;
 use crate::train::memory::Needs;
@@ -59,8 +59,6 @@ impl<'a> StudySettings<'a> {
 pub struct Study<'a> {
     pub settings: StudySettings<'a>,
     pub collection: Arc<Collection>,
-    /// V of the tokenizer of all models.
-    pieces: usize,
     pub qrels: Qrels,
     /// Topic -> documents of `fine.negatives_run`.
     hard: Option<HashMap<String, Vec<String>>>,
@@ -139,8 +137,9 @@ impl<'a> Study<'a> {
             None => drawn_folds(fine.folds, settings.seed, usable, dir, world)?,
         };
         let inputs = fingerprint(fine, qrels_path, &collection)?;
-        let (collection, pieces) = (Arc::new(collection), tokenizer.vocab());
-        Ok(Self { settings, collection, pieces, qrels, hard, teacher, folds, inputs })
+        let read = ("what was read of topics, runs, qrels and documents".into(), format!("{inputs:08x}"));
+        world.same(|| Ok(vec![read, ("the folds".into(), format!("{folds:?}"))]))?;
+        Ok(Self { settings, collection: Arc::new(collection), qrels, hard, teacher, folds, inputs })
     }
 
     /// Fine-tunes `base` as `task` says and ranks the task's topics. Without training topics the
@@ -193,7 +192,7 @@ impl<'a> Study<'a> {
     ) -> Result<Bert<E>> {
         let StudySettings { data, train, fine, .. } = self.settings;
         let checkpoint = Checkpoint::read(base.path)?;
-        checkpoint.check_fits(self.pieces, data.max_tokens)?;
+        checkpoint.check_fits(checkpoint.shape.vocab, data.max_tokens)?;
         let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
             objective: settings::ranking(fine),
@@ -217,7 +216,11 @@ impl<'a> Study<'a> {
             Needs { run, capacity: &capacity, least_tokens }.forecast(&engine)?;
         }
         let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;
-        checkpoint.fill(&mut model, Fill::Head(base.head), seed)?.warn(base.path);
+        let report = checkpoint.fill(&mut model, Fill::Head(base.head), seed)?;
+        let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
+        for name in pooler {
+            tracing::warn!("{}: has no {name}; drawn anew", base.path.display());
+        }
         Ok(model)
     }
 
@@ -296,6 +299,7 @@ impl<'a> Study<'a> {
         if let Some((_, weights)) = &validator.best {
             model.engine.upload_weights(weights, &mut model.weights, 0)?;
         }
+        finite::check(&model, &dir.display().to_string(), world)?;
         Ok(model)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::config::{Config, Fine, Source};
 use crate::data::collection::Collection;
 use crate::ir::run::Run;
+use crate::ranks::Facts;
 use crate::run::checkpoints::Identity;
-use crate::run::resume;
+use crate::run::{agreement, resume};
 use crate::{Error, Result};
 
 /// The scores that are learnt from: every one a number.
@@ -36,6 +37,18 @@ pub fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<S
         (topic.to_owned(), hits.map(|hit| hit.doc.to_string()).collect())
     };
     Ok(run.topics().map(first).collect())
+}
+
+/// What ranks must find alike: the files under some keys, and documents by their size.
+pub fn facts(read: &[(&str, &Option<PathBuf>)], sources: &[Source]) -> Result<Facts> {
+    let named = read.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?)));
+    let mut facts: Facts = named.map(|(key, path)| agreement::contents(key, path)).collect::<Result<_>>()?;
+    let mut bytes = 0;
+    for path in sources.iter().map(Source::files).collect::<Result<Vec<_>>>()?.concat() {
+        bytes += fs::metadata(&path).map_err(|e| Error::io("read", &path, e))?.len();
+    }
+    facts.push(("the size of the documents".into(), format!("{bytes} bytes")));
+    Ok(facts)
 }
 
 /// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,

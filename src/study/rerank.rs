@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::inputs::facts;
 use super::unfinished::Unfinished;
 use crate::config::{Config, need};
 use crate::data::batch::Batch;
@@ -134,15 +135,28 @@ pub fn run(config: &Config, out: &Path, world: &World) -> Result<()> {
     on_engine!(config, world, engine => run_on(engine, config, out, world))
 }
 
+/// Topics, candidates and documents, the same on every rank.
+fn read_collection(config: &Config, tokenizer: &Tokenizer, world: &World) -> Result<Collection> {
+    let Config { data, fine, model, .. } = config;
+    let documents = config.documents()?;
+    let named = [("data.topics", &data.topics), ("data.run", &data.run), ("model.path", &model.path)];
+    world.same(|| facts(&named, &documents))?;
+    let inputs = CollectionInputs { data, sources: &documents, fine, warns: world.leads() };
+    let collection = Collection::read(inputs, tokenizer, &HashMap::new())?;
+    let read = format!("{:08x}", collection.fingerprint());
+    world.same(|| Ok(vec![("what was read of topics, run and documents".into(), read)]))?;
+    Ok(collection)
+}
+
 fn run_on<E: Engine>(engine: E, config: &Config, out: &Path, world: &World) -> Result<()> {
     let path = need("model.path", &config.model.path)?;
     let (data, fine) = (&config.data, &config.fine);
     let sources = config.sources.iter().flat_map(|source| &source.path);
     let read = [&data.topics, &data.run, &data.documents].into_iter().flatten().chain(sources);
     world.agree(world.leads().then(|| files::refuse_input(out, read)))?;
+    let _lock = world.agree(world.leads().then(|| Unfinished::lock(out)))?;
     let tokenizer = Tokenizer::load(path)?;
-    let inputs = CollectionInputs { data, sources: &config.documents()?, fine, warns: world.leads() };
-    let collection = Collection::read(inputs, &tokenizer, &HashMap::new())?;
+    let collection = read_collection(config, &tokenizer, world)?;
     let checkpoint = Checkpoint::read(path)?;
     checkpoint.check_fits(tokenizer.vocab(), config.data.max_tokens)?;
     let options = scoring_options(config.train.pack_tokens, config.seed);

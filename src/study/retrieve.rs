@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::corpus::read::documents::{Document, Field, ReadOptions, read_documents, read_rows};
 use crate::corpus::{Role, Source};
+use crate::files::Target;
 use crate::ir::bm25::{Analysis, Indexer, Retriever};
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, TopicField, read_topics_fields};
@@ -58,11 +59,11 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
         if o.clicks { queries_of(&o.topics)? } else { read_topics_fields(&o.topics, &o.topic_fields)? };
     let path = o.documents.first().and_then(|source| source.path.first()).cloned().unwrap_or_default();
     let only = o.only.as_deref().map(read_ids).transpose()?;
-    let folder = match o.out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+    let folder = match files::target(&o.out)? {
+        Target::File(place) => files::folder_of(&place).to_owned(),
+        Target::Stream(_) => std::env::temp_dir(),
     };
-    let mut indexer = Indexer::new(folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
+    let mut indexer = Indexer::new(&folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
     let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
     let options = ReadOptions::default();
     let add = |document: Document| indexer.add(&document.id, &document.text);

@@ -1,12 +1,14 @@
 //! What a re-ranking has scored so far, beside the run it will become: `OUT.part`. Started again with
 //! the same model and data, it goes on from there; with others, it starts over.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+use crate::files::{Held, Lock, Target};
 use crate::ir::run::Run;
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// Tag of the runs that `rerank` writes: their scores are logits, no probabilities.
 const TAG: &str = "ctune-dist-logits";
@@ -14,8 +16,8 @@ const TAG: &str = "ctune-dist-logits";
 /// The file of finished topics: a line `# identity`, then each topic's lines and, when they are all
 /// there, `# topic done`.
 pub struct Unfinished {
-    file: File,
-    path: PathBuf,
+    /// Absent where the run goes into a pipe or a device, which nothing can be continued in.
+    part: Option<(File, PathBuf)>,
     /// Finished topics.
     pub done: Vec<String>,
     run: Run,
@@ -29,48 +31,101 @@ impl Unfinished {
         name.into()
     }
 
-    /// Takes over what an earlier start with the same `identity` finished; else begins anew.
+    /// Keeps other re-rankings away from `out` and its part. Where the file system has no locks, nobody is kept
+    /// away.
+    ///
+    /// # Errors
+    /// `Error::Data` when another process is writing it, with who that is.
+    pub fn lock(out: &Path) -> Result<Option<Held>> {
+        if let Target::Stream(_) = files::target(out)? {
+            return Ok(None);
+        }
+        let mut name = Self::path(out).into_os_string();
+        name.push(".lock");
+        match files::lock(Path::new(&name))? {
+            Lock::Held(held) | Lock::Unknown(held) => Ok(Some(held.passing())),
+            Lock::Busy(who) => Err(Error::data(format!(
+                "{}: another rerank is writing it ({who}): wait for it, or name another --run-out",
+                out.display()
+            ))),
+        }
+    }
+
+    /// Takes over what an earlier start with the same `identity` finished; else begins anew. Topics whose lines
+    /// are not as they were written are left out, and so made again.
     ///
     /// # Errors
     /// `Error::Data` when the file cannot be read or written; `Error::Config` when it is something else.
     pub fn open(out: &Path, identity: &str) -> Result<Self> {
+        if let Target::Stream(_) = files::target(out)? {
+            return Ok(Self { part: None, done: Vec::new(), run: Run::default() });
+        }
         let path = Self::path(out);
         let head = format!("# {identity}\n");
-        let mut text = match fs::read_to_string(&path) {
+        let text = match fs::read_to_string(&path) {
             Ok(text) if text.starts_with(&head) => text,
             // one that was cut off while its head was written is a part too
             Ok(text) if !text.starts_with("# {") && !"# {".starts_with(&text) => return Err(foreign(&path)),
             Err(cause) if cause.kind() == ErrorKind::InvalidData => return Err(foreign(&path)),
             _ => head.clone(),
         };
-        // what follows the last mark was being written when the process ended
-        let end = text.rmatch_indices(" done\n").next().map_or(head.len(), |(at, mark)| at + mark.len());
-        text.truncate(end);
-        let mark = |line: &str| Some(line.strip_prefix("# ")?.strip_suffix(" done")?.to_owned());
-        let done: Vec<String> = text.lines().skip(1).filter_map(mark).collect();
-        fs::write(&path, &text).map_err(|e| Error::io("written", &path, e))?;
+        let (done, blocks) = whole_topics(&text[head.len()..]);
+        fs::write(&path, head + &blocks).map_err(|e| Error::io("written", &path, e))?;
         let run = if done.is_empty() { Run::default() } else { Run::read(&path)? };
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io("written", &path, e))?;
-        Ok(Self { file, path, done, run })
+        Ok(Self { part: Some((file, path)), done, run })
     }
 
     /// Adds finished topics.
     pub fn add(&mut self, run: &Run) -> Result<()> {
-        let mut text = String::new();
-        for topic in run.topics() {
-            run.lines(topic, TAG, &mut text);
-            text.push_str(&format!("# {topic} done\n"));
+        if let Some((file, path)) = &mut self.part {
+            let mut text = String::new();
+            for topic in run.topics() {
+                run.lines(topic, TAG, &mut text);
+                text.push_str(&format!("# {topic} done\n"));
+            }
+            let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
+            written.map_err(|e| Error::io("written", path, e))?;
         }
-        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
-        written.map_err(|e| Error::io("written", &self.path, e))?;
         self.run.merge(run.clone())
     }
 
     /// Writes the whole run to `out` and removes the part.
     pub fn finish(self, out: &Path) -> Result<()> {
         self.run.write(out, TAG)?;
-        fs::remove_file(&self.path).map_err(|e| Error::io("removed", &self.path, e))
+        let Some((_, path)) = self.part else { return Ok(()) };
+        fs::remove_file(&path).map_err(|e| Error::io("removed", &path, e))
     }
+}
+
+/// The topics of a part that are finished, as they are written, and there for the first time; and their text.
+/// What follows the last mark was being written when the process ended; anything else that does not fit is from
+/// two processes that wrote at once, or from a disk that was full.
+fn whole_topics(text: &str) -> (Vec<String>, String) {
+    let (mut done, mut kept) = (Vec::new(), String::new());
+    let (mut block, mut sound, mut docs) = (String::new(), true, HashSet::new());
+    let mut topics: HashSet<&str> = HashSet::new();
+    for line in text.split_inclusive('\n') {
+        block.push_str(line);
+        if let Some(topic) = line.strip_prefix("# ").and_then(|line| line.strip_suffix(" done\n")) {
+            let own = docs.iter().all(|(of, _)| *of == topic);
+            if sound && own && !docs.is_empty() && topics.insert(topic) {
+                kept.push_str(&block);
+                done.push(topic.to_owned());
+            }
+            (block, sound) = (String::new(), true);
+            docs.clear();
+            continue;
+        }
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        sound &= match columns[..] {
+            [topic, "Q0", doc, _, score, TAG] => {
+                score.parse::<f32>().is_ok_and(f32::is_finite) && docs.insert((topic, doc))
+            }
+            _ => false,
+        };
+    }
+    (done, kept)
 }
 
 fn foreign(path: &Path) -> Error {
@@ -113,6 +168,48 @@ mod tests {
         part.finish(&out).unwrap();
         assert_eq!(fs::read(&out).unwrap(), fs::read(&whole).unwrap());
         assert!(!Unfinished::path(&out).exists());
+    }
+
+    /// Two processes that appended at once, and lines that a full disk cut.
+    #[test]
+    fn topics_that_are_there_twice_or_damaged_are_made_again() {
+        let lines = |topic: &str| {
+            let mut text = String::new();
+            run_of(topic).lines(topic, TAG, &mut text);
+            text
+        };
+        let whole = |topic: &str| format!("{}# {topic} done\n", lines(topic));
+        let [a, b, c] = ["a", "b", "c"].map(whole);
+        let line = |text: &str| text.lines().next().unwrap().to_owned() + "\n";
+        for (what, text, left) in [
+            ("as it was", [&a[..], &b].concat(), "ab"),
+            ("one twice", [&a[..], &b, &a].concat(), "ab"),
+            ("everything twice", [&a[..], &b, &a, &b].concat(), "ab"),
+            ("a document twice", [&a[..], &line(&b), &b, &c].concat(), "ac"),
+            ("one within another", [&a[..], &line(&c), &b, &c].concat(), "ac"),
+            ("a line cut short", [&a[..], "b Q0 d1\n", &b, &c].concat(), "ac"),
+            ("a score that is none", [&a[..], &b.replace("0.3", "nan"), &c].concat(), "ac"),
+            ("a mark alone", [&a[..], "# b done\n", &c].concat(), "ac"),
+            ("the end missing", [&a[..], &lines("b")].concat(), "a"),
+            ("nothing", String::new(), ""),
+        ] {
+            let (done, kept) = whole_topics(&text);
+            assert_eq!(done.concat(), left, "{what}");
+            let expected: String = left.chars().map(|topic| whole(&topic.to_string())).collect();
+            assert_eq!(kept, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_second_start_is_told_who_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out.run");
+        let first = Unfinished::lock(&out).unwrap();
+        let refused = Unfinished::lock(&out).unwrap_err().to_string();
+        assert!(refused.contains("out.run: another rerank") && refused.contains(" since "), "{refused}");
+        drop(first);
+        assert!(Unfinished::lock(&out).is_ok());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "the lock is left");
     }
 
     #[test]

@@ -2,61 +2,35 @@
 //! the other.
 
 /// A room and those that it may use, which all stand further up: rooms have floors.
-pub const ROOMS: [(&str, &[&str]); 26] = [
+pub const ROOMS: [(&str, &[&str]); 27] = [
     // What everyone may use.
     ("error", &[]),
     ("random", &[]),
+    ("memory", &[]),
+    ("threads", &[]),
     ("terminal", &["error"]),
     ("files", &["error"]),
-    ("journal", &["error", "terminal"]),
-    // What may be in files of other programs.
-    ("allow_list", &["error", "files"]),
+    ("journal", &["error", "files", "terminal"]),
     // Subjects of their own, which know nothing of each other: what a token is, what judges a ranking, what a
     // device computes, how processes agree.
-    ("text", &["allow_list", "error", "files", "journal"]),
+    ("text", &["error", "files"]),
     ("ir", &["error", "files", "random"]),
     ("engine", &["error", "files", "random"]),
-    ("ranks", &["engine", "error", "journal"]),
+    ("ranks", &["engine", "error", "journal", "threads"]),
     // What the user asks for; names of measures are checked while it is read.
     ("config", &["error", "ir"]),
     // From files to packs. The leak guard of `corpus` reads topics and qrels.
-    ("corpus", &["config", "error", "files", "ir", "random", "terminal", "text"]),
-    ("data", &["config", "corpus", "engine", "error", "ir", "random", "text"]),
+    ("corpus", &["config", "error", "files", "ir", "random", "terminal", "text", "threads"]),
+    ("data", &["config", "corpus", "engine", "error", "ir", "random", "text", "threads"]),
     // The model, what it is compared with, and how it learns.
-    // A model's folder holds its tokenizer, which is copied with it.
-    (
-        "model",
-        &[
-            "allow_list",
-            "config",
-            "data",
-            "engine",
-            "error",
-            "files",
-            "journal",
-            "random",
-            "terminal",
-            "text",
-        ],
-    ),
+    ("model", &["config", "data", "engine", "error", "files", "random", "terminal"]),
     ("reference", &["data", "engine", "error", "model", "random"]),
     ("train", &["config", "data", "engine", "error", "model", "ranks", "reference", "terminal"]),
     (
         "run",
         &[
-            "allow_list",
-            "config",
-            "corpus",
-            "data",
-            "engine",
-            "error",
-            "files",
-            "journal",
-            "model",
-            "ranks",
-            "terminal",
-            "text",
-            "train",
+            "config", "corpus", "data", "engine", "error", "files", "journal", "model", "ranks", "terminal",
+            "text", "train",
         ],
     ),
     // What draws.
@@ -97,10 +71,10 @@ pub const ROOMS: [(&str, &[&str]); 26] = [
         "commands",
         &[
             "bench", "cli", "config", "corpus", "doctor", "error", "ir", "plan", "probe", "ranks", "report",
-            "run", "study", "terminal",
+            "run", "study", "terminal", "threads",
         ],
     ),
-    ("main", &["cli", "commands", "journal", "ranks", "terminal"]),
+    ("main", &["cli", "commands", "journal", "memory", "ranks", "terminal"]),
 ];
 
 /// Files that may use `unsafe`: maps of files, calls of the CUDA libraries, and the CPU engine's inner loops.
@@ -121,6 +95,7 @@ pub const UNSAFE: &[&str] = &[
     "src/engine/cuda/module.rs",
     "src/engine/cuda/upload.rs",
     "src/files/map.rs",
+    "src/memory.rs",
     "src/ranks/nccl.rs",
 ];
 

@@ -26,8 +26,9 @@ use super::read::source::Source;
 use super::shard::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifest};
 use super::shard::write::{check_free, tidy};
 use crate::config::PART_TOKENS;
-use crate::text::given;
-use crate::{Error, Result};
+use crate::files::Target;
+use crate::text::tokenise;
+use crate::{Error, Result, files};
 
 /// What `prepare` is told.
 #[derive(Clone, Debug)]
@@ -67,6 +68,10 @@ pub struct PrepareOptions {
 /// that says what to do.
 pub fn run(options: &PrepareOptions) -> Result<()> {
     let start = Instant::now();
+    let out = match files::target(&options.out)? {
+        Target::File(place) | Target::Stream(place) => place, // the latter is in the way, and will be named
+    };
+    let options = &PrepareOptions { out, ..options.clone() };
     if let Some(manifest) = up_to_date(options)? {
         tell!(
             "{}: up to date (same files, same options): {} clicks, {} queries, {} documents",
@@ -138,9 +143,7 @@ pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<manifest::Source>>
         paths.extend(source.files()?);
         paths.extend(source.lookup.clone());
     }
-    if let Some(tokenizer) = &options.tokenizer {
-        paths.extend(given::paths(&given::find(tokenizer)?).into_iter().map(|(_, path)| path));
-    }
+    paths.extend(options.tokenizer.as_deref().map(tokenise::find).transpose()?);
     paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
     paths.iter().map(|path| manifest::Source::of(path)).collect()
 }

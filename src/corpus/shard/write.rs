@@ -3,14 +3,13 @@
 //! what a killed preparation had finished is found again.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::CLICK_TIMES;
 use super::binary::BinaryWriter;
 use super::manifest::{FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, token_width};
 use super::parts::{self, Note, Part, PartWriter};
-use crate::files::{self, Lock};
+use crate::files::{self, Held, Lock};
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
@@ -40,7 +39,7 @@ pub struct Workplace {
     /// What will be the shard directory.
     dir: PathBuf,
     keep: bool,
-    _lock: File,
+    _lock: Held,
 }
 
 impl Workplace {
@@ -56,6 +55,7 @@ impl Workplace {
         let (work, dir) = (root.join("work"), root.join("shards"));
         std::fs::create_dir_all(&root).map_err(|cause| Error::io("made", &root, cause))?;
         let lock = lock(&root)?;
+        check_free(target)?; // another process may have made it while this one came here
         let resumed = std::fs::read_to_string(work.join(PLAN)).is_ok_and(|old| old == plan);
         if !resumed {
             for old in [&work, &dir].into_iter().filter(|old| old.exists()) {
@@ -323,19 +323,22 @@ fn partial_of(target: &Path) -> Result<PathBuf> {
 }
 
 /// Locks the hidden directory. Where the file system has no locks it cannot be known to be ours.
-fn lock(root: &Path) -> Result<File> {
+fn lock(root: &Path) -> Result<Held> {
+    let taken = |who: &str| {
+        let place = root.display();
+        Error::data(format!("{place}: another prepare is writing it ({who}): wait for it or stop it"))
+    };
     match files::lock(&root.join(LOCK))? {
-        Lock::Held(file) => Ok(file),
-        Lock::Busy | Lock::Unknown(_) => Err(Error::data(format!(
-            "{}: another prepare is writing it; wait for it or stop it",
-            root.display()
-        ))),
+        Lock::Held(held) => Ok(held),
+        Lock::Busy(who) => Err(taken(&who)),
+        Lock::Unknown(_) => Err(taken("or was: this file system has no locks; remove the folder if none is")),
     }
 }
 
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> {
+    tokenizer.save(dir)?;
     let mut files = Vec::new();
-    for name in tokenizer.save(dir)? {
+    for name in ["tokenizer.json", "vocab.txt", "tokenizer_config.json"] {
         let path = dir.join(name);
         files::sync(&path)?;
         let bytes = std::fs::metadata(&path).map_err(|cause| Error::io("read", &path, cause))?.len();

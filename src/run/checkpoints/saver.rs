@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::super::finite;
 use super::write::{Share, publish};
 use super::{FORMAT, Identity, State, find, folder, steps_in};
 use crate::config::Checkpoint;
@@ -124,17 +125,26 @@ impl Saver {
             self.losses = (self.losses.0 + update.loss, self.losses.1 + 1);
         }
         if self.pending.as_ref().is_some_and(|pending| pending.step == update.agreed.written) {
-            self.publish();
+            self.publish()?;
         }
         let due = update.agreed.save || self.due(update.step);
         // weights whose gradients are not finite are nothing to go back to
         if due && update.skipped_in_row == 0 {
-            self.save(trainer)?;
+            match finite::count(&trainer.model, trainer.world())? {
+                0 => self.save(trainer)?,
+                found if self.rank == 0 => {
+                    let step = update.step;
+                    tracing::warn!(
+                        "step {step}: {found} weights are not finite: no checkpoint is made of them"
+                    );
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Copies the state and lets the thread write it; waits for the save before.
+    /// Copies the state, whose weights are finite, and lets the thread write it; waits for the save before.
     ///
     /// # Errors
     /// `Error::Data` when the save before could not be written.
@@ -155,11 +165,7 @@ impl Saver {
                 );
             })
         };
-        let thread = std::thread::Builder::new()
-            .name("checkpoint".into())
-            .spawn(work)
-            .map_err(|e| Error::device(format!("the checkpoint's thread cannot be started: {e}")))?;
-        self.pending = Some(Pending { step, thread: Some(thread) });
+        self.pending = Some(Pending { step, thread: Some(spawn(work)?) });
         self.saved = Some(step);
         self.clock = Instant::now();
         self.losses = (0.0, 0);
@@ -174,6 +180,7 @@ impl Saver {
     pub fn save_now<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<PathBuf> {
         let step = trainer.progress().updates;
         if self.saved != Some(step) {
+            finite::check(&trainer.model, &format!("step {step}"), trainer.world())?;
             self.save(trainer)?;
         }
         self.complete(trainer.world())?;
@@ -187,9 +194,8 @@ impl Saver {
     pub fn complete(&mut self, world: &World) -> Result<()> {
         let thread = self.pending.as_mut().and_then(|pending| pending.thread.take());
         world.agree_all(join(thread))?;
-        if self.pending.is_some() {
-            self.publish();
-        }
+        let started = if self.pending.is_some() { self.publish() } else { Ok(()) };
+        world.agree_all(started)?;
         world.agree_all(join(self.publishing.take()))
     }
 
@@ -230,19 +236,26 @@ impl Saver {
     }
 
     /// All shares are written: rank 0's thread makes them a checkpoint.
-    fn publish(&mut self) {
-        let Some(Pending { step, .. }) = self.pending.take() else { return };
+    fn publish(&mut self) -> Result<()> {
+        let Some(Pending { step, .. }) = self.pending.take() else { return Ok(()) };
         if self.rank > 0 {
-            return;
+            return Ok(());
         }
         let (root, ranks, keep) = (self.root.clone(), self.ranks, self.settings.keep);
         let before = self.publishing.take();
-        self.publishing = Some(std::thread::spawn(move || {
+        let work = move || {
             join(before)?;
             publish(&root, step, ranks)?;
             prune(&root, keep)
-        }));
+        };
+        self.publishing = Some(spawn(work)?);
+        Ok(())
     }
+}
+
+fn spawn(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<JoinHandle<Result<()>>> {
+    let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(work);
+    thread.map_err(|e| Error::device(format!("the checkpoint's thread cannot be started: {e}")))
 }
 
 /// The outcome of a thread that may not have been started.
