@@ -2,9 +2,9 @@
 // out = dropout(LayerNorm(sum)). And the first part of its backward: from dout to the gradient of
 // `sum`, in place. The gradients of the three tables are in `embedding_tables.cu`.
 //
-// Layouts: word [V, H], position [P, H], segment [2, H], gamma, beta [H] in T; ids, positions,
+// Layouts: word [V, H], position [P, H], segment [G, H], gamma, beta [H] in T; ids, positions,
 // segments, samples [T] u32; sum, out, dout [T, H] in T; row_stats [T, 2] f32, (mean, 1 / sqrt(var +
-// eps)); partials [blocks, 2, H] f32, dgamma and dbeta, added up by `add_partials`.
+// eps)); segment_stride is H, or 0 where the table has one row (G = 1); partials [blocks, 2, H] f32, dgamma and dbeta, added up by `add_partials`.
 // Bytes a row (bf16): forward reads 2 H of the word table (the two others stay in the caches) and
 // writes 4 H; backward reads 4 H and writes 2 H.
 // Geometry as in `residual_layernorm.cu`: one warp a row up to H = 1024, a block above.
@@ -16,7 +16,7 @@ template <class T, int VALUES, int WARPS>
 __device__ inline void embed(
     const Counts* counts, const uint32_t* ids, const uint32_t* positions, const uint32_t* segments,
     const uint32_t* samples, const T* __restrict__ word, const T* __restrict__ position, const T* __restrict__ segment,
-    const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ sum, float2* row_stats,
+    uint32_t segment_stride, const T* __restrict__ gamma, const T* __restrict__ beta, T* __restrict__ sum, float2* row_stats,
     T* __restrict__ out, uint32_t hidden, float eps, Dropout drop) {
     __shared__ float scratch[WARPS];
     const uint32_t index = first_row<WARPS>();
@@ -28,7 +28,7 @@ __device__ inline void embed(
     typename Row<T, VALUES, WARPS>::Raw second, third;
     row.load(word + static_cast<uint64_t>(ids[index]) * hidden, x);
     row.fetch(position + static_cast<uint64_t>(place) * hidden, second);
-    row.fetch(segment + static_cast<uint64_t>(segments[index]) * hidden, third);
+    row.fetch(segment + static_cast<uint64_t>(segments[index]) * segment_stride, third);
 #pragma unroll
     for (int i = 0; i < row.VECTORS; ++i) {
         float p[row.WIDTH], s[row.WIDTH];
@@ -73,11 +73,12 @@ __device__ inline void embed_backward(
 #define KERNELS(T, TYPE, WIDEST, VALUES, WARPS, BLOCKS)                                                                \
     extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS) embed_##WIDEST##_##TYPE(                               \
         const Counts* counts, const uint32_t* ids, const uint32_t* positions, const uint32_t* segments,                \
-        const uint32_t* samples, const T* word, const T* position, const T* segment, const T* gamma, const T* beta,    \
-        T* sum, float2* row_stats, T* out, uint32_t hidden, float eps, uint32_t threshold, float scale, uint32_t seed, \
-        uint32_t site) {                                                                                               \
-        embed<T, VALUES, WARPS>(counts, ids, positions, segments, samples, word, position, segment, gamma, beta, sum,  \
-                                row_stats, out, hidden, eps, Dropout{threshold, scale, seed, site});                   \
+        const uint32_t* samples, const T* word, const T* position, const T* segment, uint32_t segment_stride,          \
+        const T* gamma, const T* beta, T* sum, float2* row_stats, T* out, uint32_t hidden, float eps,                  \
+        uint32_t threshold, float scale, uint32_t seed, uint32_t site) {                                               \
+        embed<T, VALUES, WARPS>(counts, ids, positions, segments, samples, word, position, segment, segment_stride,    \
+                                gamma, beta, sum, row_stats, out, hidden, eps,                                         \
+                                Dropout{threshold, scale, seed, site});                                                \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(BLOCK, VALUES > 24 ? 2 : 3) embed_backward_##WIDEST##_##TYPE(         \
         const Counts* counts, const uint32_t* positions, const uint32_t* samples, const T* sum,                        \

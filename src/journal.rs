@@ -2,10 +2,12 @@
 //! below the run directory, `logs/rank-000.log`, which a job that ended in the night is understood
 //! from. Lines that are for the log alone carry the target `journal`.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing::Level;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
@@ -20,6 +22,14 @@ const QUIET: &str = "journal";
 
 /// The run's log, once there is a run.
 static LOG: OnceLock<File> = OnceLock::new();
+
+/// False on ranks whose common warnings another one gives.
+static LEADS: AtomicBool = AtomicBool::new(true);
+
+/// Leaves warnings that every rank has to the first.
+pub fn follow() {
+    LEADS.store(false, Ordering::Relaxed);
+}
 
 /// Sets up both places; once a process. `RUST_LOG` chooses what the terminal shows.
 pub fn start() {
@@ -61,6 +71,15 @@ pub fn note(text: &str) {
 pub fn say(text: &str) {
     tell!("{text}");
     note(text);
+}
+
+/// Warns, of each text once a process and on one rank: every rank reads the same files, some again for every fold.
+pub fn warn_once(text: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned());
+    if new && LEADS.load(Ordering::Relaxed) {
+        tracing::warn!("{text}");
+    }
 }
 
 /// The line that a process fails with, on the terminal and in the log.

@@ -26,6 +26,7 @@
 #[macro_use]
 pub mod terminal;
 
+pub mod allow_list;
 pub mod bench;
 pub mod cli;
 pub mod commands;

@@ -127,6 +127,7 @@ pub fn load() -> Golden {
         intermediate: size("intermediate_size"),
         positions: size("max_position_embeddings"),
         segments: size("type_vocab_size"),
+        norm_eps: config["layer_norm_eps"].as_f64().unwrap(),
     };
     let file: File = json("golden.json");
     let (pretraining_batch, ranking_batch) = batches(&file.pack);

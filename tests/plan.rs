@@ -43,8 +43,16 @@ fn memory_is_what_the_engine_allocates() {
 }
 
 fn check_memory(recompute: Recompute) {
-    let shape =
-        Shape { vocab: 211, hidden: 24, layers: 3, heads: 2, intermediate: 56, positions: 32, segments: 2 };
+    let shape = Shape {
+        vocab: 211,
+        hidden: 24,
+        layers: 3,
+        heads: 2,
+        intermediate: 56,
+        positions: 32,
+        segments: 2,
+        norm_eps: Shape::NORM_EPS,
+    };
     let capacity = Capacity::of_pack(100, 0.15, false);
     let layout = &Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
     let (options, train) = (options(capacity), &Train { recompute, ..Train::default() });
@@ -115,8 +123,16 @@ fn pack_bytes(cpu: &Cpu, capacity: Capacity) -> usize {
 
 #[test]
 fn parameters_are_shared_by_ranks_where_the_optimiser_is() {
-    let shape =
-        Shape { vocab: 64, hidden: 16, layers: 1, heads: 2, intermediate: 32, positions: 16, segments: 2 };
+    let shape = Shape {
+        vocab: 64,
+        hidden: 16,
+        layers: 1,
+        heads: 2,
+        intermediate: 32,
+        positions: 16,
+        segments: 2,
+        norm_eps: Shape::NORM_EPS,
+    };
     let layout = &Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
     let bytes = |sharding: Sharding| {
         let (options, train) =

@@ -6,6 +6,7 @@ mod corpus;
 mod cuda;
 mod data;
 mod engine;
+mod folders;
 mod gates;
 mod golden;
 mod hard_negatives;

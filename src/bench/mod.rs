@@ -88,6 +88,7 @@ fn workload(config: &Config) -> Result<Workload> {
         intermediate: m.intermediate.unwrap_or(4 * hidden),
         positions: length,
         segments: 2,
+        norm_eps: Shape::NORM_EPS,
     };
     shape.check()?;
     Ok(Workload {

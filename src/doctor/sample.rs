@@ -15,7 +15,8 @@ pub fn shapes() -> [Shape; 2] {
         heads,
         intermediate: 136,
         positions: 160,
-        segments: 2,
+        segments: heads, // each number of segments once
+        norm_eps: Shape::NORM_EPS,
     };
     [shape(1), shape(2)]
 }

@@ -32,8 +32,16 @@ fn workload(peaks: Peaks) -> Workload {
     let (hidden, vocab, length, pack_tokens) =
         if small { (64, 301, 64, 256) } else { (768, 30_522, 512, 16_384) };
     let (layers, heads) = (if small { 1 } else { 12 }, hidden / 64);
-    let shape =
-        Shape { vocab, hidden, layers, heads, intermediate: 4 * hidden, positions: length, segments: 2 };
+    let shape = Shape {
+        vocab,
+        hidden,
+        layers,
+        heads,
+        intermediate: 4 * hidden,
+        positions: length,
+        segments: 2,
+        norm_eps: Shape::NORM_EPS,
+    };
     Workload { shape, pack_tokens, length, mask_rate: 0.15, dropout: 0.1, packs_per_step: 1 }
 }
 

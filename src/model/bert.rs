@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use super::activations::{Activations, Recompute, device_batch, put, sums};
+use super::config_file::Origin;
 use super::layout::Layout;
 use super::options::missing_part;
 pub use super::options::{Mode, Objective, Options, Tuning};
@@ -23,8 +24,8 @@ pub struct Bert<E: Engine> {
     pub options: Options,
     /// Parameters, [layout.len]
     pub weights: Reals<E>,
-    /// The QDPP head has its initial values and will keep them.
-    pub(super) untrained_pair: bool,
+    /// What its folder says of where it comes from.
+    pub(super) origin: Origin,
     /// Their gradients, [layout.len] (empty without training)
     pub grads: Floats<E>,
     /// Losses and counts since the last `take_sums`, [stats::SLOTS]
@@ -57,11 +58,13 @@ impl<E: Engine> Bert<E> {
     pub fn laid_out(engine: E, layout: Layout, options: Options, recompute: Recompute) -> Result<Self> {
         let engine = engine.for_packs(&options.capacity.counts())?;
         let mut continues = engine.zeros(layout.shape.vocab)?;
-        if options.continues.len() == layout.shape.vocab {
-            engine.upload(&options.continues, &mut continues, 0)?;
+        // rows of the word table beyond the tokenizer's pieces are padding
+        let pieces = options.continues.len().min(layout.shape.vocab);
+        if pieces > 0 {
+            engine.upload(&options.continues[..pieces], &mut continues, 0)?;
         }
         Ok(Self {
-            untrained_pair: false,
+            origin: Origin::default(),
             weights: engine.zeros(layout.len)?,
             grads: engine.zeros(if options.train { layout.len } else { 0 })?,
             sums: sums(&engine)?,
@@ -118,6 +121,12 @@ impl<E: Engine> Bert<E> {
                 "token id {id} in the data, but the model's vocabulary has {}: use the tokenizer that the \
                  model was trained with",
                 self.layout.shape.vocab
+            )));
+        }
+        let positions = self.layout.shape.positions;
+        if let Some(place) = batch.positions.iter().find(|place| **place as usize >= positions) {
+            return Err(Error::data(format!(
+                "a sequence reaches position {place}, but the model has {positions}: lower data.max_tokens"
             )));
         }
         put(&self.engine, batch, device)

@@ -1,45 +1,38 @@
-//! Hugging Face model folders in and out: `config.json`, `model.safetensors` and the tokenizer's
-//! files, as `transformers` reads and writes them, so that a model comes from anywhere and goes
-//! anywhere. Loading names every tensor that is missing or unexpected; nothing is dropped in silence.
+//! Hugging Face model folders in: `config.json`, `model.safetensors` and the tokenizer's files, as
+//! `transformers` writes them, so that a model comes from anywhere. Loading names every tensor that is missing
+//! or unexpected; nothing is dropped in silence. The way out is in `save`.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use safetensors::tensor::Dtype;
-use serde_json::{Value, json};
 
 use super::bert::Bert;
+use super::config_file::{ModelConfig, Origin};
+use super::config_keys::{PAIR, UNTRAINED};
 use super::init::initial;
-use super::layout::{HeadSet, Layout, Param};
+use super::layout::Param;
+pub use super::save::{Image, export, export_gradients, save};
 use super::shape::Shape;
-use super::tensor_file::{Entry, Written, write_synced, write_tensors};
+pub use super::tensor_file::Tensors;
 pub use crate::config::HeadStart;
-use crate::engine::{Elem, Engine};
-use crate::files;
-use crate::{Error, Result};
+use crate::engine::Engine;
+use crate::{Error, Result, allow_list, files, journal};
 
-/// Files beside the weights that make a folder loadable elsewhere.
-const TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json"];
-
-/// The QDPP head's tensors begin with this name, as BERT's next-sentence head's do.
-const PAIR: &str = "cls.seq_relationship";
-/// Key of `config.json` that lists heads which are in the file and were never trained; others overlook it.
-const UNTRAINED: &str = "untrained_heads";
-
-/// Tensors by Hugging Face name: shape and f32 values in row-major order.
-pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+/// The MLM head's matrix and bias under names of their own, as some programs save them a second time.
+const DECODER: &str = "cls.predictions.decoder.weight";
+const BIAS: &str = "cls.predictions.bias";
+const DECODER_BIAS: &str = "cls.predictions.decoder.bias";
+/// Constants that old checkpoints carry.
+const CONSTANTS: [&str; 2] = ["position_ids", "token_type_ids"];
 
 /// A model folder, read.
 pub struct Checkpoint {
     pub path: PathBuf,
     pub shape: Shape,
     pub tensors: Tensors,
-    /// The QDPP head has its initial values: the training that made the model had no QDPP.
-    pub untrained_pair: bool,
+    /// The MLM head's matrix is the word embedding.
+    tied: bool,
+    origin: Origin,
 }
 
 /// What loading did besides copying.
@@ -52,13 +45,24 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
+    /// Warns of what a fine-tuned model does not have of the given one: everything but heads.
+    pub fn warn(&self, path: &Path) {
+        let drawn: Vec<&String> =
+            self.missing.iter().filter(|name| !name.starts_with("classifier")).collect();
+        let unused: Vec<&String> = self.unexpected.iter().filter(|name| name.starts_with("bert.")).collect();
+        let lines = [("not in the file, drawn anew", drawn), ("in the file, not used", unused)];
+        for (what, names) in lines.iter().filter(|(_, names)| !names.is_empty()) {
+            journal::warn_once(&format!("{}: {what}: {}", path.display(), allow_list::list(names)));
+        }
+    }
+
     /// Names on the terminal what was not simply copied.
     pub fn print(&self, path: &Path) {
         if !self.missing.is_empty() {
-            tell!("{}: not in the file, drawn anew: {}", path.display(), self.missing.join(", "));
+            tell!("{}: not in the file, drawn anew: {}", path.display(), allow_list::list(&self.missing));
         }
         if !self.unexpected.is_empty() {
-            tell!("{}: in the file, not used: {}", path.display(), self.unexpected.join(", "));
+            tell!("{}: in the file, not used: {}", path.display(), allow_list::list(&self.unexpected));
         }
     }
 }
@@ -67,40 +71,61 @@ impl Checkpoint {
     /// Reads a model folder.
     ///
     /// # Errors
-    /// `Error::Data` naming the file and what is wrong with it; `Error::Config` when the model is
-    /// no BERT of the kind the engine computes (erf GELU, absolute positions, post-LayerNorm).
+    /// `Error::Data` naming the file and what is wrong with it; `Error::Config` that names a key of
+    /// `config.json` whose value the engine does not follow.
     pub fn read(path: &Path) -> Result<Self> {
-        let config = read_config(&path.join("config.json"))?;
-        let shape = shape_of(&config, &path.join("config.json"))?;
-        let untrained_pair = config[UNTRAINED] == json!([PAIR]);
+        let config = ModelConfig::read(&path.join("config.json"))?;
         let file = path.join("model.safetensors");
+        if !file.exists() {
+            return Err(no_weights(path, &file));
+        }
         let bad = |e: candle_core::Error| {
             Error::data(format!("{}: cannot be read as safetensors: {e}", file.display()))
         };
-        if !file.exists() {
-            return Err(Error::data(format!(
-                "{}: no such file: a model folder holds config.json and model.safetensors",
-                file.display()
-            )));
-        }
+        let wrong = |name: &str, why: &str| Error::data(format!("{}: tensor {name} {why}", file.display()));
         let mut tensors = Tensors::new();
         for (name, tensor) in candle_core::safetensors::load(&file, &Device::Cpu).map_err(bad)? {
-            if tensor.dtype() == DType::I64 {
-                continue; // position_ids: a constant that old checkpoints carry
+            if CONSTANTS.iter().any(|end| name.ends_with(end)) {
+                continue;
+            }
+            if tensor.dtype().is_int() {
+                return Err(wrong(
+                    &name,
+                    "holds whole numbers: save the weights as float32, float16 or bfloat16",
+                ));
             }
             let values = tensor.to_dtype(DType::F32).and_then(|t| t.flatten_all()).and_then(|t| t.to_vec1());
-            tensors.insert(canonical(&name), (tensor.dims().to_vec(), values.map_err(bad)?));
+            let values: Vec<f32> = values.map_err(bad)?;
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(wrong(
+                    &name,
+                    "holds a value that is not finite: the training that made it had failed",
+                ));
+            }
+            if tensors.insert(canonical(&name), (tensor.dims().to_vec(), values)).is_some() {
+                return Err(wrong(&name, "is there under two names"));
+            }
         }
-        Ok(Self { path: path.to_owned(), shape, tensors, untrained_pair })
+        if !tensors.contains_key(BIAS)
+            && let Some(bias) = tensors.remove(DECODER_BIAS)
+        {
+            tensors.insert(BIAS.into(), bias);
+        }
+        let ModelConfig { shape, tied, origin, .. } = config;
+        Ok(Self { path: path.to_owned(), shape, tensors, tied, origin })
     }
 
-    /// Refuses a tokenizer with another vocabulary than the model's, and sequences longer than its
-    /// position table.
-    pub fn check_fits(&self, vocab: usize, max_tokens: usize) -> Result<()> {
+    /// Refuses a tokenizer of more pieces than the word table has rows, and sequences longer than the
+    /// position table. A table may have more rows: many are padded to a round number.
+    ///
+    /// # Errors
+    /// `Error::Config` with both numbers.
+    pub fn check_fits(&self, pieces: usize, max_tokens: usize) -> Result<()> {
         let path = self.path.display();
-        if self.shape.vocab != vocab {
+        if self.shape.vocab < pieces {
             return Err(Error::config(format!(
-                "{path}: the model has {} tokens, the data's tokenizer {vocab}: run prepare with --tokenizer {path}",
+                "{path}: the word table has {} rows, the tokenizer {pieces} pieces: take the tokenizer that the \
+                 model was trained with, or add rows (resize_token_embeddings in transformers)",
                 self.shape.vocab
             )));
         }
@@ -122,51 +147,56 @@ impl Checkpoint {
             return Ok(None);
         }
         let Some((shape, values)) = self.tensors.get(&param.name) else { return Ok(None) };
-        if *shape != param.shape {
-            return Err(Error::data(format!(
-                "{}: tensor {} has shape {shape:?}, the model needs {:?}",
-                self.path.display(),
-                param.name,
-                param.shape
-            )));
-        }
+        self.check_shape(&param.name, shape, &param.shape)?;
         Ok(Some(values.clone()))
+    }
+
+    fn check_shape(&self, name: &str, found: &[usize], wanted: &[usize]) -> Result<()> {
+        if found == wanted {
+            return Ok(());
+        }
+        Err(Error::data(format!(
+            "{}: tensor {name} has shape {found:?}, the model needs {wanted:?}",
+            self.path.display()
+        )))
     }
 
     /// Row 0 minus row 1 of the QDPP head's tensor of the same kind.
     fn rank_from_pair(&self, param: &Param) -> Result<Vec<f32>> {
         let name = param.name.replace("classifier", PAIR);
-        if self.untrained_pair {
+        if self.origin.untrained_pair {
             return Err(Error::config(format!(
                 "{}: its QDPP head was never trained (config.json: {UNTRAINED}), so it cannot rank: coarse-tune with \
                  objective.qdpp above 0, or fine-tune with start = \"new-head\" first",
                 self.path.display()
             )));
         }
-        let Some((_, values)) = self.tensors.get(&name) else {
+        let Some((shape, values)) = self.tensors.get(&name) else {
             return Err(Error::config(format!(
                 "{}: has no {name}: start = \"qdpp-head\" needs a coarse-tuned model; use start = \"new-head\"",
                 self.path.display()
             )));
         };
+        self.check_shape(&name, shape, &[&[2], &param.shape[1..]].concat())?;
         let (clicked, negative) = values.split_at(values.len() / 2);
         Ok(clicked.iter().zip(negative).map(|(a, b)| a - b).collect())
     }
 
-    /// Puts the weights into `model`; a pooler or head that the file lacks is drawn from `seed`.
+    /// Puts the weights into `model`. What training is to learn anyway and the file lacks (a new head, the
+    /// pooler under it) is drawn from `seed` and named in the report.
     ///
     /// # Errors
     /// `Error::Data` when a tensor of the embeddings or the encoder is missing: a model that is partly
-    /// random would train and rank without a word.
+    /// random would train and rank without a word. `Error::Config` when a head is to rank and it, or the
+    /// pooler under it, is not in the file; when the MLM head is not the one that the engine computes.
     pub fn fill<E: Engine>(&self, model: &mut Bert<E>, start: Fill, seed: u32) -> Result<LoadReport> {
+        if model.layout.mlm.is_some() {
+            self.check_decoder()?;
+        }
         let mut report = LoadReport::default();
         for param in &model.layout.params {
-            if param.block.is_some() {
-                let values = initial(param, seed); // an adapter is never part of a model folder
-                model.engine.upload_weights(&values, &mut model.weights, param.offset)?;
-                continue;
-            }
             let values = match start {
+                _ if param.block.is_some() => Some(initial(param, seed)), // never part of a model folder
                 Fill::AsSaved if param.head => self.saved_head(param)?,
                 Fill::AsSaved => self.values(param, HeadStart::NewHead)?,
                 Fill::Head(start) => self.values(param, start)?,
@@ -177,35 +207,101 @@ impl Checkpoint {
             });
             model.engine.upload_weights(&values, &mut model.weights, param.offset)?;
         }
-        let body = |name: &&String| name.starts_with("bert.e"); // embeddings, encoder
-        if report.missing.iter().any(|name| body(&name)) {
-            return Err(Error::data(format!(
-                "{}: model.safetensors lacks {} of the model's tensors, so it is not the weights of this \
-                 config.json: {}",
-                self.path.display(),
-                report.missing.len(),
-                report.missing.join(", ")
-            )));
-        }
-        let drawn = report.missing.iter().any(|name| name.starts_with(PAIR));
-        model.untrained_pair = model.options.leaves_pair() && (self.untrained_pair || drawn);
-        let known = |name: &String| model.layout.find(name).is_some();
+        self.check_missing(&report.missing, start)?;
+        let drawn = report.missing.iter().any(|name| name.starts_with(PAIR) || is_pooler(name));
+        model.origin = self.origin.clone();
+        model.origin.untrained_pair = model.options.leaves_pair() && (self.origin.untrained_pair || drawn);
+        let known = |name: &String| {
+            let decoder = model.layout.mlm.is_some() && (name == DECODER || name == DECODER_BIAS);
+            decoder || model.layout.find(name).is_some()
+        };
         report.unexpected = self.tensors.keys().filter(|name| !known(name)).cloned().collect();
         Ok(report)
+    }
+
+    /// Refuses what must not be random.
+    fn check_missing(&self, missing: &[String], start: Fill) -> Result<()> {
+        let path = self.path.display();
+        let body = |name: &&String| name.starts_with("bert.e"); // embeddings, encoder
+        let lacking: Vec<&String> = missing.iter().filter(body).collect();
+        if !lacking.is_empty() {
+            let why = self.prefix(&lacking).map_or_else(
+                || format!("so it is not the weights of this config.json: {}", allow_list::list(&lacking)),
+                |prefix| {
+                    format!(
+                        "because its names begin with \"{prefix}\", where transformers' begin with \"bert.\": save the \
+                         model inside that wrapper, or rename the tensors"
+                    )
+                },
+            );
+            let count = lacking.len();
+            return Err(Error::data(format!(
+                "{path}: model.safetensors lacks {count} of the model's tensors, {why}"
+            )));
+        }
+        let ranks_at_once = matches!(start, Fill::AsSaved | Fill::Head(HeadStart::QdppHead));
+        match missing.first() {
+            Some(name) if ranks_at_once => Err(Error::config(format!(
+                "{path}: has no {name}, so its scores would be random: fine-tune it with start = \"new-head\", which \
+                 draws what is missing and trains it"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What stands before the names of the file, where that is why `lacking` were not found.
+    fn prefix(&self, lacking: &[&String]) -> Option<String> {
+        let bare = |name: &str| name.strip_prefix("bert.").unwrap_or(name).to_owned();
+        let first = bare(lacking.first()?);
+        let before = self.tensors.keys().find_map(|name| name.strip_suffix(&first))?;
+        let others =
+            lacking.iter().filter(|name| self.tensors.contains_key(&format!("{before}{}", bare(name))));
+        let prefix = before.strip_suffix("bert.").unwrap_or(before);
+        (!prefix.is_empty() && 2 * others.count() > lacking.len()).then(|| prefix.to_owned())
+    }
+
+    /// The MLM head is computed with the word embedding as its matrix and one bias.
+    fn check_decoder(&self) -> Result<()> {
+        let path = self.path.display();
+        if !self.tied {
+            return Err(Error::config(format!(
+                "{path}: config.json: tie_word_embeddings = false: an MLM head with a matrix of its own is not \
+                 computed here; say true there, and the word embedding serves as its matrix"
+            )));
+        }
+        let values = |name: &str| self.tensors.get(name).map(|(_, values)| values);
+        let same = |a: &str, b: &str| values(a).is_none_or(|a| values(b) == Some(a));
+        if !same(DECODER_BIAS, BIAS) {
+            return Err(Error::data(format!(
+                "{path}: {DECODER_BIAS} and {BIAS} differ, and an MLM head has one bias: remove the \
+                 one that the model was not trained with"
+            )));
+        }
+        if !same(DECODER, "bert.embeddings.word_embeddings.weight") {
+            journal::warn_once(&format!(
+                "{path}: {DECODER} is not the word embedding; as in transformers the word embedding serves, because \
+                 config.json does not say tie_word_embeddings = false"
+            ));
+        }
+        Ok(())
     }
 
     /// The ranking head that the file holds: one label, or two of which the second is "relevant".
     fn saved_head(&self, param: &Param) -> Result<Option<Vec<f32>>> {
         let Some((shape, values)) = self.tensors.get(&param.name) else {
-            return if self.tensors.contains_key(&format!("{PAIR}.weight")) {
-                self.rank_from_pair(param).map(Some)
-            } else {
-                Ok(None)
-            };
+            // half a ranking head is none, and must not be filled up from another
+            let own = ["classifier.weight", "classifier.bias"];
+            let half = own.iter().any(|name| self.tensors.contains_key(*name));
+            let pair = !half && self.tensors.contains_key(&format!("{PAIR}.weight"));
+            return pair.then(|| self.rank_from_pair(param)).transpose();
         };
-        match shape.first() {
-            Some(1) => Ok(Some(values.clone())),
-            Some(2) => {
+        let labels = *shape.first().unwrap_or(&0);
+        if let 1 | 2 = labels {
+            self.check_shape(&param.name, shape, &[&[labels], &param.shape[1..]].concat())?;
+        }
+        match labels {
+            1 => Ok(Some(values.clone())),
+            2 => {
                 let (other, relevant) = values.split_at(values.len() / 2);
                 Ok(Some(relevant.iter().zip(other).map(|(a, b)| a - b).collect()))
             }
@@ -241,8 +337,25 @@ pub fn fill_fresh<E: Engine>(model: &mut Bert<E>, seed: u32) -> Result<()> {
     for param in &model.layout.params {
         model.engine.upload_weights(&initial(param, seed), &mut model.weights, param.offset)?;
     }
-    model.untrained_pair = model.options.leaves_pair();
+    model.origin.untrained_pair = model.options.leaves_pair();
     Ok(())
+}
+
+/// Why there is nothing to read, and what to do with the files that are there.
+fn no_weights(path: &Path, file: &Path) -> Error {
+    let has = |name: &str| path.join(name).exists();
+    let hint = if has("model.safetensors.index.json") {
+        "the weights are in several files: save them as one (max_shard_size in transformers)"
+    } else if has("pytorch_model.bin") {
+        "convert pytorch_model.bin to safetensors (save_pretrained in transformers)"
+    } else {
+        "a model folder holds config.json and model.safetensors"
+    };
+    Error::data(format!("{}: no such file: {hint}", file.display()))
+}
+
+fn is_pooler(name: &str) -> bool {
+    name.starts_with("bert.pooler.")
 }
 
 /// Names as `BertForPreTraining` has them, whatever wrote the file.
@@ -255,186 +368,5 @@ fn canonical(name: &str) -> String {
 
 /// Reads the sizes from a `config.json`.
 pub fn read_shape(path: &Path) -> Result<Shape> {
-    shape_of(&read_config(path)?, path)
-}
-
-fn read_config(path: &Path) -> Result<Value> {
-    let text = files::read_text(path)?;
-    serde_json::from_str(&text).map_err(|e| Error::data(format!("{}: not JSON: {e}", path.display())))
-}
-
-fn shape_of(config: &Value, path: &Path) -> Result<Shape> {
-    let size = |key: &str| {
-        config[key].as_u64().map(|v| v as usize).ok_or_else(|| {
-            Error::data(format!("{}: key \"{key}\" is missing or not a number", path.display()))
-        })
-    };
-    let must = |key: &str, wanted: &str| match config[key].as_str() {
-        None => Ok(()),
-        Some(value) if value == wanted => Ok(()),
-        Some(value) => Err(Error::config(format!(
-            "{}: {key} = \"{value}\": only \"{wanted}\" is supported",
-            path.display()
-        ))),
-    };
-    must("model_type", "bert")?;
-    must("hidden_act", "gelu")?;
-    must("position_embedding_type", "absolute")?;
-    let shape = Shape {
-        vocab: size("vocab_size")?,
-        hidden: size("hidden_size")?,
-        layers: size("num_hidden_layers")?,
-        heads: size("num_attention_heads")?,
-        intermediate: size("intermediate_size")?,
-        positions: size("max_position_embeddings")?,
-        segments: size("type_vocab_size")?,
-    };
-    shape.check()?;
-    Ok(shape)
-}
-
-/// The `config.json` of a model.
-fn config_json(shape: &Shape, heads: HeadSet, untrained_pair: bool, dtype: Dtype) -> Value {
-    let mut config = json!({
-        "architectures": [if heads.rank { "BertForSequenceClassification" } else { "BertForPreTraining" }],
-        "model_type": "bert",
-        "vocab_size": shape.vocab,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": shape.intermediate,
-        "max_position_embeddings": shape.positions,
-        "type_vocab_size": shape.segments,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-        "initializer_range": super::init::STD,
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
-        "position_embedding_type": "absolute",
-        "torch_dtype": if dtype == Dtype::BF16 { "bfloat16" } else { "float32" },
-    });
-    if untrained_pair {
-        config[UNTRAINED] = json!([PAIR]);
-    }
-    if heads.rank {
-        config["id2label"] = json!({"0": "LABEL_0"});
-        config["label2id"] = json!({"LABEL_0": 0});
-    }
-    config
-}
-
-/// All parameters on the host, by Hugging Face name; adapters merged into the matrices beside them.
-pub fn export<E: Engine>(model: &Bert<E>) -> Result<Tensors> {
-    let mut tensors = by_name(&model.layout, &merged(model)?);
-    let own = |name: &String| model.layout.find(name).is_some_and(|param| param.block.is_none());
-    tensors.retain(|name, _| own(name));
-    Ok(tensors)
-}
-
-/// The arena as a model without adapters needs it, [layout.len].
-fn merged<E: Engine>(model: &Bert<E>) -> Result<Vec<f32>> {
-    let mut all = model.engine.download_weights(&model.weights, 0..model.layout.len)?;
-    model.layout.merge_adapters(&mut all);
-    Ok(all)
-}
-
-/// All gradients on the host, by Hugging Face name (an adapter's by its own).
-pub fn export_gradients<E: Engine>(model: &Bert<E>) -> Result<Tensors> {
-    let all = model.engine.download(&model.grads, 0..model.layout.len)?;
-    Ok(by_name(&model.layout, &all))
-}
-
-fn by_name(layout: &Layout, arena: &[f32]) -> Tensors {
-    let tensor = |p: &Param| (p.name.clone(), (p.shape.clone(), arena[p.range()].to_vec()));
-    layout.params.iter().map(tensor).collect()
-}
-
-/// A model's weights on the host: a copy from which files can be written while training goes on.
-pub struct Image<R: Elem> {
-    layout: Layout,
-    heads: HeadSet,
-    untrained_pair: bool,
-    /// [layout.len]
-    weights: Vec<R>,
-}
-
-impl<R: Elem> Image<R> {
-    /// Copies the weights of `model`; waits for the device.
-    pub fn of<E: Engine<Real = R>>(model: &Bert<E>) -> Result<Self> {
-        let weights = model.engine.download(&model.weights, 0..model.layout.len)?;
-        let (heads, untrained_pair) = (model.options.heads, model.untrained_pair);
-        Ok(Self { layout: model.layout.clone(), heads, untrained_pair, weights })
-    }
-
-    /// The weights as a model without adapters needs them.
-    fn merged<E: Engine>(model: &Bert<E>) -> Result<Image<f32>> {
-        let mut weights = model.engine.download_weights(&model.weights, 0..model.layout.len)?;
-        model.layout.merge_adapters(&mut weights);
-        if let Some(param) =
-            model.layout.params.iter().find(|p| !weights[p.range()].iter().all(|w| w.is_finite()))
-        {
-            let name = &param.name;
-            return Err(Error::data(format!(
-                "{name} has weights that are not finite: the model is not saved"
-            )));
-        }
-        let mut layout = model.layout.clone();
-        layout.params.retain(|param| param.block.is_none());
-        Ok(Image { layout, heads: model.options.heads, untrained_pair: model.untrained_pair, weights })
-    }
-
-    /// Writes and syncs the files of a model folder into `dir`, which exists; returns their names with
-    /// size and checksum. `tokenizer` is a folder to copy the tokenizer's files from.
-    ///
-    /// # Errors
-    /// `Error::Data` with the file that cannot be written.
-    pub fn write(&self, dir: &Path, tokenizer: Option<&Path>) -> Result<BTreeMap<String, Written>> {
-        // 16-bit weights are kept as they are: the f32 ones are the optimiser's
-        let dtype = if size_of::<R>() == 2 { Dtype::BF16 } else { Dtype::F32 };
-        let entry = |p| tensor(p, dtype, &self.weights);
-        let entries: Vec<Entry> = self.layout.params.iter().map(entry).collect();
-        // transformers refuses files without this entry
-        let format = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-        let mut files = BTreeMap::new();
-        let name = "model.safetensors";
-        files.insert(name.to_owned(), write_tensors(&dir.join(name), &entries, format)?);
-        let config =
-            format!("{:#}\n", config_json(&self.layout.shape, self.heads, self.untrained_pair, dtype));
-        files.insert("config.json".into(), write_synced(&dir.join("config.json"), &[config.as_bytes()])?);
-        if let Some(from) = tokenizer {
-            for file in TOKENIZER_FILES.iter().filter(|f| from.join(f).exists()) {
-                let source = from.join(file);
-                let bytes = files::read(&source)?;
-                files.insert((*file).to_owned(), write_synced(&dir.join(file), &[&bytes])?);
-            }
-        }
-        Ok(files)
-    }
-}
-
-fn tensor<'a, R: Elem>(param: &'a Param, dtype: Dtype, arena: &'a [R]) -> Entry<'a> {
-    let bytes = bytemuck::cast_slice(&arena[param.range()]);
-    Entry { name: &param.name, dtype, shape: param.shape.clone(), bytes }
-}
-
-/// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
-/// always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to
-/// copy the tokenizer's files from.
-///
-/// # Errors
-/// `Error::Data` with the file that cannot be written.
-pub fn save<E: Engine>(model: &Bert<E>, dir: &Path, tokenizer: Option<&Path>) -> Result<()> {
-    let parent = dir.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| Error::io("created", parent, e))?;
-    let temporary = tempfile::Builder::new()
-        .prefix(".model-")
-        .permissions(fs::Permissions::from_mode(0o777)) // as mkdir: the umask has the last word
-        .tempdir_in(parent)
-        .map_err(|e| Error::io("written in", parent, e))?;
-    Image::<f32>::merged(model)?.write(temporary.path(), tokenizer)?;
-    if dir.exists() {
-        fs::remove_dir_all(dir).map_err(|e| Error::io("replaced", dir, e))?;
-    }
-    fs::rename(temporary.keep(), dir).map_err(|e| Error::io("written", dir, e))
+    Ok(ModelConfig::read(path)?.shape)
 }

@@ -13,9 +13,6 @@ use crate::config::Lora;
 use crate::engine::op::{EmbedAt, HeadAt, LinearAt, NormAt};
 use crate::{Error, Result};
 
-/// BERT's LayerNorm epsilon.
-const NORM_EPS: f32 = 1e-12;
-
 /// Every tensor starts at a multiple of this many elements: 16 bytes in bf16, so that device code
 /// may load 16 bytes at a time.
 pub(super) const ALIGN: usize = 8;
@@ -169,10 +166,11 @@ impl Table {
         LinearAt { w, b, n, k }
     }
 
-    fn norm(&mut self, name: &str, hidden: usize) -> NormAt {
+    fn norm(&mut self, name: &str, shape: &Shape) -> NormAt {
+        let (hidden, eps) = (shape.hidden, shape.norm_eps as f32);
         let gamma = self.add(&format!("{name}.weight"), &[hidden], false);
         let beta = self.add(&format!("{name}.bias"), &[hidden], false);
-        NormAt { gamma, beta, hidden, eps: NORM_EPS }
+        NormAt { gamma, beta, hidden, eps }
     }
 
     fn layer(&mut self, index: usize, shape: &Shape, lora: Option<&Lora>) -> LayerAt {
@@ -184,10 +182,10 @@ impl Table {
         let w = parts.map(|p| self.add(&format!("{name}.attention.self.{p}.weight"), &[h, h], false))[0];
         let b = parts.map(|p| self.add(&format!("{name}.attention.self.{p}.bias"), &[h], false))[0];
         let output = self.linear(&format!("{name}.attention.output.dense"), h, h, false);
-        let attention_norm = self.norm(&format!("{name}.attention.output.LayerNorm"), h);
+        let attention_norm = self.norm(&format!("{name}.attention.output.LayerNorm"), shape);
         let up = self.linear(&format!("{name}.intermediate.dense"), shape.intermediate, h, false);
         let down = self.linear(&format!("{name}.output.dense"), h, shape.intermediate, false);
-        let output_norm = self.norm(&format!("{name}.output.LayerNorm"), h);
+        let output_norm = self.norm(&format!("{name}.output.LayerNorm"), shape);
         let qkv = LinearAt { w, b, n: 3 * h, k: h };
         let places = [(Place::Qkv, qkv), (Place::Output, output), (Place::Up, up), (Place::Down, down)];
         let adapters = lora.map_or(Vec::new(), |lora| lora.place(self, &name, places));
@@ -201,8 +199,10 @@ impl Table {
             word: self.add(&format!("{name}.word_embeddings.weight"), &[shape.vocab, h], false),
             position: self.add(&format!("{name}.position_embeddings.weight"), &[shape.positions, h], false),
             segment: self.add(&format!("{name}.token_type_embeddings.weight"), &[shape.segments, h], false),
-            norm: self.norm(&format!("{name}.LayerNorm"), h),
+            norm: self.norm(&format!("{name}.LayerNorm"), shape),
             vocab: shape.vocab,
+            positions: shape.positions,
+            segments: shape.segments,
         }
     }
 
@@ -210,7 +210,7 @@ impl Table {
         let h = shape.hidden;
         let name = "cls.predictions";
         let transform = self.linear(&format!("{name}.transform.dense"), h, h, false);
-        let norm = self.norm(&format!("{name}.transform.LayerNorm"), h);
+        let norm = self.norm(&format!("{name}.transform.LayerNorm"), shape);
         let b = self.add(&format!("{name}.bias"), &[shape.vocab], false);
         MlmAt { transform, norm, decoder: LinearAt { w: embed.word, b, n: shape.vocab, k: h } }
     }
@@ -292,7 +292,16 @@ mod tests {
     use super::*;
 
     fn shape() -> Shape {
-        Shape { vocab: 101, hidden: 16, layers: 2, heads: 2, intermediate: 40, positions: 32, segments: 2 }
+        Shape {
+            vocab: 101,
+            hidden: 16,
+            layers: 2,
+            heads: 2,
+            intermediate: 40,
+            positions: 32,
+            segments: 2,
+            norm_eps: Shape::NORM_EPS,
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 const MOST_WEIGHTS: f64 = 1e12;
 
 /// The sizes of one encoder.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Shape {
     /// V
     pub vocab: usize,
@@ -32,11 +32,16 @@ pub struct Shape {
     pub intermediate: usize,
     /// Rows of the position table: the longest sequence, in tokens.
     pub positions: usize,
-    /// Rows of the segment table (2 for every BERT).
+    /// Rows of the segment table: 2, or 1 in models that do not tell the texts of a pair apart.
     pub segments: usize,
+    /// Added to the variance by every LayerNorm.
+    pub norm_eps: f64,
 }
 
 impl Shape {
+    /// BERT's own `norm_eps`.
+    pub const NORM_EPS: f64 = 1e-12;
+
     /// D, the size of one attention head.
     pub fn head_size(&self) -> usize {
         self.hidden / self.heads
@@ -57,6 +62,19 @@ impl Shape {
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
             return Err(Error::config(format!("[model] {name} = 0: must be at least 1")));
+        }
+        if self.segments > 2 {
+            return Err(Error::config(format!(
+                "[model] segments = {}: a pair has two texts, so at most 2",
+                self.segments
+            )));
+        }
+        let eps = self.norm_eps as f32;
+        if !(eps > 0.0 && eps.is_finite()) {
+            return Err(Error::config(format!(
+                "[model] norm_eps = {:e}: must be above 0 and finite in 32 bits",
+                self.norm_eps
+            )));
         }
         if !self.hidden.is_multiple_of(self.heads) {
             return Err(Error::config(format!(

@@ -2,7 +2,7 @@
 //! and synced at the end. The crate's own writers either build the whole file in memory a second time
 //! or leave files that only their owner may read; the header is the crate's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -13,6 +13,9 @@ use crate::{Error, Result};
 
 /// Bytes between two writes to the file.
 const CHUNK: usize = 1 << 20;
+
+/// Tensors by Hugging Face name: shape and f32 values in row-major order.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// One tensor to write.
 pub struct Entry<'a> {

@@ -125,6 +125,7 @@ mod tests {
             intermediate: 40,
             positions: 32,
             segments: 2,
+            norm_eps: Shape::NORM_EPS,
         };
         Layout::new(&shape, HeadSet::RANKING).unwrap()
     }

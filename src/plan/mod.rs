@@ -197,8 +197,9 @@ fn shape(config: &Config) -> Result<(Shape, String)> {
             file.display()
         )));
     };
-    let (intermediate, segments) = (4 * hidden, 2);
-    let shape = Shape { vocab: BERT_VOCAB, hidden, layers, heads, intermediate, positions: 512, segments };
+    let (vocab, intermediate, positions, segments) = (BERT_VOCAB, 4 * hidden, 512, 2);
+    let norm_eps = Shape::NORM_EPS;
+    let shape = Shape { vocab, hidden, layers, heads, intermediate, positions, segments, norm_eps };
     Ok((shape, format!("{name}, known by its name: {} is not there", path.display())))
 }
 

@@ -79,7 +79,7 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
         let lender = options.heads_from.as_deref();
         let model_options = predict::options(config.train.pack_tokens, config.seed);
         let (mut model, borrowed) =
-            load(engine.clone(), path, lender, config.data.max_tokens, model_options)?;
+            load(engine.clone(), path, lender, (tokenizer.vocab(), config.data.max_tokens), model_options)?;
         let predictions: Vec<Prediction> = predict(&mut model, &pairs, world)?;
         let head = borrowed.then(|| options.heads_from.clone()).flatten();
         models.push(ModelTally::new(name, path, head, &pairs, &predictions));
@@ -113,7 +113,7 @@ fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
         if models[..i].iter().any(|(other, _)| other == name) {
             return Err(Error::config(format!("probe: two models are named {name:?}")));
         }
-        if !Tokenizer::load(path)?.same_pieces(tokenizer) {
+        if !Tokenizer::load(path)?.same_tokens(tokenizer) {
             return Err(Error::config(format!(
                 "probe: {} has another tokenizer than {}: compare models of one vocabulary",
                 path.display(),
@@ -129,12 +129,12 @@ fn load<E: Engine>(
     engine: E,
     path: &Path,
     heads_from: Option<&Path>,
-    max_tokens: usize,
+    (pieces, max_tokens): (usize, usize),
     options: Options,
 ) -> Result<(Bert<E>, bool)> {
     const HEAD: &str = "cls.predictions";
     let mut found = Checkpoint::read(path)?;
-    found.check_fits(found.shape.vocab, max_tokens)?;
+    found.check_fits(pieces, max_tokens)?;
     let borrowed = !found.tensors.keys().any(|name| name.starts_with(HEAD));
     if borrowed {
         let Some(other) = heads_from else {

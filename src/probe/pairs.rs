@@ -100,7 +100,7 @@ type Drawn = (Vec<Vec<u32>>, Vec<(Vec<u32>, Vec<u32>)>, String);
 fn draw_clicks(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
     let dir = need("data.shards", &data.shards)?;
     let shards = Shards::open(dir)?;
-    if !shards.tokenizer()?.same_pieces(tokenizer) {
+    if !shards.tokenizer()?.same_tokens(tokenizer) {
         return Err(Error::config(format!(
             "{}: was prepared with another tokenizer than the models have",
             dir.display()

@@ -87,6 +87,9 @@ impl World {
         let local = comm.split_shared(comm.rank());
         abort_on_panic(rank);
         let _ = JOINED.set(rank); // MPI is initialised once a process
+        if rank > 0 {
+            journal::follow();
+        }
         Ok(Self {
             rank,
             size: comm.size() as usize,

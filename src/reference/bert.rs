@@ -10,13 +10,12 @@ use crate::data::batch::Batch;
 use crate::model::shape::Shape;
 use crate::{Error, Result};
 
-/// Added to the variance by every LayerNorm of BERT.
-const NORM_EPS: f32 = 1e-12;
-
 /// The parameters by Hugging Face name, all of one type.
 pub(super) struct Weights {
     pub vars: BTreeMap<String, Var>,
     pub dtype: DType,
+    /// Added to the variance by every LayerNorm.
+    pub norm_eps: f32,
 }
 
 impl Weights {
@@ -34,7 +33,7 @@ impl Weights {
     /// LayerNorm of x [n, H]: (x - mean) / sqrt(var + eps) * gamma + beta.
     pub fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
         let (gamma, beta) = (self.get(&format!("{name}.weight"))?, self.get(&format!("{name}.bias"))?);
-        Ok(layer_norm_slow(x, gamma, beta, NORM_EPS)?)
+        Ok(layer_norm_slow(x, gamma, beta, self.norm_eps)?)
     }
 }
 
@@ -53,7 +52,7 @@ pub(super) fn encode(
     sequence: usize,
     masks: &DropoutMasks,
 ) -> Result<Tensor> {
-    let mut hidden = embed(w, batch, sequence, masks)?;
+    let mut hidden = embed(shape, w, batch, sequence, masks)?;
     for layer in 0..shape.layers {
         let at = |part: &str| format!("bert.encoder.layer.{layer}.{part}");
         let site = 1 + 3 * layer as u32;
@@ -71,7 +70,7 @@ pub(super) fn encode(
 }
 
 /// dropout(LayerNorm(word + position + segment)), [n, H].
-fn embed(w: &Weights, batch: &Batch, sequence: usize, masks: &DropoutMasks) -> Result<Tensor> {
+fn embed(shape: &Shape, w: &Weights, batch: &Batch, sequence: usize, masks: &DropoutMasks) -> Result<Tensor> {
     let rows = batch.cu_seqlens[sequence] as usize..batch.cu_seqlens[sequence + 1] as usize;
     let look_up = |table: &str, of: &[u32]| -> Result<Tensor> {
         let ids = Tensor::from_slice(&of[rows.clone()], rows.len(), &Device::Cpu)?;
@@ -79,7 +78,9 @@ fn embed(w: &Weights, batch: &Batch, sequence: usize, masks: &DropoutMasks) -> R
     };
     let word = look_up("word_embeddings", &batch.ids)?;
     let position = look_up("position_embeddings", &batch.positions)?;
-    let segment = look_up("token_type_embeddings", &batch.segments)?;
+    // a table of one row serves both texts of a pair
+    let read: Vec<u32> = batch.segments.iter().map(|&s| s.min(shape.segments as u32 - 1)).collect();
+    let segment = look_up("token_type_embeddings", &read)?;
     let sum = ((word + position)? + segment)?;
     masks.rows(&w.norm(&sum, "bert.embeddings.LayerNorm")?, sequence, 0)
 }

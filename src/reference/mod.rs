@@ -87,7 +87,7 @@ impl Reference {
             let tensor = Tensor::from_slice(values, dims.as_slice(), &Device::Cpu)?.to_dtype(dtype)?;
             vars.insert(name.clone(), Var::from_tensor(&tensor)?);
         }
-        Ok(Self { shape: shape.clone(), weights: Weights { vars, dtype } })
+        Ok(Self { shape: shape.clone(), weights: Weights { vars, dtype, norm_eps: shape.norm_eps as f32 } })
     }
 
     /// The encoder's last hidden states, [T, H]. `dropout` is (rate, seed).

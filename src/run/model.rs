@@ -10,6 +10,7 @@ use crate::model::bert::Options;
 use crate::model::checkpoint::{self, Checkpoint, Fill, HeadStart};
 use crate::model::{Bert, HeadSet, Shape};
 use crate::ranks::World;
+use crate::text::{Tokenizer, given};
 use crate::train::counted::Setup;
 use crate::train::memory::{Forecast, Needs};
 use crate::train::settings;
@@ -58,6 +59,7 @@ impl ModelSettings<'_> {
         let resumed = resumed.map(|checkpoint| checkpoint.join("model"));
         match resumed.as_ref().or(self.model.path.as_ref()) {
             Some(path) => {
+                check_tokenizer(path, samples)?;
                 let checkpoint = Checkpoint::read(path)?;
                 checkpoint.check_fits(vocab, self.max_tokens)?;
                 let forecast = forecast(&engine, &checkpoint.shape)?;
@@ -79,6 +81,19 @@ impl ModelSettings<'_> {
     }
 }
 
+/// Refuses a model whose own tokenizer gives a text other ids than the shards have. A folder without one is
+/// taken at its word, as far as its word table reaches.
+fn check_tokenizer(model: &Path, samples: &Samples) -> Result<()> {
+    if given::find(model).is_err() || Tokenizer::load(model)?.same_tokens(&samples.tokenizer) {
+        return Ok(());
+    }
+    let (model, shards) = (model.display(), samples.shards.dir().display());
+    Err(Error::config(format!(
+        "{model}: its tokenizer is not the one that {shards} was made with, so the same words have other ids: make \
+         shards with prepare --tokenizer {model}"
+    )))
+}
+
 /// The sizes of a model made from scratch.
 pub fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Shape> {
     let size = |key: &str, value: &Option<usize>| {
@@ -95,5 +110,6 @@ pub fn fresh_shape(model: &Model, vocab: usize, max_tokens: usize) -> Result<Sha
         intermediate: model.intermediate.unwrap_or(4 * hidden),
         positions: model.positions.unwrap_or(max_tokens).max(max_tokens),
         segments: 2,
+        norm_eps: Shape::NORM_EPS,
     })
 }

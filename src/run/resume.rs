@@ -16,7 +16,7 @@ use crate::model::checkpoint::{Checkpoint, Fill, HeadStart};
 use crate::ranks::{Distributed, World};
 use crate::train::state::has_master;
 use crate::train::trainer::{Progress, Trainer};
-use crate::{Error, Result};
+use crate::{Error, Result, allow_list};
 
 /// Written into the run directory when the run has ended well.
 pub const FINISHED: &str = "DONE";
@@ -331,7 +331,7 @@ pub fn load<E: Distributed>(dir: &Path, trainer: &mut Trainer<E>) -> Result<Stat
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { names.join(", ") }
+    if names.is_empty() { "none".into() } else { allow_list::list(names) }
 }
 
 /// Cuts the metrics back to the steps that the weights have seen, so that no step appears twice. A

@@ -100,7 +100,7 @@ fn check_arms(experiment: &Experiment) -> Result<()> {
     let arms = &experiment.arms;
     let first = Tokenizer::load(&arms[0].model)?;
     for arm in arms {
-        if !Tokenizer::load(&arm.model)?.same_pieces(&first) {
+        if !Tokenizer::load(&arm.model)?.same_tokens(&first) {
             return Err(Error::config(format!(
                 "experiment.arms: {:?} and {:?} have different tokenizers: compare models of one vocabulary",
                 arms[0].name, arm.name

@@ -59,6 +59,8 @@ impl<'a> StudySettings<'a> {
 pub struct Study<'a> {
     pub settings: StudySettings<'a>,
     pub collection: Arc<Collection>,
+    /// V of the tokenizer of all models.
+    pieces: usize,
     pub qrels: Qrels,
     /// Topic -> documents of `fine.negatives_run`.
     hard: Option<HashMap<String, Vec<String>>>,
@@ -139,7 +141,8 @@ impl<'a> Study<'a> {
         let inputs = fingerprint(fine, qrels_path, &collection)?;
         let read = ("what was read of topics, runs, qrels and documents".into(), format!("{inputs:08x}"));
         world.same(|| Ok(vec![read, ("the folds".into(), format!("{folds:?}"))]))?;
-        Ok(Self { settings, collection: Arc::new(collection), qrels, hard, teacher, folds, inputs })
+        let (collection, pieces) = (Arc::new(collection), tokenizer.vocab());
+        Ok(Self { settings, collection, pieces, qrels, hard, teacher, folds, inputs })
     }
 
     /// Fine-tunes `base` as `task` says and ranks the task's topics. Without training topics the
@@ -192,7 +195,7 @@ impl<'a> Study<'a> {
     ) -> Result<Bert<E>> {
         let StudySettings { data, train, fine, .. } = self.settings;
         let checkpoint = Checkpoint::read(base.path)?;
-        checkpoint.check_fits(checkpoint.shape.vocab, data.max_tokens)?;
+        checkpoint.check_fits(self.pieces, data.max_tokens)?;
         let capacity = |tokens| Capacity::of_pack(tokens, 0.0, false);
         let options = Options {
             objective: settings::ranking(fine),
@@ -216,11 +219,7 @@ impl<'a> Study<'a> {
             Needs { run, capacity: &capacity, least_tokens }.forecast(&engine)?;
         }
         let mut model = Bert::tuned(engine, &checkpoint.shape, options, &tuning)?;
-        let report = checkpoint.fill(&mut model, Fill::Head(base.head), seed)?;
-        let pooler = report.missing.iter().filter(|name| !name.starts_with("classifier"));
-        for name in pooler {
-            tracing::warn!("{}: has no {name}; drawn anew", base.path.display());
-        }
+        checkpoint.fill(&mut model, Fill::Head(base.head), seed)?.warn(base.path);
         Ok(model)
     }
 

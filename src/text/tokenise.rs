@@ -2,17 +2,19 @@
 //! and writes the files, so that what is saved here loads in transformers; the ids of plain BERT
 //! tokenizers come from the faster `wordpiece` module, all others from the crate.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde_json::json;
 
+use super::given::{self, Files};
+use super::normaliser::Flags;
 use super::special::Special;
+use super::tokenizer_keys::{self, Beside};
 use super::vocabulary::{self, WordCounts};
 use super::wordpiece::{Cache, WordPieces};
-use crate::files;
-use crate::{Error, Result};
+use crate::{Error, Result, allow_list, journal};
 
 /// The prefix of a piece that goes on a word.
 const CONTINUES: &str = "##";
@@ -27,43 +29,138 @@ pub struct Tokenizer {
     fast: Option<WordPieces>,
     special: Special,
     vocab: usize,
-    lower_case: bool,
+    /// The files that it was read from.
+    given: Files,
 }
+
+type Object = serde_json::Map<String, serde_json::Value>;
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `vocab.txt` (lower-casing unless a `tokenizer_config.json` beside it says
-    /// `"do_lower_case": false`), or a folder that holds either.
+    /// otherwise), or a folder that holds either. What stands beside it is judged by `tokenizer_keys`.
     ///
     /// # Errors
     /// `Error::Data` where nothing is there, it cannot be read, it is no WordPiece tokenizer, or one of
-    /// the five special tokens is missing.
+    /// the five special tokens is missing; `Error::Config` that names a key whose value is not followed.
     pub fn load(path: &Path) -> Result<Self> {
-        let file = find(path)?;
-        let text = files::read(&file)?;
-        if file.extension().is_some_and(|e| e == "json") {
-            let name = file.display().to_string();
-            let refused = |cause: String| Error::data(format!("{name}: not a tokenizer.json: {cause}"));
-            // The crate panics where its decoder is no whole JSON, and where a SentencePiece table is damaged.
-            let whole: serde_json::Value =
-                serde_json::from_slice(&text).map_err(|cause| refused(cause.to_string()))?;
-            if holds_type(&whole["normalizer"], "Precompiled") {
-                return Err(refused(
-                    "its normaliser is SentencePiece's, but BERT-type models use WordPiece".into(),
+        let (tokenizer, warnings) = Self::read(path)?;
+        warnings.iter().for_each(|line| journal::warn_once(line));
+        Ok(tokenizer)
+    }
+
+    /// The same, with what is in the files and has no effect, a line each.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn read(path: &Path) -> Result<(Self, Vec<String>)> {
+        let file = given::find(path)?;
+        let name = file.display().to_string();
+        let files = given::read(&file)?;
+        let config = match files.get(given::CONFIG) {
+            Some(_) => Some(allow_list::read_object(&file.with_file_name(given::CONFIG))?),
+            None => None,
+        };
+        let mut tokenizer = match (files.get(given::JSON), files.get(given::VOCABULARY)) {
+            (Some(json), _) => Self::of_json(json, &name)?,
+            (None, vocabulary) => {
+                let flags = config.as_ref().map_or(Flags::default(), Flags::of_config);
+                Self::of_vocabulary(vocabulary.map_or(&[][..], Vec::as_slice), flags, &name)?
+            }
+        };
+        let warnings = tokenizer.judge(&file, &files, config.as_ref())?;
+        tokenizer.given = files;
+        Ok((tokenizer, warnings))
+    }
+
+    fn of_json(text: &[u8], name: &str) -> Result<Self> {
+        let refused = |cause: String| Error::data(format!("{name}: not a tokenizer.json: {cause}"));
+        // The crate panics where its decoder is no whole JSON, and where a SentencePiece table is damaged.
+        let whole: serde_json::Value =
+            serde_json::from_slice(text).map_err(|cause| refused(cause.to_string()))?;
+        if holds_type(&whole["normalizer"], "Precompiled") {
+            return Err(refused("its normaliser is SentencePiece's; BERT-type models have WordPiece".into()));
+        }
+        let inner = tokenizers::Tokenizer::from_bytes(text).map_err(|cause| refused(cause.to_string()))?;
+        Self::of(inner, name)
+    }
+
+    fn of_vocabulary(text: &[u8], flags: Flags, name: &str) -> Result<Self> {
+        let text = std::str::from_utf8(text)
+            .map_err(|_| Error::data(format!("{name}: not UTF-8, so no vocabulary")))?;
+        Self::from_pieces(&lines(text), flags, name)
+    }
+
+    /// Judges what the tokenizer's files say; `file` is the one that was read. Returns the warnings.
+    fn judge(&self, file: &Path, files: &Files, config: Option<&Object>) -> Result<Vec<String>> {
+        let place = |name: &str| file.with_file_name(name);
+        let object = |name: &str| files.get(name).map(|_| allow_list::read_object(&place(name))).transpose();
+        let beside = Beside {
+            added: self.added(),
+            special: self.special,
+            flags: self.flags().filter(|_| files.contains_key(given::JSON)),
+            overrules: config.is_none_or(given::overrules),
+            one_segment: one_segment(&place("config.json")),
+        };
+        let mut warnings = Vec::new();
+        if files.contains_key(given::JSON) {
+            warnings.extend(tokenizer_keys::check_json(file, &allow_list::read_object(file)?, &beside)?);
+        }
+        let tables = &[tokenizer_keys::CONFIG];
+        if let Some(config) = config {
+            let path = place(given::CONFIG);
+            warnings.extend(allow_list::check(tables, &path, config, &beside)?);
+            let unnamed =
+                beside.flags.filter(|flags| beside.overrules && !flags.same(&Flags::of_config(config)));
+            if unnamed.is_some() {
+                warnings.push(format!(
+                    "{}: does not name the normaliser of tokenizer.json, so transformers uses another; here \
+                     tokenizer.json counts, and what is written names it",
+                    path.display()
                 ));
             }
-            let inner =
-                tokenizers::Tokenizer::from_bytes(&text).map_err(|cause| refused(cause.to_string()))?;
-            return Self::of(inner, &name);
         }
-        let text = String::from_utf8(text)
-            .map_err(|_| Error::data(format!("{}: not UTF-8, so no vocabulary", file.display())))?;
-        let pieces: Vec<String> = text
-            .strip_prefix('\u{feff}')
-            .unwrap_or(&text)
-            .lines()
-            .map(|line| line.trim_end().to_owned())
-            .collect();
-        Self::from_pieces(&pieces, lower_case_beside(&file), &file.display().to_string())
+        if let Some(map) = object(given::SPECIAL)? {
+            warnings.extend(allow_list::check(tables, &place(given::SPECIAL), &map, &beside)?);
+        }
+        if let Some(added) = object(given::ADDED)? {
+            tokenizer_keys::check_added(&place(given::ADDED), &added, &beside)?;
+        }
+        warnings.extend(self.other_vocabulary(files, &place(given::VOCABULARY)));
+        Ok(warnings)
+    }
+
+    /// Warns of a `vocab.txt` that numbers pieces in another way than the `tokenizer.json` beside it.
+    fn other_vocabulary(&self, files: &Files, path: &Path) -> Option<String> {
+        let (Some(_), Some(vocabulary)) = (files.get(given::JSON), files.get(given::VOCABULARY)) else {
+            return None;
+        };
+        let pieces = lines(&String::from_utf8_lossy(vocabulary));
+        let known = |(id, piece): &(usize, String)| {
+            self.inner.id_to_token(*id as u32).is_none_or(|own| own.trim_end() == piece)
+        };
+        let (id, _) = pieces.into_iter().enumerate().find(|piece| !known(piece))?;
+        Some(format!(
+            "{}: line {} is not the piece of that id in tokenizer.json, which counts",
+            path.display(),
+            id + 1
+        ))
+    }
+
+    /// Tokens that a text may spell out, with their ids and settings.
+    fn added(&self) -> BTreeMap<String, (u32, [bool; 3])> {
+        let added = self.inner.get_added_tokens_decoder();
+        let entry = |(id, token): (u32, tokenizers::AddedToken)| {
+            (token.content, (id, [token.single_word, token.lstrip, token.rstrip]))
+        };
+        added.into_iter().map(entry).collect()
+    }
+
+    /// The settings of BERT's normaliser; `None` where the tokenizer has another.
+    fn flags(&self) -> Option<Flags> {
+        match self.inner.get_normalizer() {
+            Some(tokenizers::NormalizerWrapper::BertNormalizer(bert)) => Some(bert.into()),
+            _ => None,
+        }
     }
 
     /// Trains a lower-casing BERT WordPiece vocabulary of at most `vocab` pieces; the same texts in the
@@ -81,10 +178,10 @@ impl Tokenizer {
 
     /// As `train`, from words that are counted already.
     pub(crate) fn of_words(words: WordCounts, vocab: usize) -> Result<Self> {
-        Self::from_pieces(&words.pieces(vocab)?, true, "the trained vocabulary")
+        Self::from_pieces(&words.pieces(vocab)?, Flags::default(), "the trained vocabulary")
     }
 
-    fn from_pieces(pieces: &[String], lower_case: bool, source: &str) -> Result<Self> {
+    fn from_pieces(pieces: &[String], flags: Flags, source: &str) -> Result<Self> {
         let mut ids: HashMap<&str, usize> = HashMap::with_capacity(pieces.len());
         for (id, piece) in pieces.iter().enumerate() {
             if let Some(before) = ids.insert(piece, id) {
@@ -96,7 +193,7 @@ impl Tokenizer {
             }
         }
         let special = special_of(source, |token| ids.get(token).map(|&id| id as u32))?;
-        let text = bert_json(&ids, special, lower_case).to_string();
+        let text = bert_json(&ids, special, flags).to_string();
         let inner = tokenizers::Tokenizer::from_bytes(text.as_bytes())
             .map_err(|cause| Error::data(format!("{source}: cannot be used as a tokenizer: {cause}")))?;
         Self::of(inner, source)
@@ -122,22 +219,37 @@ impl Tokenizer {
                 vocab - 1
             )));
         }
-        let lower_case = match inner.get_normalizer() {
-            Some(tokenizers::NormalizerWrapper::BertNormalizer(bert)) => bert.lowercase,
-            _ => false,
-        };
         let fast = WordPieces::of(&inner);
-        Ok(Self { inner, fast, special, vocab, lower_case })
+        Ok(Self { inner, fast, special, vocab, given: Files::new() })
     }
 
-    /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as transformers reads them.
+    /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as transformers reads them, and
+    /// what else was given; files that were given as they were. Returns their names.
     ///
     /// # Errors
     /// `Error::Data` where a file cannot be written.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        let text = self.inner.to_string(true).map_err(|cause| {
-            Error::data(format!("{}: tokenizer cannot be written: {cause}", dir.display()))
-        })?;
+    pub fn save(&self, dir: &Path) -> Result<Vec<&'static str>> {
+        let mut files = self.given.clone();
+        if files.contains_key(given::JSON) {
+            given::complete(&mut files, self.flags())?;
+        } else {
+            let text = self.inner.to_string(true).map_err(|cause| {
+                Error::data(format!("{}: tokenizer cannot be written: {cause}", dir.display()))
+            })?;
+            files.insert(given::JSON, text.into_bytes());
+        }
+        files.entry(given::VOCABULARY).or_insert_with(|| (self.all_pieces().join("\n") + "\n").into_bytes());
+        let plain = self.flags().filter(|_| self.fast.is_some());
+        files.entry(given::CONFIG).or_insert_with(|| given::pretty(given::generated(plain)));
+        for (name, content) in &files {
+            let path = dir.join(name);
+            std::fs::write(&path, content).map_err(|cause| Error::io("written", &path, cause))?;
+        }
+        Ok(given::NAMES.into_iter().filter(|name| files.contains_key(name)).collect())
+    }
+
+    /// The text of each id, [V]; ids without a piece get a name.
+    fn all_pieces(&self) -> Vec<String> {
         let mut pieces = vec![String::new(); self.vocab];
         for (piece, id) in self.inner.get_vocab(true) {
             pieces[id as usize] = piece;
@@ -145,25 +257,7 @@ impl Tokenizer {
         for (id, piece) in pieces.iter_mut().enumerate().filter(|(_, piece)| piece.is_empty()) {
             *piece = format!("[unused-id-{id}]");
         }
-        let config = json!({
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self.lower_case,
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
-            "model_max_length": 512,
-        });
-        for (name, content) in [
-            ("tokenizer.json", text),
-            ("vocab.txt", pieces.join("\n") + "\n"),
-            ("tokenizer_config.json", format!("{config:#}\n")),
-        ] {
-            let path = dir.join(name);
-            std::fs::write(&path, content).map_err(|cause| Error::io("written", &path, cause))?;
-        }
-        Ok(())
+        pieces
     }
 
     /// The pieces of each text, without special tokens around them, cut to `at_most`; on all threads.
@@ -221,9 +315,30 @@ impl Tokenizer {
         continues
     }
 
-    /// Whether both give every piece the same id. (Their files may differ in layout.)
-    pub fn same_pieces(&self, other: &Self) -> bool {
-        self.inner.get_vocab(true) == other.inner.get_vocab(true)
+    /// Whether both give every text the same ids. (Their files may differ in layout.)
+    pub fn same_tokens(&self, other: &Self) -> bool {
+        let parts = |tokenizer: &Self| {
+            let inner = &tokenizer.inner;
+            // an accent setting that is left to lower-casing is the same as one that says so
+            let normalizer = match tokenizer.flags() {
+                Some(flags) => json!([flags.lowercase, flags.strips(), flags.chinese, tokenizer.cleans()]),
+                None => json!(inner.get_normalizer()),
+            };
+            let longest = match inner.get_model() {
+                tokenizers::ModelWrapper::WordPiece(model) => model.max_input_chars_per_word,
+                _ => 0,
+            };
+            (normalizer, json!(inner.get_pre_tokenizer()), tokenizer.added(), longest)
+        };
+        self.inner.get_vocab(true) == other.inner.get_vocab(true) && parts(self) == parts(other)
+    }
+
+    /// Whether BERT's normaliser removes control characters.
+    fn cleans(&self) -> bool {
+        matches!(
+            self.inner.get_normalizer(),
+            Some(tokenizers::NormalizerWrapper::BertNormalizer(bert)) if bert.clean_text
+        )
     }
 
     /// The text of a piece, `None` for an id without one.
@@ -280,22 +395,15 @@ fn holds_type(part: &serde_json::Value, wanted: &str) -> bool {
     }
 }
 
-/// The file that holds the tokenizer at `path`.
-pub(crate) fn find(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
-        return Ok(path.to_owned());
-    }
-    ["tokenizer.json", "vocab.txt"]
-        .iter()
-        .map(|name| path.join(name))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Error::data(format!("{}: holds neither tokenizer.json nor vocab.txt", path.display())))
+/// The pieces of a vocabulary, one a line.
+fn lines(text: &str) -> Vec<String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    text.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
-fn lower_case_beside(vocabulary: &Path) -> bool {
-    let config = std::fs::read(vocabulary.with_file_name("tokenizer_config.json")).unwrap_or_default();
-    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    config.get("do_lower_case").and_then(serde_json::Value::as_bool).unwrap_or(true)
+/// Whether the model whose config this is has one segment.
+fn one_segment(config: &Path) -> bool {
+    allow_list::read_object(config).is_ok_and(|config| config.get("type_vocab_size") == Some(&json!(1)))
 }
 
 fn special_of(source: &str, id: impl Fn(&str) -> Option<u32>) -> Result<Special> {
@@ -317,7 +425,7 @@ fn special_of(source: &str, id: impl Fn(&str) -> Option<u32>) -> Result<Special>
 }
 
 /// What a BERT checkpoint's `tokenizer.json` holds.
-fn bert_json(ids: &HashMap<&str, usize>, special: Special, lower_case: bool) -> serde_json::Value {
+fn bert_json(ids: &HashMap<&str, usize>, special: Special, flags: Flags) -> serde_json::Value {
     let added: Vec<serde_json::Value> = {
         let mut tokens: Vec<(u32, &str)> = [special.pad, special.unk, special.cls, special.sep, special.mask]
             .into_iter()
@@ -335,8 +443,8 @@ fn bert_json(ids: &HashMap<&str, usize>, special: Special, lower_case: bool) -> 
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-                       "strip_accents": null, "lowercase": lower_case},
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": flags.chinese,
+                       "strip_accents": flags.strip_accents, "lowercase": flags.lowercase},
         "pre_tokenizer": {"type": "BertPreTokenizer"},
         "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", special.sep], "cls": ["[CLS]", special.cls]},
         "decoder": {"type": "WordPiece", "prefix": CONTINUES, "cleanup": true},

@@ -245,6 +245,7 @@ mod tests {
             intermediate: 3072,
             positions: 512,
             segments: 2,
+            norm_eps: Shape::NORM_EPS,
         };
         let layout = Layout::new(&shape, HeadSet::PRETRAINING).unwrap();
         let options = Options {

@@ -170,11 +170,17 @@ fn residual_case<R: Real, E: Engine<Real = R>>(cpu: &E, h: usize, pack: &Pack, d
 const VOCAB: usize = 50;
 const POSITIONS: usize = 256;
 
-fn embed_at(h: usize) -> EmbedAt {
+fn embed_at(h: usize, segments: usize) -> EmbedAt {
     let word = 2 * h;
     let position = word + VOCAB * h;
     let norm = NormAt { gamma: 0, beta: h, hidden: h, eps: 1e-12 };
-    EmbedAt { word, position, segment: position + POSITIONS * h, norm, vocab: VOCAB }
+    let segment = position + POSITIONS * h;
+    EmbedAt { word, position, segment, norm, vocab: VOCAB, positions: POSITIONS, segments }
+}
+
+/// Place of the row of the segment table that a token reads.
+fn segment_row(pack: &Pack, at: EmbedAt, row: usize) -> usize {
+    at.segment + if at.segments == 1 { 0 } else { pack.segments[row] as usize * at.norm.hidden }
 }
 
 fn embed_sum<F: Num>(pack: &Pack, weights: &[f32], at: EmbedAt) -> Vec<F> {
@@ -184,7 +190,7 @@ fn embed_sum<F: Num>(pack: &Pack, weights: &[f32], at: EmbedAt) -> Vec<F> {
             let (row, c) = (i / h, i % h);
             w[at.word + pack.ids[row] as usize * h + c]
                 + w[at.position + pack.positions[row] as usize * h + c]
-                + w[at.segment + pack.segments[row] as usize * h + c]
+                + w[segment_row(pack, at, row) + c]
         })
         .collect()
 }
@@ -207,7 +213,7 @@ fn embed_gradients<F: Num>(
         let (row, c) = (i / h, i % h);
         grads[at.word + pack.ids[row] as usize * h + c] += d;
         grads[at.position + pack.positions[row] as usize * h + c] += d;
-        grads[at.segment + pack.segments[row] as usize * h + c] += d;
+        grads[segment_row(pack, at, row) + c] += d;
     }
     grads
 }
@@ -220,8 +226,8 @@ fn embedding() {
 fn embed_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
     for h in WIDTHS {
         for pack in packs(VOCAB as u32) {
-            for drop in [Dropout::OFF, Dropout::new(0.1, 3, 0)] {
-                one_embed_case(cpu, &pack, embed_at(h), drop);
+            for (drop, segments) in [(Dropout::OFF, 2), (Dropout::new(0.1, 3, 0), 2), (Dropout::OFF, 1)] {
+                one_embed_case(cpu, &pack, embed_at(h, segments), drop);
             }
         }
     }
@@ -229,9 +235,9 @@ fn embed_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
 
 fn one_embed_case<R: Real, E: Engine<Real = R>>(cpu: &E, pack: &Pack, at: EmbedAt, drop: Dropout) {
     let (t, h) = (pack.tokens(), at.norm.hidden);
-    let what = format!("embed {} {:?} {h} {drop:?}", R::NAME, pack.lengths);
+    let what = format!("embed {} {:?} {h} {drop:?} {}", R::NAME, pack.lengths, at.segments);
     let batch = &pack.device(cpu);
-    let values = held::<R>(&random(at.segment + 2 * h, 21));
+    let values = held::<R>(&random(at.segment + at.segments * h, 21));
     let weights = &poisoned(cpu, &values);
     let (sum, row_stats) = (&mut unwritten(cpu, t * h), &mut unwritten(cpu, 2 * t));
     let out = &mut unwritten(cpu, t * h);
@@ -260,17 +266,31 @@ fn one_embed_case<R: Real, E: Engine<Real = R>>(cpu: &E, pack: &Pack, at: EmbedA
 }
 
 #[test]
-fn ids_outside_their_table_are_errors() {
+fn what_is_outside_its_table_is_an_error() {
     let cpu = Cpu::new();
-    let mut pack = Pack::new(&[5], VOCAB as u32);
+    let whole = Pack::new(&[5], VOCAB as u32);
+    let refused = |pack: &Pack, segments: usize, says: &str| {
+        let at = embed_at(8, segments);
+        let (batch, drop) = (&pack.device(&cpu), Dropout::OFF);
+        let weights = &cpu.zeros(at.segment + 16).unwrap();
+        let (sum, row_stats) = (&mut cpu.zeros(40).unwrap(), &mut cpu.zeros(10).unwrap());
+        let (out, grads) = (&mut cpu.zeros(40).unwrap(), &mut cpu.zeros(at.segment + 16).unwrap());
+        let error = cpu.run(op::Embed { batch, weights, at, drop, sum, row_stats, out }).unwrap_err();
+        assert!(error.to_string().contains(says), "{error}");
+        let dout = out;
+        let back = op::EmbedBackward { batch, weights, at, drop, sum, row_stats, dout, grads };
+        assert!(cpu.run(back).unwrap_err().to_string().contains(says), "{says}: backward");
+    };
+    let mut pack = whole.clone();
     pack.ids[2] = VOCAB as u32;
-    let at = embed_at(8);
-    let (batch, drop) = (&pack.device(&cpu), Dropout::OFF);
-    let weights = &cpu.zeros(at.segment + 16).unwrap();
-    let (sum, row_stats) = (&mut cpu.zeros(40).unwrap(), &mut cpu.zeros(10).unwrap());
-    let out = &mut cpu.zeros(40).unwrap();
-    let error = cpu.run(op::Embed { batch, weights, at, drop, sum, row_stats, out }).unwrap_err();
-    assert!(error.to_string().contains("token id 50"), "{error}");
+    refused(&pack, 2, "token id 50 is outside its table of 50 rows");
+    let mut pack = whole.clone();
+    pack.positions[4] = POSITIONS as u32; // the first row of the next table
+    refused(&pack, 2, "position 256 is outside its table of 256 rows");
+    let mut pack = whole;
+    pack.segments[4] = 2;
+    refused(&pack, 2, "segment 2 is outside");
+    refused(&pack, 1, "segment 2 is outside");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! the other.
 
 /// A room and those that it may use, which all stand further up: rooms have floors.
-pub const ROOMS: [(&str, &[&str]); 27] = [
+pub const ROOMS: [(&str, &[&str]); 28] = [
     // What everyone may use.
     ("error", &[]),
     ("random", &[]),
@@ -11,9 +11,11 @@ pub const ROOMS: [(&str, &[&str]); 27] = [
     ("terminal", &["error"]),
     ("files", &["error"]),
     ("journal", &["error", "files", "terminal"]),
+    // What may be in files of other programs.
+    ("allow_list", &["error", "files"]),
     // Subjects of their own, which know nothing of each other: what a token is, what judges a ranking, what a
     // device computes, how processes agree.
-    ("text", &["error", "files"]),
+    ("text", &["allow_list", "error", "files", "journal"]),
     ("ir", &["error", "files", "random"]),
     ("engine", &["error", "files", "random"]),
     ("ranks", &["engine", "error", "journal", "threads"]),
@@ -23,14 +25,40 @@ pub const ROOMS: [(&str, &[&str]); 27] = [
     ("corpus", &["config", "error", "files", "ir", "random", "terminal", "text", "threads"]),
     ("data", &["config", "corpus", "engine", "error", "ir", "random", "text", "threads"]),
     // The model, what it is compared with, and how it learns.
-    ("model", &["config", "data", "engine", "error", "files", "random", "terminal"]),
+    // A model's folder holds its tokenizer, which is copied with it.
+    (
+        "model",
+        &[
+            "allow_list",
+            "config",
+            "data",
+            "engine",
+            "error",
+            "files",
+            "journal",
+            "random",
+            "terminal",
+            "text",
+        ],
+    ),
     ("reference", &["data", "engine", "error", "model", "random"]),
     ("train", &["config", "data", "engine", "error", "model", "ranks", "reference", "terminal"]),
     (
         "run",
         &[
-            "config", "corpus", "data", "engine", "error", "files", "journal", "model", "ranks", "terminal",
-            "text", "train",
+            "allow_list",
+            "config",
+            "corpus",
+            "data",
+            "engine",
+            "error",
+            "files",
+            "journal",
+            "model",
+            "ranks",
+            "terminal",
+            "text",
+            "train",
         ],
     ),
     // What draws.

@@ -27,7 +27,7 @@ use super::shard::manifest::{self, MANIFEST, Manifest, fingerprint, read_manifes
 use super::shard::write::{check_free, tidy};
 use crate::config::PART_TOKENS;
 use crate::files::Target;
-use crate::text::tokenise;
+use crate::text::given;
 use crate::{Error, Result, files};
 
 /// What `prepare` is told.
@@ -143,7 +143,9 @@ pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<manifest::Source>>
         paths.extend(source.files()?);
         paths.extend(source.lookup.clone());
     }
-    paths.extend(options.tokenizer.as_deref().map(tokenise::find).transpose()?);
+    if let Some(tokenizer) = &options.tokenizer {
+        paths.extend(given::paths(&given::find(tokenizer)?).into_iter().map(|(_, path)| path));
+    }
     paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
     paths.iter().map(|path| manifest::Source::of(path)).collect()
 }

@@ -336,9 +336,8 @@ fn lock(root: &Path) -> Result<Held> {
 }
 
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> {
-    tokenizer.save(dir)?;
     let mut files = Vec::new();
-    for name in ["tokenizer.json", "vocab.txt", "tokenizer_config.json"] {
+    for name in tokenizer.save(dir)? {
         let path = dir.join(name);
         files::sync(&path)?;
         let bytes = std::fs::metadata(&path).map_err(|cause| Error::io("read", &path, cause))?.len();

@@ -68,7 +68,7 @@ impl Arena {
         let pool_bias = place(h);
         let pair = HeadAt { pool_bias, w: place(2 * h), b: place(2), hidden: h };
         let rank = HeadAt { pool_bias, w: place(h), b: place(1), hidden: h };
-        let embed = EmbedAt { word, position, segment, norm, vocab: v };
+        let embed = EmbedAt { word, position, segment, norm, vocab: v, positions, segments: 2 };
         Self { embed, up, norm, bias, qkv_bias, mlm_bias, pair, rank, len }
     }
 }

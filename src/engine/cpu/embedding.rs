@@ -11,21 +11,19 @@ use crate::Result;
 use crate::engine::op::{self, EmbedAt};
 use crate::engine::{DeviceBatch, Real};
 use pulp::Arch;
+use std::borrow::Cow;
 use std::sync::PoisonError;
 
 /// Sorted rows of one task of a table's gradient.
 const TASK: usize = 256;
 
 /// The rows of the three tables that a pack takes, each inside its table.
-#[derive(Clone, Copy)]
 struct Indices<'a> {
     /// [T]
     ids: &'a [u32],
     /// [T]
-    segments: &'a [u32],
+    segments: Cow<'a, [u32]>,
     keys: Keys<'a>,
-    /// Rows of the position table, as far as they are looked up.
-    positions: usize,
 }
 
 impl<'a> Indices<'a> {
@@ -34,19 +32,20 @@ impl<'a> Indices<'a> {
         let ids = part("ids", &batch.ids, 0, batch.tokens)?;
         let segments = part("segments", &batch.segments, 0, batch.tokens)?;
         check_below("token id", ids, at.vocab)?;
-        check_below("segment", segments, 2)?;
-        let positions = keys.positions.iter().max().map_or(0, |&p| p as usize + 1);
-        Ok(Self { ids, segments, keys, positions })
+        check_below("position", keys.positions, at.positions)?;
+        check_below("segment", segments, 2)?; // also where one row serves both
+        let segments = if at.segments == 1 { vec![0; batch.tokens].into() } else { segments.into() };
+        Ok(Self { ids, segments, keys })
     }
 }
 
 /// The moments are those of `sum` as it is kept.
 pub(super) fn embed<R: Operand>(cpu: &Cpu<R>, op: &mut op::Embed<'_, Cpu<R>>) -> Result<()> {
     let (t, h, at, drop) = (op.batch.tokens, op.at.norm.hidden, op.at, op.drop);
-    let Indices { ids, segments, keys, positions } = Indices::of(op.batch, at)?;
+    let Indices { ids, segments, keys } = Indices::of(op.batch, at)?;
     let word = part("word table", op.weights, at.word, at.vocab * h)?;
-    let position = part("position table", op.weights, at.position, positions * h)?;
-    let segment = part("segment table", op.weights, at.segment, 2 * h)?;
+    let position = part("position table", op.weights, at.position, at.positions * h)?;
+    let segment = part("segment table", op.weights, at.segment, at.segments * h)?;
     let (arch, pool, affine) = (cpu.machine.arch, &*cpu.pool, &Affine::of(op.weights, at.norm)?);
     let sum = Out(part_mut("embed sum", op.sum, 0, t * h)?, h);
     let stats = Out(part_mut("embed row_stats", op.row_stats, 0, 2 * t)?, 2);
@@ -87,15 +86,15 @@ pub(super) fn embed_backward<R: Operand>(cpu: &Cpu<R>, op: &mut op::EmbedBackwar
     let indices = Indices::of(op.batch, at)?;
     norm_backward(cpu, op, indices.keys)?;
     let dout = part("embed dout", op.dout, 0, t * h)?;
-    let Indices { ids, segments, keys, positions } = indices;
+    let Indices { ids, segments, keys } = indices;
     let mut sorted = cpu.sorted.lock().unwrap_or_else(PoisonError::into_inner);
     let arch = cpu.machine.arch;
     let word = part_mut("word gradient", op.grads, at.word, at.vocab * h)?;
     add_rows(arch, ids, (dout, h), &mut sorted, word);
-    let position = part_mut("position gradient", op.grads, at.position, positions * h)?;
+    let position = part_mut("position gradient", op.grads, at.position, at.positions * h)?;
     add_rows(arch, keys.positions, (dout, h), &mut sorted, position);
-    let segment = part_mut("segment gradient", op.grads, at.segment, 2 * h)?;
-    add_rows(arch, segments, (dout, h), &mut sorted, segment);
+    let segment = part_mut("segment gradient", op.grads, at.segment, at.segments * h)?;
+    add_rows(arch, &segments, (dout, h), &mut sorted, segment);
     Ok(())
 }
 

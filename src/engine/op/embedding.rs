@@ -3,14 +3,19 @@
 use super::{Cost, Dropout, FULL, Grads, NormAt, Operation, Written, bytes_of, elements};
 use crate::engine::{Device, DeviceBatch, Floats, Reals};
 
-/// The embedding tables' place in a parameter arena: word [V, H], position [P, H], segment [2, H].
+/// The embedding tables' place in a parameter arena: word [V, H], position [P, H], segment [G, H].
 #[derive(Clone, Copy, Debug)]
 pub struct EmbedAt {
     pub word: usize,
     pub position: usize,
     pub segment: usize,
     pub norm: NormAt,
+    /// V
     pub vocab: usize,
+    /// P
+    pub positions: usize,
+    /// G: 2, or 1 where every token reads row 0 whatever its segment.
+    pub segments: usize,
 }
 
 /// sum = word[id] + position[pos] + segment[seg]; out = dropout(LayerNorm(sum)).

@@ -41,8 +41,9 @@ impl<G: Gpu> Launches<G> for Embed<'_, G> {
             G::span("segments", &batch.segments, 0..t)?,
             G::span("row_sample", &batch.row_sample, 0..t)?,
             G::span("word table", self.weights, at.word..at.word + at.vocab * h)?,
-            G::span("position table", self.weights, at.position..at.position + h)?,
-            G::span("segment table", self.weights, at.segment..at.segment + 2 * h)?,
+            G::span("position table", self.weights, at.position..at.position + at.positions * h)?,
+            G::span("segment table", self.weights, at.segment..at.segment + at.segments * h)?,
+            Arg::U32(if at.segments == 1 { 0 } else { h as u32 }),
             gamma,
             beta,
             G::rows("embed sum", self.sum, t, h)?,
@@ -127,11 +128,16 @@ fn place_gradients<G: Gpu>(
         G::span("cu_seqlens", &batch.cu_seqlens, 0..batch.sequences + 1)?,
         G::span("segments", &batch.segments, 0..batch.tokens)?,
         G::span("d", d, 0..0)?,
-        G::gradient("position gradient", grads, at.position, h)?,
+        G::gradient("position gradient", grads, at.position, at.positions * h)?,
         partials,
         Arg::U32(h as u32),
     ];
     let grid = (blocks, h.div_ceil(32 * vector::<G>()) as u32, 1);
     gpu.launch("embed_places", grid, BLOCK, &args)?;
-    Partials { at: partials, blocks, width: h }.add(gpu, &[at.segment, at.segment + h], grads)
+    let sums = Partials { at: partials, blocks, width: h };
+    match at.segments {
+        // both segments' sums belong to the one row: twice as many blocks of it
+        1 => Partials { blocks: 2 * blocks, ..sums }.add(gpu, &[at.segment], grads),
+        _ => sums.add(gpu, &[at.segment, at.segment + h], grads),
+    }
 }
