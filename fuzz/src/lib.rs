@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 
 use ctune_dist::config::Config;
 use ctune_dist::corpus::read::documents::{ReadOptions, read_rows};
-use ctune_dist::corpus::shard::write::{About, ShardWriter};
+use ctune_dist::corpus::shard::write::{Provenance, ShardWriter};
 use ctune_dist::corpus::shard::{MANIFEST, MANIFEST_CRC};
 use ctune_dist::corpus::{Format, Manifest, Role, Shards, Source};
 use ctune_dist::ir::folds::{read_folds, write_folds};
@@ -236,7 +236,7 @@ fn made() -> &'static Mutex<Made> {
         writer.document("D2", &[8]).unwrap();
         writer.query("q1", &[9, 10]).unwrap();
         writer.click(0, 1);
-        writer.finish(&tokenizer, About::default()).unwrap();
+        writer.finish(&tokenizer, Provenance::default()).unwrap();
         let files = std::fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().path());
         let files = files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect();
         Mutex::new(Made { folder, files })

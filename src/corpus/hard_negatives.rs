@@ -20,10 +20,9 @@ use super::ids::Ids;
 use super::ordered;
 use super::progress::Progress;
 use super::read::blocks::{Block, Blocks, Cut};
-use super::shard::Shards;
 use super::shard::binary::BinaryWriter;
-use super::shard::manifest::{FileEntry, Source};
 use super::shard::mapped::Mapped;
+use super::shard::{FileEntry, Shards, SourceFile};
 use crate::files;
 use crate::{Error, Result};
 
@@ -33,12 +32,21 @@ const STARTS: &str = "starts.bin";
 
 /// What lists are made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Plan {
+struct Recipe {
     /// Fingerprints of the shards and of the run.
     shards: String,
     run: String,
     /// First and last rank that is taken, from 1.
     depth: [u32; 2],
+}
+
+impl Recipe {
+    /// The text whose checksum names the folder. It begins as the first version had it, so that lists made by
+    /// that are found again.
+    fn text(&self) -> String {
+        let Self { shards, run, depth } = self;
+        format!("Plan {{ shards: {shards:?}, run: {run:?}, depth: {depth:?} }}")
+    }
 }
 
 /// What became of the rows of a run.
@@ -59,7 +67,8 @@ pub struct HardCounts {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct About {
-    plan: Plan,
+    #[serde(rename = "plan")]
+    recipe: Recipe,
     counts: HardCounts,
     files: Vec<FileEntry>,
 }
@@ -85,29 +94,29 @@ impl HardNegatives {
     /// `Error::Data` where the run cannot be read or parsed, a topic stands in two places of it, it has no query
     /// of the log, or the shard directory cannot be written.
     pub fn open(shards: &Shards, run: &Path, depth: [u32; 2]) -> Result<Self> {
-        let plan = Plan { shards: shards.fingerprint(), run: Source::of(run)?.fingerprint, depth };
-        let text = format!("{plan:?}");
+        let recipe = Recipe { shards: shards.fingerprint(), run: SourceFile::of(run)?.fingerprint, depth };
+        let text = recipe.text();
         let dir = shards.dir().join(format!("negatives-{:08x}", crc32fast::hash(text.as_bytes())));
-        if let Ok(found) = Self::read(&dir, &plan, shards.queries()) {
+        if let Ok(found) = Self::read(&dir, &recipe, shards.queries()) {
             return Ok(found);
         }
         // Unlike a fixed name, a process's own lets several make the same lists at a time.
         let new = dir.with_extension(format!("part-{}", std::process::id()));
-        let made = build(shards, run, &plan, &new).and_then(|()| publish(&new, &dir));
+        let made = build(shards, run, &recipe, &new).and_then(|()| publish(&new, &dir));
         if made.is_err() {
             // Best effort: the error says more than what is left.
             let _ = std::fs::remove_dir_all(&new);
         }
         made?;
-        Self::read(&dir, &plan, shards.queries())
+        Self::read(&dir, &recipe, shards.queries())
     }
 
-    fn read(dir: &Path, plan: &Plan, queries: u32) -> Result<Self> {
+    fn read(dir: &Path, recipe: &Recipe, queries: u32) -> Result<Self> {
         let path = dir.join(ABOUT);
         let wrong = |what: &str| Error::data(format!("{}: {what}", path.display()));
         let text = files::read(&path)?;
         let about: About = serde_json::from_slice(&text).map_err(|cause| wrong(&cause.to_string()))?;
-        if about.plan != *plan {
+        if about.recipe != *recipe {
             return Err(wrong("made from something else"));
         }
         let lists = Mapped::open(dir, LISTS, 4, &about.files)?;
@@ -175,13 +184,13 @@ struct Parsed {
     fault: Option<(u64, String)>,
 }
 
-fn build(shards: &Shards, run: &Path, plan: &Plan, new: &Path) -> Result<()> {
+fn build(shards: &Shards, run: &Path, recipe: &Recipe, new: &Path) -> Result<()> {
     std::fs::create_dir_all(new).map_err(|cause| Error::io("made", new, cause))?;
     let names = Names::of(shards)?;
     let mut progress =
         Progress::new("reading hard negatives", std::fs::metadata(run).map_or(0, |about| about.len()));
     let done = progress.done.clone();
-    let mut builder = Builder::new(shards, run, plan.depth, new)?;
+    let mut builder = Builder::new(shards, run, recipe.depth, new)?;
     let mut line = 0;
     let mut blocks = Blocks::open(run, Cut::Line, 0, done)?;
     ordered::run(
@@ -212,7 +221,7 @@ fn build(shards: &Shards, run: &Path, plan: &Plan, new: &Path) -> Result<()> {
         )));
     }
     let (counts, files) = builder.finish(new)?;
-    let about = About { plan: plan.clone(), counts, files };
+    let about = About { recipe: recipe.clone(), counts, files };
     let text = serde_json::to_vec_pretty(&about)
         .map_err(|cause| Error::data(format!("{ABOUT} cannot be made: {cause}")))?;
     files::write(&new.join(ABOUT), &text)?;

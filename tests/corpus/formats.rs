@@ -244,13 +244,13 @@ fn folders_are_read_by_name_and_what_is_no_document_is_told() {
     put(&folder, "disk/b/FB1.z", compress(ARTICLES.as_bytes(), 16, usize::MAX));
     put(&folder, "disk/a/la01", ARTICLES.replace("FBIS3-1", "LA-1").replace("LA-2", "LA-3"));
     put(&folder, "disk/a/.hidden", "x");
-    put(&folder, "disk/readme", "About this disk\n");
+    put(&folder, "disk/readme", "Provenance this disk\n");
     let (all, _) = rows_of(&[Source::documents(folder.path().join("disk"))]).unwrap();
     assert_eq!(
         all.iter().map(|row| row[0].as_str()).collect::<Vec<_>>(),
         ["LA-1", "LA-3", "FBIS3-1", "LA-2"]
     );
-    put(&folder, "empty/readme", "About this disk\n");
+    put(&folder, "empty/readme", "Provenance this disk\n");
     assert!(
         message(rows_of(&[Source::documents(folder.path().join("empty"))])).contains("no file of documents")
     );

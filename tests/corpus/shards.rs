@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ctune_dist::corpus::shard::write::{About, ShardWriter};
+use ctune_dist::corpus::shard::write::{Provenance, ShardWriter};
 use ctune_dist::corpus::{Manifest, Shards, Tokens};
 
 use super::{message, small_tokenizer};
@@ -27,7 +27,7 @@ fn write(target: &Path, texts_a_part: usize) -> Manifest {
     for (query, document) in [(0, 2), (1, 0), (0, 0), (0, 2)] {
         writer.click(query, document);
     }
-    writer.finish(&tokenizer, About { max_tokens: 64, ..About::default() }).unwrap()
+    writer.finish(&tokenizer, Provenance { max_tokens: 64, ..Provenance::default() }).unwrap()
 }
 
 fn made() -> (tempfile::TempDir, PathBuf) {
@@ -91,7 +91,7 @@ fn a_large_vocabulary_takes_four_bytes() {
     writer.document("d", &[70_004, 5]).unwrap();
     writer.query("q", &[6]).unwrap();
     writer.click(0, 0);
-    writer.finish(&tokenizer, About::default()).unwrap();
+    writer.finish(&tokenizer, Provenance::default()).unwrap();
     let shards = Shards::open(&target).unwrap();
     assert_eq!(shards.document(0), Tokens::U32(&[70_004, 5]));
     shards.verify().unwrap();
@@ -129,7 +129,7 @@ fn wrong_numbers_are_refused_when_written() {
     writer.document("d", &[5]).unwrap();
     writer.query("q", &[5]).unwrap();
     writer.click(0, 1);
-    assert!(message(writer.finish(&tokenizer, About::default())).contains("document 1"));
+    assert!(message(writer.finish(&tokenizer, Provenance::default())).contains("document 1"));
     assert_eq!(names(folder.path()), Vec::<String>::new());
 }
 

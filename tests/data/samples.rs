@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ctune_dist::Error;
 use ctune_dist::corpus::Shards;
-use ctune_dist::corpus::shard::write::{About, ShardWriter};
+use ctune_dist::corpus::shard::write::{Provenance, ShardWriter};
 use ctune_dist::data::order::Permutation;
 use ctune_dist::data::{
     Batch, ClickLog, ClickOptions, ClickSource, Cursor, DocumentSource, Loader, Negatives, PairUse,
@@ -224,7 +224,7 @@ fn shards_give_the_samples_of_the_log_they_hold() {
     for &(query, document) in &log.clicks {
         writer.click(query, document);
     }
-    writer.finish(&tokenizer, About { max_tokens: 64, ..About::default() }).unwrap();
+    writer.finish(&tokenizer, Provenance { max_tokens: 64, ..Provenance::default() }).unwrap();
 
     let shards = Arc::new(Shards::open(&path).unwrap());
     let (log, options) = (Arc::new(log), click_options());

@@ -2,20 +2,13 @@
 //! are places in the shards, known only when a text is written. The text of each query is put aside once, in a
 //! file that is read again when it is known which queries keep a click.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
 
 use rayon::prelude::*;
 
 use super::leak;
-use super::stages::Preparation;
 use crate::corpus::ids::{Ids, LAST};
-use crate::corpus::ordered;
-use crate::corpus::progress::Progress;
-use crate::corpus::read::repair::repaired;
-use crate::corpus::read::rows::{self, Role};
-use crate::corpus::read::source::{Files, Part, Piece, Position, Tally};
+use crate::corpus::read::rows::Role;
 use crate::{Error, Result};
 
 /// Index of a slot that is not in the shards: never seen in the collection (or not yet written) ...
@@ -116,6 +109,13 @@ impl Log {
         Some(String::from_utf8_lossy(self.documents.bytes(0)).into_owned())
     }
 
+    /// Makes the indices, all missing, and lets go of what only the reading needed.
+    pub(crate) fn close(&mut self) {
+        self.document_index = vec![MISSING; self.documents.len()];
+        self.query_index = vec![MISSING; self.queries.len()];
+        (self.words, self.first_with, self.barred, self.texts) = Default::default();
+    }
+
     fn add(&mut self, query: u32, document_id: &str, times: u32) -> Result<()> {
         let (document, _) = self.documents.insert(document_id, "documents")?;
         let query = self.same_as.get(query as usize).copied().unwrap_or(query);
@@ -169,119 +169,19 @@ impl Log {
 }
 
 /// Where a row's columns are in the text of its block.
-struct Span {
-    query_id: std::ops::Range<usize>,
-    query: std::ops::Range<usize>,
-    document_id: std::ops::Range<usize>,
+pub(crate) struct Span {
+    pub(crate) query_id: std::ops::Range<usize>,
+    pub(crate) query: std::ops::Range<usize>,
+    pub(crate) document_id: std::ops::Range<usize>,
     /// How often it was clicked.
-    times: u32,
+    pub(crate) times: u32,
     /// Why it is left out.
-    barred: Option<&'static str>,
-}
-
-/// The rows of one block, parsed and judged.
-struct LogBlock {
-    part: Part,
-    text: String,
-    rows: Vec<Span>,
-}
-
-impl Preparation<'_> {
-    /// Reads the whole log. The texts of its queries go to `aside`.
-    pub(crate) fn read_log(&mut self, aside: &Path) -> Result<()> {
-        let failed = |cause| Error::io("written", aside, cause);
-        let mut texts = BufWriter::with_capacity(1 << 18, File::create(aside).map_err(failed)?);
-        // A header, so that no query can be taken for one.
-        texts.write_all(b"id\ttext\n").map_err(failed)?;
-        let mut log = Log::default();
-        let roles = [Role::Clicks, Role::Queries, Role::Qrels];
-        for role in roles.into_iter().filter(|&role| self.options.sources.iter().any(|s| s.role == role)) {
-            self.read_role(role, &mut log, &mut texts)?;
-        }
-        texts.flush().map_err(failed)?;
-        if log.pairs.is_empty() {
-            self.log = log;
-            return Err(self.no_pair());
-        }
-        log.document_index = vec![MISSING; log.documents.len()];
-        log.query_index = vec![MISSING; log.queries.len()];
-        (log.words, log.first_with, log.barred, log.texts) = Default::default();
-        self.log = log;
-        Ok(())
-    }
-
-    fn read_role(&mut self, role: Role, log: &mut Log, texts: &mut impl Write) -> Result<()> {
-        let files = Files::open(&self.options.sources, role)?;
-        self.note_passed_over(&files);
-        let what = if role == Role::Queries { "reading queries" } else { "reading clicks" };
-        let mut progress = Progress::new(what, files.bytes);
-        let (done, mut tally) = (progress.done.clone(), Tally::default());
-        let mut reasons: Vec<(&'static str, u64)> = Vec::new();
-        let mut count = |reason: &'static str| match reasons.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, rows)) => *rows += 1,
-            None => reasons.push((reason, 1)),
-        };
-        let (options, this) = (self.options, &*self);
-        ordered::run(
-            |pass| files.read(Position::default(), &done, pass),
-            |piece| Ok(this.judge(&files, &piece)),
-            |block| {
-                let rows = block.rows.len() as u64;
-                for row in &block.rows {
-                    let reason = match role {
-                        Role::Qrels => log.add_judged(&block.text, row)?,
-                        _ => log.add_row(role, &block.text, row, options.filter.duplicate_queries, texts)?,
-                    };
-                    reason.into_iter().for_each(&mut count);
-                }
-                progress.tick(rows);
-                tally.add(&files, block.part, options.strict)
-            },
-        )?;
-        if tally.counts.kept == 0 {
-            return Err(files.nothing(&tally.counts));
-        }
-        for (reason, rows) in reasons {
-            self.drop_rows(reason, rows);
-        }
-        self.note(&tally.counts, if role == Role::Queries { "query" } else { "click" });
-        Ok(())
-    }
-
-    /// Parses a block and decides which of its queries may not enter; on any thread.
-    fn judge(&self, files: &Files, piece: &Piece) -> LogBlock {
-        let (mut text, mut rows) = (String::new(), Vec::new());
-        let mut keep = |part: &str| {
-            let start = text.len();
-            text.push_str(part);
-            start..text.len()
-        };
-        let part = files.parse(piece, &mut |row, _| {
-            if files.role == Role::Qrels {
-                let barred = row[2].parse::<i64>().is_ok_and(|label| label <= 0);
-                let barred = barred.then_some("clicks with a label of 0 or less");
-                let (query_id, document_id) = (keep(&row[0]), keep(&row[1]));
-                rows.push(Span { query_id, query: 0..0, document_id, times: 1, barred });
-                return;
-            }
-            let query = if self.options.repair { repaired(row[1].trim()) } else { row[1].trim().into() };
-            let barred = self.guard.query(&query).or_else(|| self.options.filter.query(&query));
-            let (query_id, document_id) = (keep(&row[0]), keep(&row[2]));
-            let times = rows::times(&row[3]).unwrap_or(1);
-            rows.push(Span { query_id, query: keep(&query), document_id, times, barred });
-        });
-        LogBlock { part, text, rows }
-    }
-
-    /// The file of texts that `read_log` put aside.
-    pub(crate) fn aside(work: &Path) -> PathBuf {
-        work.join("queries.tsv")
-    }
+    pub(crate) barred: Option<&'static str>,
 }
 
 impl Log {
     /// A row of clicks or queries; the result says why something was left out or merged.
-    fn add_row(
+    pub(crate) fn add_row(
         &mut self,
         role: Role,
         text: &str,
@@ -320,7 +220,7 @@ impl Log {
     }
 
     /// A row of qrels.
-    fn add_judged(&mut self, text: &str, row: &Span) -> Result<Option<&'static str>> {
+    pub(crate) fn add_judged(&mut self, text: &str, row: &Span) -> Result<Option<&'static str>> {
         if row.barred.is_some() {
             return Ok(row.barred);
         }

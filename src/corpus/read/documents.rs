@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 pub use super::rows::ReadCounts;
 use super::rows::{MOST_COLUMNS, Role, Row};
-use super::source::{Files, Position, Source, Tally};
+use super::source::{Position, Source, SourceFiles, Tally};
 use crate::Result;
 pub use crate::config::Field;
 use crate::corpus::ordered;
@@ -56,7 +56,7 @@ pub fn read_documents(
     let make = |row: &Row<'_>| {
         wanted(&row[0]).then(|| Document { id: row[0].to_string(), text: joined(row, fields) })
     };
-    let mut files = Files::open(sources, Role::Documents)?;
+    let mut files = SourceFiles::open(sources, Role::Documents)?;
     files.pick(&wanted)?;
     read(&files, options, make, each)
 }
@@ -72,7 +72,7 @@ pub fn read_rows(
     each: impl FnMut([String; MOST_COLUMNS]) -> Result<()>,
 ) -> Result<ReadCounts> {
     read(
-        &Files::open(sources, role)?,
+        &SourceFiles::open(sources, role)?,
         options,
         |row| Some(row.each_ref().map(|column| column.to_string())),
         each,
@@ -80,7 +80,7 @@ pub fn read_rows(
 }
 
 fn read<T: Send>(
-    files: &Files,
+    files: &SourceFiles,
     options: &ReadOptions,
     make: impl Fn(&Row<'_>) -> Option<T> + Sync,
     mut each: impl FnMut(T) -> Result<()>,
@@ -91,11 +91,11 @@ fn read<T: Send>(
         |pass| files.read(Position::default(), &done, pass),
         |piece| {
             let mut rows = Vec::new();
-            let part = files.parse(&piece, &mut |row, _| rows.extend(make(&row)));
-            Ok((part, rows))
+            let block = files.parse(&piece, &mut |row, _| rows.extend(make(&row)));
+            Ok((block, rows))
         },
-        |(part, rows)| {
-            tally.add(files, part, options.strict)?;
+        |(block, rows)| {
+            tally.add(files, block, options.strict)?;
             rows.into_iter().try_for_each(&mut each)
         },
     )?;

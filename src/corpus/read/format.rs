@@ -14,7 +14,7 @@ pub(crate) const HEAD: usize = 1 << 16;
 
 /// How the records of a file are found and parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Layout {
+pub(crate) enum Parser {
     /// Tab-separated lines.
     Tabs(Tabs),
     /// Lines of columns between any white space.
@@ -54,7 +54,7 @@ impl Format {
     }
 }
 
-/// Decides format and layout from `head`, the first bytes of the text of `path`, and what is given.
+/// Decides format and parser from `head`, the first bytes of the text of `path`, and what is given.
 ///
 /// # Errors
 /// `Error::Data` where the file is empty, or its format cannot be told or is not the given one;
@@ -65,7 +65,7 @@ pub(crate) fn resolve(
     given: Option<Format>,
     columns: &BTreeMap<String, String>,
     head: &[u8],
-) -> Result<(Format, Layout)> {
+) -> Result<(Format, Parser)> {
     let text = String::from_utf8_lossy(head);
     let name = path.display();
     if let Some(format) = given.filter(|format| !format.has(role)) {
@@ -101,12 +101,12 @@ pub(crate) fn resolve(
             )));
         }
     };
-    let layout = match syntax {
-        Syntax::Sgml => Layout::Sgml { web: format == Format::Trecweb },
-        Syntax::Json => Layout::Json(keys(role, format, columns)),
-        Syntax::Lines => lines_layout(path, role, format, columns, line)?,
+    let parser = match syntax {
+        Syntax::Sgml => Parser::Sgml { web: format == Format::Trecweb },
+        Syntax::Json => Parser::Json(keys(role, format, columns)),
+        Syntax::Lines => lines_parser(path, role, format, columns, line)?,
     };
-    Ok((format, layout))
+    Ok((format, parser))
 }
 
 fn start(line: &str) -> String {
@@ -185,13 +185,13 @@ fn keys(role: Role, format: Format, columns: &BTreeMap<String, String>) -> Vec<S
     role.columns().iter().map(key).collect()
 }
 
-fn lines_layout(
+fn lines_parser(
     path: &Path,
     role: Role,
     format: Format,
     columns: &BTreeMap<String, String>,
     line: &str,
-) -> Result<Layout> {
+) -> Result<Parser> {
     let found = line.split('\t').count();
     let mut tabs = Tabs {
         at: [Some(0), Some(1), Some(2), None],
@@ -211,17 +211,17 @@ fn lines_layout(
         (Format::MsmarcoV1, _) => (tabs.at, tabs.least, tabs.most) = ([0, 1, 2, 3].map(Some), 4, None),
         (Format::Trec, _) => {
             (tabs.at, tabs.least, tabs.most) = ([Some(0), Some(2), Some(3), None], 4, Some(4));
-            return Ok(Layout::Spaces(tabs));
+            return Ok(Parser::Spaces(tabs));
         }
         (Format::Beir, _) => {
             let label = line.split_whitespace().nth(2).unwrap_or_default();
             (tabs.header, tabs.most) = (label.parse::<i64>().is_err(), Some(3));
             tabs.due = "query-id, corpus-id, score".into();
-            return Ok(Layout::Spaces(tabs));
+            return Ok(Parser::Spaces(tabs));
         }
         _ => named_columns(path, role, columns, line, &mut tabs)?,
     }
-    Ok(Layout::Tabs(tabs))
+    Ok(Parser::Tabs(tabs))
 }
 
 /// Columns of a TSV of the user's own: by number from 1, by name in a header, or, with none named, the usual order.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{Block, Blocks, Cut};
 use super::columns;
-use super::format::{self, Format, HEAD, Layout};
+use super::format::{self, Format, HEAD, Parser};
 use super::lookup::Picks;
 use super::rows::{ReadCounts, Role, Row, Seen};
 use super::sgml;
@@ -71,7 +71,7 @@ pub(crate) struct Position {
 pub(crate) struct File {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
-    layout: Layout,
+    parser: Parser,
     lookup: Option<PathBuf>,
     /// Only these lines are read.
     picks: Option<Picks>,
@@ -79,7 +79,7 @@ pub(crate) struct File {
 
 /// Every file of one role, in the order of the sources.
 #[derive(Clone, Debug)]
-pub(crate) struct Files {
+pub(crate) struct SourceFiles {
     pub(crate) role: Role,
     pub(crate) files: Vec<File>,
     /// Bytes on disk.
@@ -94,7 +94,7 @@ pub(crate) struct Piece {
     block: Block,
 }
 
-impl Files {
+impl SourceFiles {
     /// Looks at the first bytes of every file of the role.
     ///
     /// # Errors
@@ -106,10 +106,10 @@ impl Files {
             for (path, from_folder) in source.marked_files()? {
                 let head = files::head(&path, HEAD)?;
                 match format::resolve(&path, role, source.format, &source.columns, &head) {
-                    Ok((format, layout)) => {
+                    Ok((format, parser)) => {
                         all.bytes += std::fs::metadata(&path).map_or(0, |about| about.len());
                         let lookup = source.lookup.clone();
-                        all.files.push(File { path, format, layout, lookup, picks: None });
+                        all.files.push(File { path, format, parser, lookup, picks: None });
                     }
                     Err(_) if from_folder => all.passed_over.push(path),
                     Err(error) => return Err(error),
@@ -135,7 +135,7 @@ impl Files {
         let file = File {
             path: path.to_owned(),
             format: Format::Tsv,
-            layout: Layout::Tabs(tabs),
+            parser: Parser::Tabs(tabs),
             lookup: None,
             picks: None,
         };
@@ -177,7 +177,7 @@ impl Files {
         pass: &mut dyn FnMut(Piece) -> Result<()>,
     ) -> Result<()> {
         for (file, about) in self.files.iter().enumerate().skip(from.file) {
-            let cut = if matches!(about.layout, Layout::Sgml { .. }) { Cut::Document } else { Cut::Line };
+            let cut = if matches!(about.parser, Parser::Sgml { .. }) { Cut::Document } else { Cut::Line };
             let start = if file == from.file { from.offset } else { 0 };
             let mut blocks = match &about.picks {
                 Some(picks) => Blocks::picked(&about.path, picks.clone(), start, done.clone())?,
@@ -191,17 +191,17 @@ impl Files {
     }
 
     /// Calls `each` with the rows of a block and the line of each, counted from the block's first.
-    pub(crate) fn parse(&self, piece: &Piece, each: &mut impl FnMut(Row<'_>, u64)) -> Part {
+    pub(crate) fn parse(&self, piece: &Piece, each: &mut impl FnMut(Row<'_>, u64)) -> BlockTally {
         let (block, role) = (&piece.block, self.role);
         let (text, first) = (block.text(), block.start == 0);
-        let seen = match &self.files[piece.file].layout {
+        let seen = match &self.files[piece.file].parser {
             _ if block.too_long => Seen::too_long(),
-            Layout::Tabs(tabs) => columns::tabs(text, first, role, tabs, each),
-            Layout::Spaces(tabs) => columns::spaces(text, first, role, tabs, each),
-            Layout::Json(keys) => columns::json(text, role, keys, each),
-            Layout::Sgml { web } => sgml::documents(text, *web, each),
+            Parser::Tabs(tabs) => columns::tabs(text, first, role, tabs, each),
+            Parser::Spaces(tabs) => columns::spaces(text, first, role, tabs, each),
+            Parser::Json(keys) => columns::json(text, role, keys, each),
+            Parser::Sgml { web } => sgml::documents(text, *web, each),
         };
-        Part { file: piece.file, end: block.end, seen }
+        BlockTally { file: piece.file, end: block.end, seen }
     }
 
     /// The error of a role without a usable row.
@@ -220,7 +220,7 @@ impl Files {
 }
 
 /// What parsing a block gave besides its rows.
-pub(crate) struct Part {
+pub(crate) struct BlockTally {
     file: usize,
     /// First byte after the block.
     end: u64,
@@ -237,16 +237,16 @@ pub(crate) struct Tally {
 impl Tally {
     /// # Errors
     /// With `strict`, the block's first fault.
-    pub(crate) fn add(&mut self, files: &Files, part: Part, strict: bool) -> Result<()> {
-        if part.file != self.position.file {
-            self.position = Position { file: part.file, offset: 0, line: 0 };
+    pub(crate) fn add(&mut self, files: &SourceFiles, block: BlockTally, strict: bool) -> Result<()> {
+        if block.file != self.position.file {
+            self.position = Position { file: block.file, offset: 0, line: 0 };
         }
-        let lines = part.seen.lines;
-        let file = &files.files[part.file];
+        let lines = block.seen.lines;
+        let file = &files.files[block.file];
         // Of picked lines only their number among the picked is known.
         let unit = if file.picks.is_some() { "looked-up row" } else { "line" };
-        self.counts.add(&file.path, unit, self.position.line, part.seen, strict)?;
-        self.position.offset = part.end;
+        self.counts.add(&file.path, unit, self.position.line, block.seen, strict)?;
+        self.position.offset = block.end;
         self.position.line += lines;
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io::{BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use super::manifest::{FileEntry, HEADER, MAGIC, VERSION};
+use super::format::{HEADER, MAGIC, VERSION};
+use super::manifest::FileEntry;
 use crate::{Error, Result};
 
 /// A binary file under a temporary name until `finish`.

@@ -1,5 +1,4 @@
-//! What a shard directory says of itself: `manifest.json`, the one file that is read before any other,
-//! and the constants that the reading and the writing side share.
+//! What a shard directory says of itself: `manifest.json`, the one file that is read before any other.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -7,20 +6,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::format::{MAGIC, MANIFEST, MANIFEST_CRC, VERSION};
 use crate::files;
 use crate::text::Special;
 use crate::{Error, Result};
-
-/// First bytes of every binary file, and `magic` of the manifest.
-pub const MAGIC: &str = "CTUNESHD";
-/// Version that this program writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
-/// Bytes before the first element; a multiple of every element size and of a cache line.
-pub const HEADER: usize = 64;
-/// Name of the file that makes a directory a shard directory.
-pub const MANIFEST: &str = "manifest.json";
-/// Name of the file with the manifest's own checksum.
-pub const MANIFEST_CRC: &str = "manifest.crc32";
 
 /// What a shard directory says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,7 +30,7 @@ pub struct Manifest {
     pub documents_cut: u64,
     /// What `prepare` was told, as text.
     pub options: BTreeMap<String, String>,
-    pub sources: Vec<Source>,
+    pub sources: Vec<SourceFile>,
     /// Every other file of the directory, by name.
     pub files: Vec<FileEntry>,
     /// Rows that did not enter, by reason.
@@ -50,14 +39,14 @@ pub struct Manifest {
 
 /// A file that the shards were made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Source {
+pub struct SourceFile {
     pub path: String,
     pub bytes: u64,
     /// Of its size and its first, middle and last megabyte.
     pub fingerprint: String,
 }
 
-impl Source {
+impl SourceFile {
     /// Looks at the file, not at all of it: 22 GB need not be read twice to know them again.
     ///
     /// # Errors
@@ -86,13 +75,8 @@ pub struct FileEntry {
     pub crc32: u32,
 }
 
-/// Bytes of one token for a vocabulary of this size.
-pub(crate) fn token_width(vocab: usize) -> usize {
-    if vocab <= 1 << 16 { 2 } else { 4 }
-}
-
 /// FNV-1a over names, sizes and checksums, in 64 bits.
-pub(crate) fn fingerprint(manifest: &Manifest) -> String {
+pub fn fingerprint(manifest: &Manifest) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes {
@@ -145,9 +129,4 @@ pub fn read_manifest(dir: &Path) -> Result<Manifest> {
         return Err(wrong(format!("damaged: its checksum is not the one in {MANIFEST_CRC}")));
     }
     serde_json::from_slice(&text).map_err(|cause| wrong(format!("damaged: {cause}")))
-}
-
-/// The name of a part of the tokens of `kind`.
-pub(crate) fn part_name(kind: &str, part: usize) -> String {
-    format!("{kind}-{part:05}.tok")
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use super::manifest::{FileEntry, HEADER, MAGIC, MANIFEST, VERSION};
+use super::format::{HEADER, MAGIC, MANIFEST, VERSION};
+use super::manifest::FileEntry;
 use crate::files;
 use crate::{Error, Result};
 

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::binary::BinaryWriter;
-use super::manifest::{FileEntry, part_name};
+use super::format::part_name;
+use super::manifest::FileEntry;
 use crate::corpus::read::rows::ReadCounts;
 use crate::corpus::read::source::{Position, Tally};
 use crate::files;

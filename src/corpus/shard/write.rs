@@ -1,118 +1,37 @@
-//! The writing side of `shard`. Everything goes to a hidden directory beside the target, part by part, each
-//! synced; the shards get their real name last. So a shard directory is either whole or not there, and
-//! what a killed preparation had finished is found again.
+//! Writing a shard directory, part by part in the hidden folder that `workplace` claims; the shards get their
+//! real name last.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::CLICK_TIMES;
 use super::binary::BinaryWriter;
-use super::manifest::{FileEntry, MAGIC, MANIFEST, MANIFEST_CRC, Manifest, Source, VERSION, token_width};
+use super::format::{CLICK_TIMES, MAGIC, MANIFEST, MANIFEST_CRC, VERSION, token_width};
+use super::manifest::{FileEntry, Manifest, SourceFile};
 use super::parts::{self, Note, Part, PartWriter};
-use crate::files::{self, Held, Lock};
+use super::workplace::Workplace;
+use crate::files;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
 /// Texts after which a part is finished: their lengths and ids wait in memory.
 const PART_TEXTS: usize = 1 << 20;
-/// Held by the process that writes the hidden directory.
-const LOCK: &str = "lock";
-/// Says what the finished parts were made from.
-const PLAN: &str = "plan";
 
 /// What the manifest holds beyond counts.
 #[derive(Clone, Debug, Default)]
-pub struct About {
+pub struct Provenance {
     pub max_tokens: usize,
     pub documents_cut: u64,
     pub options: BTreeMap<String, String>,
-    pub sources: Vec<Source>,
+    pub sources: Vec<SourceFile>,
     pub dropped: BTreeMap<String, u64>,
-}
-
-/// The hidden directory of a target, this process's own.
-pub struct Workplace {
-    target: PathBuf,
-    root: PathBuf,
-    /// What does not go into the shards.
-    pub(crate) work: PathBuf,
-    /// What will be the shard directory.
-    dir: PathBuf,
-    keep: bool,
-    _lock: Held,
-}
-
-impl Workplace {
-    /// Claims the hidden directory of `target`. What an earlier process left there stays if it was made
-    /// by the same `plan`, else it goes.
-    ///
-    /// # Errors
-    /// `Error::Data` where `target` is there already, another process is writing it, or nothing can be
-    /// written beside it.
-    pub fn claim(target: &Path, plan: &str) -> Result<Self> {
-        check_free(target)?;
-        let root = partial_of(target)?;
-        let (work, dir) = (root.join("work"), root.join("shards"));
-        std::fs::create_dir_all(&root).map_err(|cause| Error::io("made", &root, cause))?;
-        let lock = lock(&root)?;
-        check_free(target)?; // another process may have made it while this one came here
-        let resumed = std::fs::read_to_string(work.join(PLAN)).is_ok_and(|old| old == plan);
-        if !resumed {
-            for old in [&work, &dir].into_iter().filter(|old| old.exists()) {
-                std::fs::remove_dir_all(old).map_err(|cause| Error::io("removed", old, cause))?;
-            }
-        }
-        for new in [&work, &dir] {
-            std::fs::create_dir_all(new).map_err(|cause| Error::io("made", new, cause))?;
-            files::sweep(new);
-        }
-        files::write(&work.join(PLAN), plan.as_bytes())?;
-        Ok(Self { target: target.to_owned(), root, work, dir, keep: false, _lock: lock })
-    }
-
-    /// Gives the shards their name and removes the rest.
-    fn publish(mut self) -> Result<()> {
-        let failed = |path: &Path, cause| Error::io("written", path, cause);
-        files::sync(&self.dir)?;
-        if self.target.exists() {
-            // An empty directory, as `check_free` saw.
-            std::fs::remove_dir(&self.target).map_err(|cause| failed(&self.target, cause))?;
-        }
-        std::fs::rename(&self.dir, &self.target).map_err(|cause| failed(&self.target, cause))?;
-        self.keep = false;
-        match self.target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            Some(parent) => files::sync(parent),
-            None => files::sync(Path::new(".")),
-        }
-    }
-}
-
-impl Drop for Workplace {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Best effort: what stays behind is removed by the next prepare with the same target.
-            let _ = std::fs::remove_dir_all(&self.root);
-        }
-    }
-}
-
-/// Removes what a process that was killed after its last step left beside a finished target.
-pub(crate) fn tidy(target: &Path) {
-    if let Ok(root) = partial_of(target)
-        && root.exists()
-        && lock(&root).is_ok()
-    {
-        // Best effort, as above.
-        let _ = std::fs::remove_dir_all(&root);
-    }
 }
 
 /// Writes one shard directory; dropped before `finish`, it leaves nothing, unless the disk itself failed.
 pub struct ShardWriter {
     place: Workplace,
     vocab: usize,
-    documents: Texts,
-    queries: Texts,
+    documents: TextsWriter,
+    queries: TextsWriter,
     clicks: Vec<[u32; 2]>,
     /// How often each click happened; empty (or shorter) where all that follow happened once.
     times: Vec<u32>,
@@ -133,8 +52,8 @@ impl ShardWriter {
     /// `Error::Data` where a file cannot be written or removed.
     pub fn at(place: Workplace, vocab: usize) -> Result<Self> {
         let width = token_width(vocab);
-        let documents = Texts::resume(&place, "documents", width)?;
-        let queries = Texts::resume(&place, "queries", width)?;
+        let documents = TextsWriter::resume(&place, "documents", width)?;
+        let queries = TextsWriter::resume(&place, "queries", width)?;
         Ok(Self { documents, queries, vocab, clicks: Vec::new(), times: Vec::new(), place })
     }
 
@@ -217,7 +136,7 @@ impl ShardWriter {
     ///
     /// # Errors
     /// `Error::Data` where a click names no document or query, there are too many, or the disk refuses.
-    pub fn finish(mut self, tokenizer: &Tokenizer, about: About) -> Result<Manifest> {
+    pub fn finish(mut self, tokenizer: &Tokenizer, provenance: Provenance) -> Result<Manifest> {
         let (documents, queries) = (self.documents.count()?, self.queries.count()?);
         let clicks =
             u32::try_from(self.clicks.len()).map_err(|_| Error::data("more than 2^32 - 1 clicks"))?;
@@ -238,14 +157,14 @@ impl ShardWriter {
             clicks,
             vocab: self.vocab,
             special: tokenizer.special(),
-            max_tokens: about.max_tokens,
+            max_tokens: provenance.max_tokens,
             document_tokens,
             query_tokens,
-            documents_cut: about.documents_cut,
-            options: about.options,
-            sources: about.sources,
+            documents_cut: provenance.documents_cut,
+            options: provenance.options,
+            sources: provenance.sources,
             files,
-            dropped: about.dropped,
+            dropped: provenance.dropped,
         };
         write_manifest(&manifest, &self.place.dir)?;
         self.place.publish()?;
@@ -296,45 +215,6 @@ impl ShardWriter {
     }
 }
 
-/// Refuses a target that holds something.
-///
-/// # Errors
-/// `Error::Data` that says what to do.
-pub fn check_free(target: &Path) -> Result<()> {
-    let taken = match std::fs::read_dir(target) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(_) => target.exists(),
-    };
-    if taken {
-        return Err(Error::data(format!(
-            "{}: already exists; remove it or choose another --out",
-            target.display()
-        )));
-    }
-    Ok(())
-}
-
-/// `dir/.name.partial` for `dir/name`.
-fn partial_of(target: &Path) -> Result<PathBuf> {
-    let name = target
-        .file_name()
-        .ok_or_else(|| Error::config(format!("--out {}: must name a directory to make", target.display())))?;
-    Ok(target.with_file_name(format!(".{}.partial", name.to_string_lossy())))
-}
-
-/// Locks the hidden directory. Where the file system has no locks it cannot be known to be ours.
-fn lock(root: &Path) -> Result<Held> {
-    let taken = |who: &str| {
-        let place = root.display();
-        Error::data(format!("{place}: another prepare is writing it ({who}): wait for it or stop it"))
-    };
-    match files::lock(&root.join(LOCK))? {
-        Lock::Held(held) => Ok(held),
-        Lock::Busy(who) => Err(taken(&who)),
-        Lock::Unknown(_) => Err(taken("or was: this file system has no locks; remove the folder if none is")),
-    }
-}
-
 fn write_tokenizer(tokenizer: &Tokenizer, dir: &Path) -> Result<Vec<FileEntry>> {
     let mut files = Vec::new();
     for name in tokenizer.save(dir)? {
@@ -355,7 +235,7 @@ fn write_manifest(manifest: &Manifest, dir: &Path) -> Result<()> {
 }
 
 /// Documents or queries: finished parts and the one that is being filled.
-struct Texts {
+struct TextsWriter {
     kind: &'static str,
     width: usize,
     sealed: usize,
@@ -364,7 +244,7 @@ struct Texts {
     open: Option<PartWriter>,
 }
 
-impl Texts {
+impl TextsWriter {
     /// Counts the parts that are finished and whole; what lies behind them is written anew.
     fn resume(place: &Workplace, kind: &'static str, width: usize) -> Result<Self> {
         let mut texts = Self { kind, width, sealed: 0, before: 0, open: None };

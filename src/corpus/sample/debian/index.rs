@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::apt;
 use crate::Result;
-use crate::corpus::shard::manifest::Source;
+use crate::corpus::shard::SourceFile;
 
 /// One package, its newest version.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ pub(super) struct Index {
     pub(super) packages: BTreeMap<String, Package>,
     /// Release file -> its date.
     pub(super) releases: BTreeMap<String, String>,
-    pub(super) files: Vec<Source>,
+    pub(super) files: Vec<SourceFile>,
 }
 
 impl Index {
@@ -92,8 +92,8 @@ pub(super) fn read(lists: &Path) -> Result<Index> {
 }
 
 /// The file under its bare name: the folder is a temporary one.
-fn source(path: &Path, name: &str) -> Result<Source> {
-    Ok(Source { path: name.to_owned(), ..Source::of(path)? })
+fn source(path: &Path, name: &str) -> Result<SourceFile> {
+    Ok(SourceFile { path: name.to_owned(), ..SourceFile::of(path)? })
 }
 
 /// The fields of one stanza; a value keeps its line breaks.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::index::Package;
-use crate::corpus::shard::manifest::Source;
+use crate::corpus::shard::SourceFile;
 use crate::files;
 use crate::{Error, Result};
 
@@ -62,7 +62,7 @@ pub struct SampleSource {
     /// `Date` of each Release file.
     pub releases: BTreeMap<String, String>,
     /// The index files that were read.
-    pub lists: Vec<Source>,
+    pub lists: Vec<SourceFile>,
     pub columns: BTreeMap<String, String>,
 }
 
