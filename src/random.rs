@@ -43,7 +43,7 @@ pub enum Purpose {
     Permute,
     /// Topics of a bootstrap sample.
     Resample,
-    /// Elements that dropout site `0` drops; one stream for each site.
+    /// Elements that a dropout site drops; each site has a stream of its own.
     Dropout(u32),
     /// A synthetic document's title.
     SyntheticTitle,

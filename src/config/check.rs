@@ -4,7 +4,6 @@
 use toml::{Table, Value};
 
 use super::keys::{Key, Kind, Range, Section};
-use super::layers::one_line;
 
 /// How alike two names must be for one to be taken for a slip of the other.
 const ALIKE: f64 = 0.6;
@@ -202,4 +201,9 @@ fn elsewhere(section: &Section, name: &str) -> Option<String> {
             _ => None,
         }
     })
+}
+
+/// TOML errors span lines (a picture of the place); the user gets one.
+pub fn one_line(text: &str) -> String {
+    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use super::check::{Fault, Step, cut, dotted};
+use super::check::{Fault, Step, cut, dotted, one_line};
 use crate::{Error, Result};
 
 /// Where a plan comes from.
@@ -155,9 +155,4 @@ fn set(table: &mut Table, text: &str) -> Result<()> {
     }
     at.insert(last.to_owned(), value);
     Ok(())
-}
-
-/// TOML errors span lines (a picture of the place); the user gets one.
-pub fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }

@@ -28,13 +28,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use check::{Check, Fault};
+use check::{Check, Fault, one_line};
 pub use checkpoint::Checkpoint;
 pub use data::{Data, Field, Truncate};
 pub use experiment::{Arm, Experiment, Split};
 pub use fine::{Aggregate, Fine, FineLoss, HeadStart, Lora, NegativesFrom, Target, TrainPassages};
 use keys::{Described, Key, Section};
-use layers::{Layers, one_line};
+use layers::Layers;
 pub use model::Model;
 pub use objective::{Grades, MaskIn, Negatives, Objective};
 pub use prepare::{Filter, PART_TOKENS, Prepare};
