@@ -1,7 +1,7 @@
 //! `prepare` killed at random moments: what comes out in the end is what an unbroken run makes, byte for byte.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,12 @@ fn a_killed_preparation_goes_on_to_the_same_bytes() {
     assert!(!folder.path().join(".broken.partial").exists());
 }
 
+/// Whether the folder holds a file whose name begins so.
+fn is_there((folder, start): &(PathBuf, &str)) -> bool {
+    let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.any(|entry| entry.file_name().as_encoded_bytes().starts_with(start.as_bytes()))
+}
+
 /// The moments around the manifest and the last rename are too short for chance to find, so each is waited for.
 #[test]
 fn killed_while_the_directory_gets_its_name() {
@@ -76,23 +82,24 @@ fn killed_while_the_directory_gets_its_name() {
     assert!(prepare(folder.path(), "unbroken").status().unwrap().success());
     let unbroken = content(&folder.path().join("unbroken"));
     let (target, partial) = (folder.path().join("broken"), folder.path().join(".broken.partial"));
-    let moments = ["clicks.bin.part", "manifest.crc32", "manifest.json.part", "manifest.json"];
-    let moments: Vec<_> = moments.iter().map(|name| partial.join("shards").join(name)).collect();
+    // What a file's name begins with. The third is the manifest, or its checksum, while it is written.
+    let moments = ["clicks.bin.part", "manifest.crc32", ".unfinished-", "manifest.json"];
+    let moments: Vec<_> = moments.iter().map(|start| (partial.join("shards"), *start)).collect();
     let (mut before, mut after) = (0, 0);
     // Where the process was quicker than the signal, it is tried again.
     for i in 0..80 {
-        let moment = moments.get(i % 5).cloned().unwrap_or_else(|| target.join("manifest.json"));
+        let moment = moments.get(i % 5).cloned().unwrap_or_else(|| (target.clone(), "manifest.json"));
         let mut child = prepare(folder.path(), "broken").spawn().unwrap();
-        while !moment.exists() && child.try_wait().unwrap().is_none() {
+        while !is_there(&moment) && child.try_wait().unwrap().is_none() {
             std::hint::spin_loop();
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        before += usize::from(moments[3].exists() && !target.exists());
+        before += usize::from(is_there(&moments[3]) && !target.exists());
         after += usize::from(target.exists() && partial.exists());
         assert!(prepare(folder.path(), "broken").status().unwrap().success());
-        assert!(content(&target) == unbroken, "killed at {}", moment.display());
-        assert!(!partial.exists(), "killed at {}", moment.display());
+        assert!(content(&target) == unbroken, "killed at {moment:?}");
+        assert!(!partial.exists(), "killed at {moment:?}");
         std::fs::remove_dir_all(&target).unwrap();
         if i >= 5 && before > 0 && after > 0 {
             break;
