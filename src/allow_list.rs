@@ -1,7 +1,7 @@
 //! Allow-lists for the JSON files that come with a model (`config.json`, `tokenizer_config.json`,
-//! `tokenizer.json`). Other programs write them, and a key that is overlooked can change scores without a
-//! word. So a table says of every key what it means and which of its values are followed. A value that
-//! is not followed is an error that names it; a key that is in no table is named in a warning.
+//! `tokenizer.json`). Other programs write them, and an overlooked key can silently change scores. So a table
+//! says what every key means and which of its values are followed. A value that is not followed is an error
+//! that names it; a key in no table is named in a warning.
 //!
 //! The tables stand beside the code that follows them: `model/config_keys.rs`, `text/tokenizer_keys.rs`.
 
@@ -16,15 +16,15 @@ const QUOTED: usize = 60;
 /// Characters of a list of names in a message.
 const LISTED: usize = 120;
 
-/// Keys of one meaning. `C` is what judging a value needs to know besides the value.
+/// Keys with one meaning. `C` is what judging a value needs besides the value.
 pub struct Key<C: 'static> {
     pub names: &'static [&'static str],
-    /// What it says to the programs that write it.
+    /// What it means to the programs that write it.
     pub meaning: &'static str,
     pub rule: Rule<C>,
 }
 
-/// What becomes of a key's values.
+/// What is done with a key's values.
 pub enum Rule<C: 'static> {
     /// A whole number in this range is followed, anything else refused.
     Count(u64, u64),
@@ -36,20 +36,20 @@ pub enum Rule<C: 'static> {
     NoEffect(&'static str),
     /// A setting of this program decides instead; values other than the usual ones (as JSON) are warned of.
     Overruled { by: &'static str, usual: &'static [&'static str] },
-    /// The value alone does not tell.
+    /// The value alone does not decide.
     Ask(fn(&Value, &C) -> Verdict),
 }
 
-/// What becomes of one value.
+/// What is done with one value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The program does what it says.
     Followed,
     /// Nothing depends on it.
     NoEffect,
-    /// The program does something else, as this says, and goes on.
+    /// The program does something else, which this names, and goes on.
     Warned(String),
-    /// The program would do something else, as this says, and ends.
+    /// The program would do something else, which this names, and stops.
     Refused(String),
 }
 
@@ -64,7 +64,7 @@ impl Verdict {
 }
 
 impl<C> Key<C> {
-    /// What becomes of `value`.
+    /// What is done with `value`.
     pub fn judge(&self, value: &Value, context: &C) -> Verdict {
         match &self.rule {
             Rule::Count(least, most) => match value.as_u64() {
@@ -93,7 +93,7 @@ pub fn find<'t, C>(tables: &[&'t [Key<C>]], name: &str) -> Option<&'t Key<C>> {
     tables.iter().copied().flatten().find(|key| key.names.contains(&name))
 }
 
-/// Judges every key of `object`, which stands in `file`. Returns the warnings, each one line.
+/// Judges every key of `object`, which was read from `file`. Returns the warnings, each one line.
 ///
 /// # Errors
 /// `Error::Config` that names the first refused key, its value and what to do.
@@ -118,8 +118,7 @@ pub fn check<C>(
     }
     if !unknown.is_empty() {
         let names = list(&unknown);
-        warnings
-            .push(format!("{}: keys that are not known here and have no effect: {names}", file.display()));
+        warnings.push(format!("{}: unknown keys, which have no effect: {names}", file.display()));
     }
     Ok(warnings)
 }
@@ -145,7 +144,7 @@ pub fn quoted(value: &Value) -> String {
     }
 }
 
-/// The first names, and how many more there are: a list that fits a line.
+/// The first names, and how many more there are, on one line.
 pub fn list<S: AsRef<str>>(names: &[S]) -> String {
     let mut text = String::new();
     for (i, name) in names.iter().enumerate() {

@@ -21,7 +21,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a corpus to try things on.
+    /// Make a corpus to try things out on.
     #[command(subcommand)]
     Sample(Sample),
     /// Turn queries, clicks and documents into tokenised shards.
@@ -78,7 +78,7 @@ pub enum Sample {
         #[arg(long)]
         lists: Option<PathBuf>,
     },
-    /// Random syllables in ORCAS' and MS MARCO's form, of any size: for tests of scale, not quality.
+    /// Random syllables in the formats of ORCAS and MS MARCO, of any size: for tests of scale, not quality.
     Synthetic {
         /// Folder to write.
         #[arg(long)]
@@ -148,7 +148,7 @@ pub struct Predict {
     /// Price of one GPU for one hour; adds the cost of an epoch.
     #[arg(long, value_parser = number(Range::of(0.0..)))]
     pub price: Option<f64>,
-    /// Network between nodes of eight GPUs, in gigabytes a second for each GPU.
+    /// Network between nodes of eight GPUs, in gigabytes per second for each GPU.
     #[arg(long, default_value_t = 25.0, value_parser = number(Range::of(above(0.0))))]
     pub network: f64,
     /// Samples in an epoch, if there are no shards to count [default: ORCAS'].
@@ -228,7 +228,7 @@ pub struct Retrieve {
     /// Format of the documents, if it cannot be detected: msmarco-v1, msmarco-v2, trec, trecweb, beir, tsv.
     #[arg(long)]
     pub format: Option<Format>,
-    /// Index only the documents listed in this file, one id a line.
+    /// Index only the documents listed in this file, one id per line.
     #[arg(long)]
     pub only: Option<PathBuf>,
     /// Topics: TSV, TREC SGML or XML, JSON lines.
@@ -290,7 +290,7 @@ pub struct Probe {
     pub pairs: usize,
 }
 
-/// A number within `range`; those of the plan have theirs beside their keys.
+/// A number within `range`; the plan's ranges stand beside its keys.
 fn number(range: Range) -> impl Fn(&str) -> Result<f64, String> + Clone {
     move |text| {
         let number = text.parse().ok().filter(|&number| range.holds(number));

@@ -1,4 +1,4 @@
-//! From raw arguments to the call that does the work: one arm a command.
+//! From raw arguments to the call that does the work: one match arm per command.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,13 +69,13 @@ fn repeated(args: Repeated) -> RunArgs {
     run
 }
 
-/// Runs a command of one process.
+/// Runs a command that uses one process.
 fn here(work: impl FnOnce() -> Result<()>) -> Result<()> {
     threads::start(threads::wanted(1));
     work()
 }
 
-/// Runs a command whose plan has a stage of its name, on all ranks.
+/// Runs a command on all ranks; the plan has a stage of the command's name.
 fn distributed(stage: &str, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
     Ranks { command: stage, stage, flags: Vec::new() }.run(args, work)
 }
@@ -85,12 +85,12 @@ struct Ranks<'a> {
     command: &'a str,
     /// The plan's stage.
     stage: &'a str,
-    /// Flags that are no keys of the plan.
+    /// Flags that are not keys of the plan.
     flags: Vec<(&'static str, String)>,
 }
 
 impl Ranks<'_> {
-    /// Reads the plan and joins the ranks, which must have the same one.
+    /// Reads the plan and joins the ranks, which must all have the same plan.
     fn run(self, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
         let config = config(self.stage, args);
         on_ranks(|world| {
@@ -107,7 +107,7 @@ fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let world = World::start()?;
     threads::start(world.threads());
     work(&world).or_else(|error| match error {
-        // All ranks end here together, so MPI is left in good order and no rank is aborted.
+        // All ranks end here together, so MPI shuts down cleanly and no rank is aborted.
         Error::Preempted(_) => Err(error),
         error => world.fail(&error),
     })

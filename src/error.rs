@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-/// What can go wrong, by whose move it is next.
+/// What can go wrong, by who has to act next.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Usage or configuration: the user edits a command or a config (exit code 2).
@@ -16,7 +16,7 @@ pub enum Error {
     /// A device, MPI or NCCL (exit code 4).
     #[error("{0}")]
     Device(String),
-    /// A signal asked for the end; everything is saved, start again to go on (exit code 75).
+    /// A signal asked the run to stop; everything is saved and the same command continues (exit code 75).
     #[error("{0}")]
     Preempted(String),
 }
@@ -37,8 +37,8 @@ impl Error {
         Self::Device(text.into())
     }
 
-    /// A file that cannot be `action` ("read", "written", ...): path and cause on one line. A lack of memory or
-    /// of descriptors is the machine's, not the file's.
+    /// A file that cannot be `action` ("read", "written", ...): path and cause on one line. Running out of
+    /// memory or descriptors is the machine's fault, not the file's, and becomes `Device`.
     pub fn io(action: &str, path: &Path, cause: std::io::Error) -> Self {
         let text = format!("{}: cannot be {action}: {cause}", path.display());
         match lacking(&text) {
@@ -58,8 +58,8 @@ impl Error {
     }
 }
 
-/// What to raise where the system has no more of something. Its number is read from the text: causes come
-/// wrapped, and std names neither ENFILE nor EMFILE.
+/// Which limit to raise when the system has run out of something. The error number is read from the text:
+/// causes come wrapped, and std names neither ENFILE nor EMFILE.
 fn lacking(text: &str) -> Option<&'static str> {
     let says = |code: u32| text.contains(&format!("(os error {code})"));
     if says(12) {

@@ -1,6 +1,6 @@
-//! Where a process says what happened: warnings on the terminal, and everything in its own log
-//! below the run directory, `logs/rank-000.log`, which a job that ended in the night is understood
-//! from. Lines that are for the log alone carry the target `journal`.
+//! Where a process says what happened. Warnings go to the terminal; everything goes to the process's own log
+//! in the run directory, `logs/rank-000.log`, so that a job that died overnight can be explained. Lines for
+//! the log alone carry the target `journal`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -23,15 +23,15 @@ const QUIET: &str = "journal";
 /// The run's log, once there is a run.
 static LOG: OnceLock<File> = OnceLock::new();
 
-/// False on ranks whose common warnings another one gives.
+/// False on ranks that leave common warnings to another rank.
 static LEADS: AtomicBool = AtomicBool::new(true);
 
-/// Leaves warnings that every rank has to the first.
+/// From now on, warnings that every rank has come from the first rank alone.
 pub fn follow() {
     LEADS.store(false, Ordering::Relaxed);
 }
 
-/// Sets up both places; once a process. `RUST_LOG` chooses what the terminal shows.
+/// Sets up the terminal and the log, once per process. `RUST_LOG` chooses what the terminal shows.
 pub fn start() {
     let mut shown = EnvFilter::from_default_env().add_directive(Level::WARN.into());
     if let Ok(quiet) = format!("{QUIET}=off").parse() {
@@ -48,7 +48,7 @@ pub fn start() {
     tracing_subscriber::registry().with(terminal).with(log).init();
 }
 
-/// From now on this rank's lines go to its log in the run directory `dir`, after what is there.
+/// From now on this rank's lines are appended to its log in the run directory `dir`.
 ///
 /// # Errors
 /// `Error::Data` when the log cannot be written.
@@ -57,7 +57,7 @@ pub fn open(dir: &Path, rank: usize) -> Result<()> {
     fs::create_dir_all(&folder).map_err(|e| Error::io("created", &folder, e))?;
     let path = folder.join(format!("rank-{rank:03}.log"));
     let file = File::options().create(true).append(true).open(&path);
-    let _ = LOG.set(file.map_err(|e| Error::io("written", &path, e))?); // a second run of a process shares it
+    let _ = LOG.set(file.map_err(|e| Error::io("written", &path, e))?); // a process's second run shares it
     note(&format!("process {} on {}", std::process::id(), host()));
     Ok(())
 }
@@ -73,7 +73,7 @@ pub fn say(text: &str) {
     note(text);
 }
 
-/// Warns, of each text once a process and on one rank: every rank reads the same files, some again for every fold.
+/// Warns once for each text, on one rank only: every rank reads the same files, some again for every fold.
 pub fn warn_once(text: &str) {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let new = SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.to_owned());
@@ -82,7 +82,7 @@ pub fn warn_once(text: &str) {
     }
 }
 
-/// The line that a process fails with, on the terminal and in the log.
+/// The error that ends a process, on the terminal and in the log.
 pub fn complain(text: &str) {
     eprintln!("ctune-dist: {text}");
     tracing::error!(target: QUIET, "{text}");

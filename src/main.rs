@@ -10,7 +10,7 @@ static MEMORY: Memory = Memory;
 fn main() {
     journal::start();
     if let Err(error) = commands::run(cli::Cli::parse().command).and_then(|()| terminal::check()) {
-        // What ends all ranks alike is said by the first.
+        // An error that ends all ranks alike is reported by the first.
         if ranks::speaks() {
             journal::complain(&error.to_string());
         }

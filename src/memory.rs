@@ -1,10 +1,10 @@
-//! The end of memory: one line and exit code 4. Rust would abort the process, which leaves a core file and no
-//! word about what to do.
+//! Running out of memory ends the program with one line and exit code 4. Rust would abort the process, which
+//! leaves a core file and no advice.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
 
-/// Exit code of a process that lacks something of the machine.
+/// Exit code when the machine has run out of something.
 const EXHAUSTED: i32 = 4;
 
 /// The system's allocator, whose refusals end the process.
@@ -41,7 +41,7 @@ fn there(memory: *mut u8, bytes: usize) -> *mut u8 {
     memory
 }
 
-/// Says so without allocating, and leaves without running anything else.
+/// Says so without allocating, and exits without running anything else.
 #[cold]
 fn exhausted(bytes: usize) -> ! {
     let mut line = [0; 200];

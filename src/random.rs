@@ -21,8 +21,8 @@ pub fn philox(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// What a random number is for. Each purpose is a stream of its own: its number is the second word of
-/// the Philox key. Numbers are part of a run's definition: change one and old runs cannot be repeated.
+/// What a random number is for. Each purpose has its own stream: its number is the second word of the Philox
+/// key. Numbers are part of a run's definition: change one and old runs cannot be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Which tokens are masked, and by what.

@@ -1,5 +1,5 @@
-//! Lines for people on standard output. `println!` panics where nobody reads on (`| head`) or the disk is
-//! full; a training whose results are in files must not end for that.
+//! Standard output that survives a closed pipe. `println!` panics when the reader has gone (`| head`) or the
+//! disk is full; training whose results are in files must not stop because of that.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use crate::{Error, Result};
 
-/// Why something was not written, the first time.
+/// Why output was lost, the first time.
 static LOST: OnceLock<String> = OnceLock::new();
 
 /// `println!` that never panics.
@@ -20,7 +20,7 @@ macro_rules! tell_raw {
     ($($text:tt)*) => { $crate::terminal::write(format_args!($($text)*)) };
 }
 
-/// Writes to standard output; what goes wrong is kept for `check`.
+/// Writes to standard output; an error is kept for `check`.
 pub fn write(text: Arguments) {
     if let Err(cause) = io::stdout().lock().write_fmt(text) {
         note(&cause);
@@ -29,14 +29,14 @@ pub fn write(text: Arguments) {
 
 fn note(cause: &io::Error) {
     if cause.kind() != ErrorKind::BrokenPipe {
-        let _ = LOST.set(cause.to_string()); // the first is the one that tells
+        let _ = LOST.set(cause.to_string()); // the first cause explains the rest
     }
 }
 
-/// To be called at the end.
+/// Reports lost output; called once at the end.
 ///
 /// # Errors
-/// `Error::Data` when a part of the output was lost; a reader that stopped reading has what it wants.
+/// `Error::Data` when output was lost. A closed pipe is no error: its reader has what it wants.
 pub fn check() -> Result<()> {
     if let Err(cause) = io::stdout().flush() {
         note(&cause);

@@ -1,6 +1,6 @@
-//! The threads that a process computes with: as many as it should have, or as many as the system allows. Where
-//! processes are counted (containers, login nodes) rayon's global pool would panic at its first use; here it gets
-//! fewer threads, and at worst the main thread alone.
+//! The threads that a process computes with: as many as wanted, or as many as the system allows. Where
+//! processes are limited (containers, login nodes), rayon's global pool would panic at its first use; here it
+//! gets fewer threads, and at worst the main thread alone.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use rayon::{ThreadBuilder, ThreadPoolBuilder};
 /// Threads that the pool leaves to others: readers, loaders, writers, watchdogs.
 const SPARE: usize = 4;
 
-/// No thread could be had beside the main one.
+/// Set when no thread could be started beside the main one.
 static ALONE: AtomicBool = AtomicBool::new(false);
 
 /// A started thread that waits for its place in the pool.
@@ -47,10 +47,10 @@ pub fn wanted(ranks_here: usize) -> usize {
     asked.filter(|n| *n > 0).unwrap_or((cores / ranks_here).max(1))
 }
 
-/// Starts the pool. Fewer than `wanted` threads are warned of. A pool that is there already stays.
+/// Starts the pool. Warns if there are fewer than `wanted` threads. An existing pool stays.
 ///
-/// The threads are started before the pool is told its size: rayon's global pool can be built only once, and a
-/// thread that it cannot start would be the end of it.
+/// The threads are started before the pool is told its size: rayon's global pool can be built only once, and
+/// one thread that fails to start would be the end of it.
 pub fn start(wanted: usize) {
     let mut threads: Vec<Waiting> = (0..wanted + SPARE).map_while(|_| Waiting::start().ok()).collect();
     let size = threads.len().saturating_sub(SPARE).max(1);
@@ -76,8 +76,8 @@ pub fn start(wanted: usize) {
     let _ = pool.spawn_handler(spawn).build_global(); // fails where there is a pool
 }
 
-/// Whether the main thread is the whole pool: then work that another thread gives to the pool would wait for
-/// ever, because the main thread only works for the pool while it waits for the pool itself.
+/// Whether the main thread is the whole pool. Then work that another thread gives to the pool would wait
+/// forever: the main thread works for the pool only while it waits for the pool itself.
 pub fn alone() -> bool {
     ALONE.load(Ordering::Relaxed)
 }

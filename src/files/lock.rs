@@ -1,4 +1,4 @@
-//! Locks that say who has them: two processes that go on from one file would mix what they write.
+//! Locks that say who holds them. Two processes that continued one file would mix what they write.
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
@@ -10,10 +10,10 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 use crate::{Error, Result};
 
-/// What became of an attempt to lock.
+/// The outcome of an attempt to lock.
 #[derive(Debug)]
 pub enum Lock {
-    /// Ours for as long as it lives; a killed process holds no lock.
+    /// Ours until this value is dropped; a killed process holds no lock.
     Held(Held),
     /// Another process has it; the text says which, and since when.
     Busy(String),
@@ -21,12 +21,12 @@ pub enum Lock {
     Unknown(Held),
 }
 
-/// A lock file that is open.
+/// An open lock file.
 #[derive(Debug)]
 pub struct Held {
     path: PathBuf,
     _file: File,
-    /// Whether the file goes with the lock.
+    /// Whether the file is removed with the lock.
     passing: bool,
 }
 
@@ -41,7 +41,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if self.passing {
-            let _ = fs::remove_file(&self.path); // it costs nothing and misleads nobody
+            let _ = fs::remove_file(&self.path); // a file left behind does no harm
         }
     }
 }
@@ -57,10 +57,10 @@ pub fn lock(path: &Path) -> Result<Lock> {
         let mut file = file.map_err(failed)?;
         let held = |file| Held { path: path.to_owned(), _file: file, passing: false };
         match file.try_lock() {
-            // one that its holder removed in the meantime locks nobody else out
+            // a lock on a file that its holder has just removed keeps nobody out
             Ok(()) if !is_at(&file, path) => {}
             Ok(()) => {
-                // who it is is for people: a full disk takes no lock away
+                // the holder's name is for people: a full disk does not cost the lock
                 let _ = file.set_len(0).and_then(|()| file.write_all(me().as_bytes()));
                 return Ok(Lock::Held(held(file)));
             }
@@ -70,7 +70,7 @@ pub fn lock(path: &Path) -> Result<Lock> {
     }
 }
 
-/// Whether `path` is still the open file.
+/// Whether `path` still leads to the open file.
 fn is_at(file: &File, path: &Path) -> bool {
     let place = |about: &fs::Metadata| (about.dev(), about.ino());
     matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if place(&a) == place(&b))
@@ -78,7 +78,7 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 fn me() -> String {
     let mut now = String::new();
-    let _ = SystemTime.format_time(&mut Writer::new(&mut now)); // a clock that cannot be read has no time
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now)); // an unreadable clock leaves it empty
     let now = now.split('.').next().unwrap_or_default();
     format!("process {} on {}, since {now} UTC\n", std::process::id(), host())
 }

@@ -19,8 +19,8 @@ pub fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, bytes))
 }
 
-/// The bytes of a file that is not empty and that nobody changes in place: this program writes such files once,
-/// under a temporary name.
+/// The bytes of a file, not empty, that nobody changes in place: this program writes such files once, under a
+/// temporary name.
 ///
 /// # Errors
 /// `Error::Data` where it cannot be mapped.
@@ -29,23 +29,23 @@ pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     unsafe { Mmap::map(file) }.map_err(|cause| Error::io("mapped", path, cause))
 }
 
-/// `length > 0` bytes of an input file from byte `start` on, which the system is told to fetch now: reading
-/// ahead of the threads that will touch them.
+/// `length > 0` bytes of an input file from byte `start` on. The system is told to fetch them now, ahead of
+/// the threads that will read them.
 ///
 /// # Errors
 /// `Error::Data` where it cannot be mapped.
 pub fn map_range(file: &File, path: &Path, start: u64, length: usize) -> Result<Mmap> {
-    // SAFETY: mapped read-only and viewed as bytes alone. A user who shortens an input file while it
-    // is read ends the program by a signal, which loses no finished part.
+    // SAFETY: mapped read-only and viewed as bytes alone. If a user shortens an input file while it is read,
+    // a signal ends the program; no finished part is lost.
     let map = unsafe { memmap2::MmapOptions::new().offset(start).len(length).map(file) };
     let map = map.map_err(|cause| Error::io("mapped", path, cause))?;
-    // Advice only: where it is refused the pages come one by one.
+    // Only advice: if it is refused, the pages come one by one.
     let _ = map.advise(memmap2::Advice::WillNeed);
     Ok(map)
 }
 
-/// The CRC-32 of a file, which is mapped and let go a piece at a time, so that checking gigabytes leaves no
-/// memory behind.
+/// The CRC-32 of a file. It is mapped and released piece by piece, so that checking gigabytes takes little
+/// memory.
 ///
 /// # Errors
 /// `Error::Data` where it cannot be read.

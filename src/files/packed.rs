@@ -62,7 +62,7 @@ impl Opened {
         Ok(Self { file, packing, bytes, head })
     }
 
-    /// The text of the file from its start; `done` counts bytes as they lie on the disk.
+    /// The text of the file from its start; `done` counts bytes on disk.
     ///
     /// # Errors
     /// `Error::Data` for a damaged head.
@@ -94,7 +94,7 @@ pub fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The error of a file that ends or breaks within its text.
+/// The error for a file that ends early or cannot be decoded.
 pub fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
     Error::data(format!(
         "{}: cannot be read beyond byte {at} of its text: {cause}; if it was downloaded, compare its size \
@@ -119,7 +119,7 @@ pub fn read_unpacked(path: &Path) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Tells how far the raw file is read, so that progress is right for compressed files too.
+/// Counts the bytes read of the raw file, so that progress is right for compressed files too.
 struct Counting {
     file: File,
     done: Arc<AtomicU64>,

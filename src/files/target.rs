@@ -1,5 +1,5 @@
-//! Where an output really goes. A file is replaced when its successor is complete; what is no file is written
-//! into: renaming over a pipe, a device or an open descriptor would take it from whoever uses it.
+//! Where an output really goes. A file is replaced once its successor is complete. A pipe, a device or an
+//! open descriptor is written into: renaming over it would take it from whoever uses it.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Links that are followed one after the other, as Linux does.
+/// Links followed in a row at most, as on Linux.
 const LINKS: usize = 40;
 
 /// What an output is.
@@ -20,7 +20,7 @@ pub enum Target {
     Stream(PathBuf),
 }
 
-/// Follows the links of `path`, the last of which may lead to nothing yet.
+/// Follows the links of `path`; the last may lead to a file that does not exist yet.
 ///
 /// # Errors
 /// `Error::Data` where a link cannot be followed.
@@ -46,18 +46,19 @@ pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// `/proc/PROCESS/fd`, where `path` lies in it.
+/// `/proc/PROCESS/fd`, if `path` lies in it.
 fn descriptors(path: &Path) -> Option<PathBuf> {
     path.file_name()?;
     let folder = folder_of(path).canonicalize().ok()?;
     (folder.starts_with("/proc") && folder.ends_with("fd")).then_some(folder)
 }
 
-/// Opens what is no file, to write into it.
+/// Opens a pipe, a device or a descriptor to write into it.
 pub(super) fn open_stream(path: &Path) -> io::Result<File> {
     let Some(folder) = descriptors(path) else { return File::options().write(true).open(path) };
     let own = folder == Path::new("/proc").join(std::process::id().to_string()).join("fd");
-    // The program's own outputs go on where they stand; opened by name they would begin at their start.
+    // The program's own outputs continue at their position; opened by name they would be overwritten from the
+    // start.
     match path.file_name().and_then(|name| name.to_str()) {
         Some("1") if own => {
             io::stdout().flush()?;

@@ -1,9 +1,9 @@
-//! Unix compress (`.Z`, on the TREC disks `.z .0z .1z .2z`): LZW with codes of 9 to 16 bits. No kept
+//! Unix compress (`.Z`, on the TREC disks `.z .0z .1z .2z`): LZW with codes of 9 to 16 bits. No maintained
 //! crate reads it: those for GIF and TIFF lack its habit of padding to whole groups of eight codes whenever
 //! the code width changes or the table is cleared, which is what this file is about.
 //!
-//! The form is that of `compress` 4.2: magic 1f 9d, one byte with the largest width (low five bits)
-//! and whether code 256 clears the table (high bit), then codes, lowest bit first.
+//! The format is that of `compress` 4.2: magic 1f 9d, one byte with the largest width (low five bits) and
+//! whether code 256 clears the table (high bit), then codes, lowest bit first.
 
 use std::io::{self, Read};
 
@@ -34,7 +34,7 @@ pub(crate) struct Unlzw<R> {
 
 impl<R: Read> Unlzw<R> {
     /// # Errors
-    /// Bytes that are no head of a compressed file.
+    /// Bytes that do not start a compressed file.
     pub(crate) fn new(mut inner: R) -> io::Result<Self> {
         let mut head = [0; 3];
         inner.read_exact(&mut head)?;

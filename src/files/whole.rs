@@ -1,5 +1,5 @@
-//! Files that are whole or not there. Whoever finds a file under its own name may trust that it is complete:
-//! it was written beside its place, synced, and renamed.
+//! Files that are complete or absent. A file under its final name is complete: it was written beside its
+//! place, synced, and renamed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::target::{Target, folder_of, open_stream, target};
 use crate::{Error, Result};
 
-/// Begins the names of files that are not complete yet.
+/// Prefix of files that are not complete yet.
 const UNFINISHED: &str = ".unfinished-";
 
 /// The bytes of a file.
@@ -37,7 +37,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_by(path, |file| file.write_all(bytes).map_err(|cause| Error::io("written", path, cause)))
 }
 
-/// As `write`, for what comes piece by piece.
+/// As `write`, for content that comes piece by piece.
 ///
 /// # Errors
 /// As `write`, and what `each` returns.
@@ -57,7 +57,7 @@ pub fn write_by(path: &Path, each: impl FnOnce(&mut dyn Write) -> Result<()>) ->
     let file = builder.prefix(UNFINISHED).permissions(mode).tempfile_in(folder);
     let mut file = file.map_err(|cause| {
         let text = cause.to_string();
-        let cause = text.split(" at path ").next().unwrap_or_default(); // of a file that nobody asked for
+        let cause = text.split(" at path ").next().unwrap_or_default(); // without the temporary name
         let action =
             format!("written: it is made beside its place, and no file can be made in {}", folder.display());
         Error::io(&action, path, io::Error::other(cause))
@@ -75,7 +75,7 @@ pub fn sweep(folder: &Path) {
     for entry in
         entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes()))
     {
-        // Best effort: such a file costs room and misleads nobody.
+        // Best effort: such a file takes space and does no other harm.
         let _ = fs::remove_file(entry.path());
     }
 }
@@ -88,14 +88,14 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("synced", path, cause))
 }
 
-/// Refuses to write where something is read from.
+/// Refuses an output that is also an input.
 ///
 /// # Errors
 /// `Error::Config` when `out` is one of the `inputs`, by whatever name.
 pub fn refuse_input<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
-    let Ok(place) = out.canonicalize() else { return Ok(()) }; // what is not there is no input
+    let Ok(place) = out.canonicalize() else { return Ok(()) }; // a file that does not exist is no input
     if !(place.is_file() || place.is_dir()) {
-        return Ok(()); // what is no file is not written over
+        return Ok(()); // only files are overwritten
     }
     match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input == place)) {
         None if place.is_dir() => {

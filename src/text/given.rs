@@ -1,5 +1,5 @@
-//! The files of a tokenizer that was given, and what of them goes into a folder that is written: the very
-//! bytes, so that the folder tokenises as the given one did, here and elsewhere.
+//! The files of a given tokenizer, and which of them go into a folder that is written. They are copied byte
+//! for byte, so that the folder tokenises as the given one did, here and elsewhere.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const SPECIAL: &str = "special_tokens_map.json";
 pub(super) const ADDED: &str = "added_tokens.json";
 
-/// All of them, in the order in which a folder's are listed.
+/// All of them, in the order in which they are listed.
 pub const NAMES: [&str; 5] = [JSON, VOCABULARY, CONFIG, SPECIAL, ADDED];
 
-/// Name and bytes of files.
+/// Names of files and their bytes.
 pub type Files = BTreeMap<&'static str, Vec<u8>>;
 
 /// The file that holds the tokenizer at `path`.
@@ -34,8 +34,8 @@ pub(crate) fn find(path: &Path) -> Result<PathBuf> {
         .ok_or_else(|| Error::data(format!("{}: holds neither tokenizer.json nor vocab.txt", path.display())))
 }
 
-/// The files that make up the tokenizer of `main`, a `tokenizer.json` or a vocabulary: itself and what
-/// stands beside it, by the name that it has in a folder.
+/// The files that make up the tokenizer of `main` (a `tokenizer.json` or a vocabulary): `main` and the files
+/// beside it, each with its name in a folder.
 pub fn paths(main: &Path) -> Vec<(&'static str, PathBuf)> {
     let is_json = main.extension().is_some_and(|ending| ending == "json");
     let own = if is_json { JSON } else { VOCABULARY };
@@ -53,8 +53,8 @@ pub fn read(main: &Path) -> Result<Files> {
     paths(main).into_iter().map(|(name, path)| Ok((name, files::read(&path)?))).collect()
 }
 
-/// What of the tokenizer's files in the folder `from` goes into another folder, for a model of
-/// `positions` positions.
+/// The tokenizer files of the folder `from` as another folder gets them, for a model of `positions`
+/// positions.
 ///
 /// # Errors
 /// `Error::Data` that names a file that cannot be read.
@@ -74,8 +74,8 @@ pub fn for_model(from: &Path, positions: usize) -> Result<Files> {
     Ok(files)
 }
 
-/// Has `tokenizer_config.json` name what transformers would else overrule in a `tokenizer.json` of these
-/// settings.
+/// Makes `tokenizer_config.json` name the settings of `tokenizer.json` that transformers would otherwise
+/// overrule.
 pub(super) fn complete(files: &mut Files, flags: Option<Flags>) -> Result<()> {
     let Some(flags) = flags else { return Ok(()) };
     let given = config(files)?;
@@ -91,8 +91,8 @@ pub(super) fn complete(files: &mut Files, flags: Option<Flags>) -> Result<()> {
     Ok(())
 }
 
-/// The `tokenizer_config.json` of a tokenizer that came without one: BERT's with these settings or, with
-/// `None`, one that is described by its `tokenizer.json` alone.
+/// The `tokenizer_config.json` of a tokenizer that came without one: BERT's with these settings or, for
+/// `None`, one that leaves everything to `tokenizer.json`.
 pub(super) fn generated(flags: Option<Flags>) -> Map<String, Value> {
     let mut config = Map::new();
     let class = if flags.is_some() { "BertTokenizer" } else { "PreTrainedTokenizerFast" };
@@ -110,7 +110,7 @@ pub(super) fn generated(flags: Option<Flags>) -> Map<String, Value> {
     match flags {
         Some(flags) => flags.name_in(&mut config, false),
         None => {
-            // transformers 5 gives such a class's models no segments unless they are named
+            // for such a class, transformers 5 gives models no segments unless they are named
             let names = json!(["input_ids", "token_type_ids", "attention_mask"]);
             config.insert("model_input_names".into(), names);
         }
@@ -122,11 +122,11 @@ pub(super) fn generated(flags: Option<Flags>) -> Map<String, Value> {
 pub(super) fn overrules(config: &Map<String, Value>) -> bool {
     match config.get("tokenizer_class").and_then(Value::as_str) {
         Some(class) => BERT_CLASSES.contains(&class),
-        None => true, // transformers takes the class of the model's family
+        None => true, // transformers then takes the class of the model's family
     }
 }
 
-/// The settings of `tokenizer.json`'s normaliser, where that is BERT's.
+/// The settings of `tokenizer.json`'s normaliser, if it is BERT's.
 fn flags(files: &Files) -> Option<Flags> {
     let json: Value = serde_json::from_slice(files.get(JSON)?).ok()?;
     let normalizer = &json["normalizer"];

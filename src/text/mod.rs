@@ -1,5 +1,5 @@
-//! Text to token ids and back to files: the tokenizer of a checkpoint or one that is trained here. It is a room
-//! apart from `corpus`, because models, probes and studies tokenise text that comes from no shard.
+//! Text to token ids: a checkpoint's tokenizer or one trained here, read from files and written to them. It
+//! is separate from `corpus` because models, probes and studies tokenise text that comes from no shard.
 
 pub mod given;
 mod normaliser;

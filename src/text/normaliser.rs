@@ -7,14 +7,14 @@ use tokenizers::normalizers::BertNormalizer;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags {
     pub lowercase: bool,
-    /// `None`: as `lowercase`.
+    /// `None` follows `lowercase`.
     pub strip_accents: Option<bool>,
     /// Every ideograph is a word.
     pub chinese: bool,
 }
 
 impl Default for Flags {
-    /// What transformers takes where a `tokenizer_config.json` says nothing.
+    /// What transformers assumes if a `tokenizer_config.json` says nothing.
     fn default() -> Self {
         Self { lowercase: true, strip_accents: None, chinese: true }
     }
@@ -31,7 +31,7 @@ impl From<&BertNormalizer> for Flags {
 }
 
 impl Flags {
-    /// What transformers takes from a `tokenizer_config.json`.
+    /// What transformers reads from a `tokenizer_config.json`.
     pub fn of_config(config: &Map<String, Value>) -> Self {
         let named = |key: &str| config.get(key).and_then(Value::as_bool);
         let default = Self::default();
@@ -42,7 +42,7 @@ impl Flags {
         }
     }
 
-    /// Whether accents are taken off.
+    /// Whether accents are removed.
     pub fn strips(&self) -> bool {
         self.strip_accents.unwrap_or(self.lowercase)
     }
@@ -52,8 +52,7 @@ impl Flags {
         (self.lowercase, self.strips(), self.chinese) == (other.lowercase, other.strips(), other.chinese)
     }
 
-    /// Names the settings in a `tokenizer_config.json`; those that are transformers' defaults only where
-    /// `all`.
+    /// Writes the settings into a `tokenizer_config.json`; transformers' defaults only if `all`.
     pub fn name_in(&self, config: &mut Map<String, Value>, all: bool) {
         let default = Self::default();
         let named = [

@@ -1,5 +1,4 @@
-//! The token ids with a meaning of their own: every part of the program that builds or reads sequences
-//! needs them, and nothing else of a tokenizer.
+//! The ids of special tokens. Code that builds or reads sequences needs them and nothing else of a tokenizer.
 
 /// Ids of a BERT vocabulary's special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

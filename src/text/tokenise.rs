@@ -16,9 +16,9 @@ use super::vocabulary::{self, WordCounts};
 use super::wordpiece::{Cache, WordPieces};
 use crate::{Error, Result, allow_list, journal};
 
-/// The prefix of a piece that goes on a word.
+/// The prefix of a piece that continues a word.
 const CONTINUES: &str = "##";
-/// Ids are places in tables, so a wild one would fill the memory; multilingual vocabularies have 250,000.
+/// Ids index tables, so a wild one would fill memory; multilingual vocabularies have 250,000 pieces.
 const MOST_PIECES: usize = 1 << 24;
 /// Texts that one thread takes at once.
 const CHUNK: usize = 64;
@@ -37,18 +37,18 @@ type Object = serde_json::Map<String, serde_json::Value>;
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `vocab.txt` (lower-casing unless a `tokenizer_config.json` beside it says
-    /// otherwise), or a folder that holds either. What stands beside it is judged by `tokenizer_keys`.
+    /// otherwise), or a folder that holds either. `tokenizer_keys` judges the files beside it.
     ///
     /// # Errors
-    /// `Error::Data` where nothing is there, it cannot be read, it is no WordPiece tokenizer, or one of
-    /// the five special tokens is missing; `Error::Config` that names a key whose value is not followed.
+    /// `Error::Data` if nothing is there, it cannot be read, it is not a WordPiece tokenizer, or one of the
+    /// five special tokens is missing; `Error::Config` that names a key whose value is not followed.
     pub fn load(path: &Path) -> Result<Self> {
         let (tokenizer, warnings) = Self::read(path)?;
         warnings.iter().for_each(|line| journal::warn_once(line));
         Ok(tokenizer)
     }
 
-    /// The same, with what is in the files and has no effect, a line each.
+    /// As `load`, with a warning line for each setting in the files that has no effect.
     ///
     /// # Errors
     /// As `load`.
@@ -74,7 +74,7 @@ impl Tokenizer {
 
     fn of_json(text: &[u8], name: &str) -> Result<Self> {
         let refused = |cause: String| Error::data(format!("{name}: not a tokenizer.json: {cause}"));
-        // The crate panics where its decoder is no whole JSON, and where a SentencePiece table is damaged.
+        // The crate panics if the decoder is incomplete JSON, and if a SentencePiece table is damaged.
         let whole: serde_json::Value =
             serde_json::from_slice(text).map_err(|cause| refused(cause.to_string()))?;
         if holds_type(&whole["normalizer"], "Precompiled") {
@@ -86,7 +86,7 @@ impl Tokenizer {
 
     fn of_vocabulary(text: &[u8], flags: Flags, name: &str) -> Result<Self> {
         let text = std::str::from_utf8(text)
-            .map_err(|_| Error::data(format!("{name}: not UTF-8, so no vocabulary")))?;
+            .map_err(|_| Error::data(format!("{name}: not UTF-8, so not a vocabulary")))?;
         Self::from_pieces(&lines(text), flags, name)
     }
 
@@ -114,7 +114,7 @@ impl Tokenizer {
             if unnamed.is_some() {
                 warnings.push(format!(
                     "{}: does not name the normaliser of tokenizer.json, so transformers uses another; here \
-                     tokenizer.json counts, and what is written names it",
+                     tokenizer.json decides, and saved files name its normaliser",
                     path.display()
                 ));
             }
@@ -129,7 +129,7 @@ impl Tokenizer {
         Ok(warnings)
     }
 
-    /// Warns of a `vocab.txt` that numbers pieces in another way than the `tokenizer.json` beside it.
+    /// Warns of a `vocab.txt` that numbers pieces differently from the `tokenizer.json` beside it.
     fn other_vocabulary(&self, files: &Files, path: &Path) -> Option<String> {
         let (Some(_), Some(vocabulary)) = (files.get(given::JSON), files.get(given::VOCABULARY)) else {
             return None;
@@ -140,7 +140,7 @@ impl Tokenizer {
         };
         let (id, _) = pieces.into_iter().enumerate().find(|piece| !known(piece))?;
         Some(format!(
-            "{}: line {} is not the piece of that id in tokenizer.json, which counts",
+            "{}: line {} is not the piece of that id in tokenizer.json, which is used",
             path.display(),
             id + 1
         ))
@@ -200,8 +200,7 @@ impl Tokenizer {
     }
 
     fn of(mut inner: tokenizers::Tokenizer, source: &str) -> Result<Self> {
-        // Cutting and padding are the trainer's own decisions; what a checkpoint's file says of them is
-        // about its last user.
+        // Cutting and padding are the trainer's own decisions; a checkpoint's file only has its last user's.
         let unset = inner.with_truncation(None).map(|_| ());
         unset.map_err(|cause| Error::data(format!("{source}: {cause}")))?;
         inner.with_padding(None);
@@ -223,8 +222,8 @@ impl Tokenizer {
         Ok(Self { inner, fast, special, vocab, given: Files::new() })
     }
 
-    /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as transformers reads them, and
-    /// what else was given; files that were given as they were. Returns their names.
+    /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` as transformers reads them, and any
+    /// other files that were given; given files stay as they are. Returns the names.
     ///
     /// # Errors
     /// `Error::Data` where a file cannot be written.
@@ -278,7 +277,7 @@ impl Tokenizer {
         Ok(chunks.into_iter().flatten().collect())
     }
 
-    /// What one thread tokenises many texts with.
+    /// An encoder for one thread that tokenises many texts.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder { tokenizer: self, cache: self.fast.as_ref().map(WordPieces::lend) }
     }
@@ -306,7 +305,7 @@ impl Tokenizer {
         self.vocab
     }
 
-    /// `[V]`: 1 where the piece goes on a word (starts with `##`), else 0.
+    /// `[V]`: 1 where the piece continues a word (starts with `##`), else 0.
     pub fn continues(&self) -> Vec<u32> {
         let mut continues = vec![0; self.vocab];
         for (piece, id) in self.inner.get_vocab(true) {
@@ -319,7 +318,7 @@ impl Tokenizer {
     pub fn same_tokens(&self, other: &Self) -> bool {
         let parts = |tokenizer: &Self| {
             let inner = &tokenizer.inner;
-            // an accent setting that is left to lower-casing is the same as one that says so
+            // an accent setting left to lower-casing equals one that spells it out
             let normalizer = match tokenizer.flags() {
                 Some(flags) => json!([flags.lowercase, flags.strips(), flags.chinese, tokenizer.cleans()]),
                 None => json!(inner.get_normalizer()),
@@ -347,15 +346,15 @@ impl Tokenizer {
     }
 }
 
-/// A tokenizer with the words that one thread met; they are handed on when it is dropped.
+/// A tokenizer with one thread's cache of words, which is handed on when it is dropped.
 pub struct Encoder<'t> {
     tokenizer: &'t Tokenizer,
     cache: Option<Cache>,
 }
 
 impl Encoder<'_> {
-    /// Appends the pieces of the text whose parts these are, joined with spaces, at most `at_most` of them.
-    /// What lies beyond is never looked at.
+    /// Appends the pieces of `parts` joined with spaces, at most `at_most` of them. Text beyond that is never
+    /// read.
     ///
     /// # Errors
     /// `Error::Data` where the tokenizer refuses the text.
@@ -363,7 +362,7 @@ impl Encoder<'_> {
         let end = out.len().saturating_add(at_most);
         match (&self.tokenizer.fast, &mut self.cache) {
             (Some(fast), Some(cache)) => {
-                // Pieces never reach over a space, so the parts can be taken one by one.
+                // Pieces never cross a space, so the parts can be taken one by one.
                 parts.iter().try_for_each(|part| fast.append_text(part, end, cache, out))
             }
             _ => {
@@ -383,7 +382,7 @@ impl Drop for Encoder<'_> {
     }
 }
 
-/// Whether a part of a `tokenizer.json`, or a part of it, is of this type.
+/// Whether a part of a `tokenizer.json`, or anything inside it, is of this type.
 fn holds_type(part: &serde_json::Value, wanted: &str) -> bool {
     match part {
         serde_json::Value::Object(fields) => {
@@ -395,13 +394,13 @@ fn holds_type(part: &serde_json::Value, wanted: &str) -> bool {
     }
 }
 
-/// The pieces of a vocabulary, one a line.
+/// The pieces of a vocabulary, one per line.
 fn lines(text: &str) -> Vec<String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     text.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
-/// Whether the model whose config this is has one segment.
+/// Whether the model of this config has one segment.
 fn one_segment(config: &Path) -> bool {
     allow_list::read_object(config).is_ok_and(|config| config.get("type_vocab_size") == Some(&json!(1)))
 }

@@ -1,10 +1,10 @@
 //! What a tokenizer's files may say: the allow-lists of `tokenizer_config.json` (and of the files that repeat
 //! parts of it) and of `tokenizer.json`.
 //!
-//! transformers' classes for BERT let `tokenizer_config.json` overrule the normaliser of `tokenizer.json`, its
-//! defaults included; the `tokenizers` package reads `tokenizer.json` alone. Here `tokenizer.json` counts,
-//! a `tokenizer_config.json` that names another value is refused, and what is written always names the values
-//! that are no default, so that all three agree.
+//! transformers' classes for BERT let `tokenizer_config.json` overrule the normaliser of `tokenizer.json`,
+//! its defaults included; the `tokenizers` package reads `tokenizer.json` alone. Here `tokenizer.json`
+//! decides, and a `tokenizer_config.json` that names another value is refused. Written files always name
+//! values that are not the default, so that all three agree.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,13 +25,13 @@ pub const BERT_CLASSES: [&str; 6] = [
     "ElectraTokenizer",
     "ElectraTokenizerFast",
 ];
-/// Those that take `tokenizer.json` as it is.
+/// Classes that take `tokenizer.json` as it is.
 const PLAIN_CLASSES: [&str; 2] = ["PreTrainedTokenizerFast", "TokenizersBackend"];
 
 const INPUT: &str = "the input is [CLS] query [SEP] document [SEP] here";
 const ONLY_TRUE: &[&str] = &["true"];
 
-/// What the values are judged beside.
+/// What the values are judged against.
 #[derive(Clone, Debug)]
 pub struct Beside {
     /// Tokens that a text may spell out: id, and whether single_word, lstrip, rstrip.
@@ -71,12 +71,12 @@ const fn only(
 /// Keys of `tokenizer_config.json` and `special_tokens_map.json`.
 pub const CONFIG: &[Keys] = &[
     ask(&["tokenizer_class"], "the class that reads the files", |value, _| class(value)),
-    ask(&["do_lower_case"], "letters are made small", lower_case),
-    ask(&["strip_accents"], "accents are taken off; null: where letters are made small", strip_accents),
+    ask(&["do_lower_case"], "letters are lower-cased", lower_case),
+    ask(&["strip_accents"], "accents are removed; null: if letters are lower-cased", strip_accents),
     ask(&["tokenize_chinese_chars"], "every ideograph is a word", chinese),
     only(
         &["do_basic_tokenize", "clean_text", "do_word_tokenize", "do_subword_tokenize"],
-        "words are found before pieces are",
+        "words are split before pieces",
         ONLY_TRUE,
         "BERT's tokenizer does it",
     ),
@@ -108,7 +108,7 @@ pub const CONFIG: &[Keys] = &[
     ask(&["additional_special_tokens", "extra_special_tokens"], "further special tokens", named),
     ask(&["bos_token", "eos_token"], "special tokens of other families", named),
     ask(&["added_tokens_decoder"], "the tokens that a text may spell out, by id", decoder),
-    ask(&["pad_token"], "the filling", |value, beside| special(value, beside, "[PAD]")),
+    ask(&["pad_token"], "fills sequences up", |value, beside| special(value, beside, "[PAD]")),
     ask(&["unk_token"], "a word without pieces", |value, beside| special(value, beside, "[UNK]")),
     ask(&["cls_token"], "begins a sequence", |value, beside| special(value, beside, "[CLS]")),
     ask(&["sep_token"], "ends a text", |value, beside| special(value, beside, "[SEP]")),
@@ -129,13 +129,13 @@ pub const CONFIG: &[Keys] = &[
     ),
     known(
         &["padding", "padding_side", "pad_to_multiple_of", "pad_token_type_id"],
-        "how sequences are filled up",
-        "packs have no filling",
+        "how sequences are padded",
+        "packs have no padding",
     ),
     known(
         &["clean_up_tokenization_spaces", "chat_template"],
-        "how text is made",
-        "no text is made from tokens",
+        "how tokens become text",
+        "tokens are never turned back into text",
     ),
     known(
         &[
@@ -166,10 +166,10 @@ pub const JSON: &[Keys] = &[
     known(&["version"], "the format's version", "the tokenizers crate checks it"),
     known(
         &["truncation", "padding"],
-        "where texts are cut, how they are filled up",
-        "data.max_tokens decides, and packs have no filling",
+        "where texts are cut, how they are padded",
+        "data.max_tokens decides, and packs have no padding",
     ),
-    known(&["decoder"], "how text is made", "no text is made from tokens"),
+    known(&["decoder"], "how tokens become text", "tokens are never turned back into text"),
     ask(&["added_tokens"], "the tokens that a text may spell out", followed),
     ask(&["normalizer"], "how characters are changed", followed),
     ask(&["pre_tokenizer"], "how words are found", followed),
@@ -180,11 +180,11 @@ pub const JSON: &[Keys] = &[
 /// Keys of BERT's normaliser in `tokenizer.json`.
 pub const NORMALIZER: &[Keys] = &[
     only(&["type"], "the normaliser", &["\"BertNormalizer\""], "others have a table of their own"),
-    only(&["clean_text"], "control characters go", &["true", "false"], "say true or false"),
+    only(&["clean_text"], "control characters are removed", &["true", "false"], "say true or false"),
     only(&["handle_chinese_chars"], "every ideograph is a word", &["true", "false"], "say true or false"),
     only(
         &["strip_accents"],
-        "accents are taken off; null: where letters are made small",
+        "accents are removed; null: if letters are lower-cased",
         &["true", "false", "null"],
         "say true, false or null",
     ),
@@ -277,7 +277,7 @@ fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content").and_then(Value::as_str))
 }
 
-/// A setting of a token that is not that of the tokenizer's own.
+/// The first setting in which a token differs from the tokenizer's own.
 fn other_setting(token: &Value, own: [bool; 3]) -> Option<&'static str> {
     let named = |name: &str| token.get(name);
     let settings = ["single_word", "lstrip", "rstrip"].into_iter().zip(own);
@@ -313,7 +313,7 @@ fn not_kept(token: &Value) -> Verdict {
     ))
 }
 
-/// Tokens, one or a list, that the tokenizer must have among those that stay whole.
+/// One token or a list of them, each of which the tokenizer must keep whole.
 fn named(value: &Value, beside: &Beside) -> Verdict {
     let tokens: Vec<&Value> = match value {
         Value::Null => return Verdict::Followed,
@@ -359,7 +359,7 @@ fn word_piece(value: &Value, _: &Beside) -> Verdict {
     Verdict::Followed
 }
 
-/// Texts are put together as BERT does it, whatever the file says, so it has to say that.
+/// Texts are always put together as BERT does it, so the file has to say so.
 fn post_processor(value: &Value, beside: &Beside) -> Verdict {
     let Special { cls, sep, .. } = beside.special;
     let ids = |token: &str| if token == "[CLS]" { cls } else { sep };

@@ -1,6 +1,6 @@
-//! A WordPiece vocabulary from text, the same one every time. The `tokenizers` crate numbers pieces
-//! in the order of a randomly seeded hash table, so two runs on the same text give different ids and,
-//! through ties, different pieces; a corpus that is prepared twice must be the same corpus.
+//! A WordPiece vocabulary from text, the same one every time. The `tokenizers` crate numbers pieces in the
+//! order of a randomly seeded hash table, so two runs on the same text give different ids and, through ties,
+//! different pieces; a corpus prepared twice must be the same corpus.
 //!
 //! The method is that of `tokenizers`' own WordPiece trainer: words are counted, split into
 //! characters (`##` before all but the first), and the most frequent neighbouring pair is merged
@@ -17,9 +17,9 @@ use tokenizers::normalizers::BertNormalizer;
 use super::wordpiece::each_word;
 use crate::{Error, Result};
 
-/// Words of more characters are never split by WordPiece, so they teach nothing.
+/// WordPiece never splits longer words, so they teach nothing.
 const LONGEST_WORD: usize = 100;
-/// Distinct words kept while counting; beyond it the rare ones go.
+/// Distinct words kept while counting; beyond it the rare ones are dropped.
 const MOST_WORDS: usize = 1 << 23;
 /// Distinct words that take part in merging (the most frequent ones).
 const MERGE_WORDS: usize = 1 << 20;
@@ -52,8 +52,8 @@ impl WordCounts {
         })
     }
 
-    /// Adds the counts of another text. When there are too many words the rare ones go; which ones depends on
-    /// counts alone, so the same texts in the same order always leave the same words.
+    /// Adds the counts of another text. When there are too many words, rare ones are dropped; which ones
+    /// depends on counts alone, so the same texts in the same order always leave the same words.
     pub(crate) fn merge(&mut self, other: Self) {
         if self.counts.is_empty() {
             self.counts = other.counts;
@@ -72,8 +72,8 @@ impl WordCounts {
     /// The pieces of a vocabulary of at most `size`; a piece's place is its id.
     ///
     /// # Errors
-    /// `Error::Config` where `size` is too small for any vocabulary or beyond u32, `Error::Data` where
-    /// there is no word.
+    /// `Error::Config` if `size` is too small for any vocabulary or beyond u32, `Error::Data` if there is no
+    /// word.
     pub(crate) fn pieces(self, size: usize) -> Result<Vec<String>> {
         if !(16..=1 << 24).contains(&size) {
             return Err(Error::config(format!("vocab = {size}: must be from 16 to {}", 1 << 24)));
@@ -172,7 +172,7 @@ impl Merger {
                 }
                 continue;
             }
-            // A pair that occurs once is a word of its own, not a piece of several.
+            // A pair that occurs once belongs to one word and is no piece of several.
             if count < 2 {
                 break;
             }

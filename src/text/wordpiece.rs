@@ -1,9 +1,9 @@
-//! The fast way through a BERT tokenizer. The `tokenizers` crate keeps, for every character, where
-//! it came from; training never asks, and for plain ASCII words the whole normalisation is a table
-//! look-up. So: split at ASCII white space; ASCII words are lower-cased, stripped of control
-//! characters and split at punctuation here; words with other characters go through the crate's own
-//! normaliser. Pieces of a word are found once and then come from a cache.
-//! The result is that of the crate, piece for piece, which `tests/corpus.rs` checks.
+//! The fast way through a BERT tokenizer. The `tokenizers` crate tracks where every character came from,
+//! which training never asks. For plain ASCII words all of the normalisation is a table look-up. So: split at
+//! ASCII white space; ASCII words are lower-cased, stripped of control characters and split at punctuation
+//! here; words with other characters go through the crate's own normaliser. Pieces of a word are found once
+//! and then come from a cache. The result is that of the crate, piece for piece, which `tests/corpus.rs`
+//! checks.
 
 use std::sync::Mutex;
 
@@ -16,7 +16,7 @@ use tokenizers::{
 
 use crate::{Error, Result};
 
-/// What every special token of BERT begins with, so that one fast search finds all of them.
+/// The byte that every special token of BERT begins with, so that one fast search finds all of them.
 const SPECIAL_START: u8 = b'[';
 /// Words that one cache holds before it starts anew: about 10 MB.
 const CACHE_WORDS: usize = 1 << 17;
@@ -26,12 +26,12 @@ pub(crate) struct WordPieces {
     normalizer: tokenizers::normalizers::BertNormalizer,
     /// Pieces that begin a word.
     first: HashMap<Box<str>, u32>,
-    /// Pieces that go on inside a word, without their prefix.
+    /// Pieces that continue a word, without their prefix.
     inside: HashMap<Box<str>, u32>,
     unknown: u32,
     /// Longest piece in bytes, without prefix: no longer candidate is looked up.
     longest: usize,
-    /// Words with more characters are the unknown piece.
+    /// Words with more characters become the unknown piece.
     most_chars: usize,
     /// Tokens that a text may spell out, with their ids; longest first.
     special: Vec<(String, u32)>,
@@ -46,7 +46,7 @@ pub(crate) struct Cache {
 }
 
 impl WordPieces {
-    /// `None` where the tokenizer is not a plain BERT one, so that only the crate itself can follow it.
+    /// `None` if the tokenizer is not a plain BERT one; then only the crate itself can follow it.
     pub(crate) fn of(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
         let Some(NormalizerWrapper::BertNormalizer(normalizer)) = tokenizer.get_normalizer() else {
             return None;
@@ -157,7 +157,7 @@ impl WordPieces {
         cache.words.insert(word.into(), (from as u32, cache.pieces.len() as u32));
     }
 
-    /// Greedy longest match from the left; false where some part matches nothing.
+    /// Greedy longest match from the left; false if some part matches nothing.
     fn split(&self, word: &str, out: &mut Vec<u32>) -> bool {
         if word.chars().count() > self.most_chars {
             return false;
