@@ -1,6 +1,6 @@
-// Zeros in the activations of a step whose gradient was not finite (`Backend::forget`), decided on the
-// device, so that the host need not know before the next step begins: launches may cover rows behind
-// a pack's last, and what lies there meets gradients of 0, which changes nothing unless it is NaN.
+// Zeros in the activations of a step whose gradient was not finite (`op::Forget`), decided on the
+// device, so that the host need not know before the next step begins: launches may cover rows after
+// a pack's last, and values there meet gradients of 0, which changes nothing unless they are NaN.
 //
 // Layouts: norm_sq [1]; to0..to7: eight buffers of vectors0..vectors7 `vectors` of 16 bytes, which buffers consist
 // of (engine/cuda/buffer.rs); a launch with fewer buffers says 0 vectors for the others.

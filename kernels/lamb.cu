@@ -1,5 +1,5 @@
-// LAMB (You et al. 2020, algorithm 2, phi the identity, with bias correction; `Backend::lamb_direction`
-// and `lamb_apply`), each group one tensor:
+// LAMB (You et al. 2020, algorithm 2, phi the identity, with bias correction; `op::LambDirection`
+// and `op::LambApply`), each group one tensor:
 //   g' = g min(1, clip_norm / (norm + 1e-6))   m = b1 m + (1 - b1) g'   v = b2 v + (1 - b2) g'^2
 //   r = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + decay w
 //   w -= lr ratio r, ratio = |w| / |r| where the tensor decays and both norms are above 0, else 1

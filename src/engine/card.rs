@@ -1,6 +1,7 @@
-//! What is known of a GPU without asking a driver: what speeds are compared with, and what launches depend on.
+//! Facts about a GPU, known without asking a driver: speeds are compared with them, and launches depend on
+//! them.
 
-/// Facts of a card that speeds are compared with.
+/// A card's sizes and speeds.
 #[derive(Clone, Debug, Default)]
 pub struct Card {
     pub name: String,
@@ -18,9 +19,10 @@ pub struct Card {
 }
 
 impl Card {
-    /// FLOP/s of dense products with sums in f32, in bf16 on tensor cores (`narrow`) or in f32 without them:
-    /// clock times what a multiprocessor does in a clock, by NVIDIA's data sheets; 0 where these do not say
-    /// (tensor cores of workstation cards and of others with the same capability differ by a factor of two).
+    /// Peak FLOP/s of dense products with sums in f32: bf16 on tensor cores (`narrow`), or f32 without them.
+    /// It is the clock times NVIDIA's data-sheet figure for a multiprocessor and clock; 0 where the sheets
+    /// give none (tensor cores of workstation cards differ by a factor of two from others of the same
+    /// capability).
     pub fn flops(&self, narrow: bool) -> f64 {
         let [single, tensor] = match self.arch {
             (8, 0) => [128, 2048],

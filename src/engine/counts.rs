@@ -22,7 +22,7 @@ impl Rows {
     }
 }
 
-/// What differs from pack to pack besides the token arrays, as a device's kernels read it.
+/// The counts that differ from pack to pack, as a device's kernels read them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct PackCounts {

@@ -1,4 +1,4 @@
-//! What a device is: memory, transfers, and the packs it is told of. It knows no operation.
+//! What a device is: memory, transfers, and the packs announced to it. It knows no operation.
 
 use std::ops::Range;
 
@@ -20,22 +20,22 @@ pub type Words<D> = <D as Device>::Buf<u32>;
 /// A device's own memory, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    /// That buffers of this process hold.
+    /// Held by buffers of this process.
     pub allocated: usize,
     pub free: usize,
 }
 
-/// A device's memory, its transfers, and the packs it is told of.
+/// A device's memory, its transfers, and the packs announced to it.
 pub trait Device: Clone + 'static {
     /// Type of weights and activations.
     type Real: Real;
     /// Device memory.
     type Buf<T: Elem>: Send + 'static;
-    /// Whether the device runs behind the host: a host that waits for a step's numbers before it gives the
-    /// next step out leaves such a device without work.
+    /// Whether the device is asynchronous: if the host waits for a step's numbers before it queues the next
+    /// step, such a device has nothing to do.
     const ASYNCHRONOUS: bool = false;
 
-    /// The device's name, for people.
+    /// The device's name, as the user sees it.
     fn describe(&self) -> String;
 
     // ---- memory ------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ pub trait Device: Clone + 'static {
     fn download<T: Elem>(&self, src: &Self::Buf<T>, range: Range<usize>) -> Result<Vec<T>>;
     /// Sets `dst[range]` to zero.
     fn clear<T: Elem>(&self, dst: &mut Self::Buf<T>, range: Range<usize>) -> Result<()>;
-    /// Hands `buf[range]` to `work` on the host and takes back what it leaves there.
+    /// Lets `work` change `buf[range]` on the host.
     fn on_host(
         &self,
         buf: &mut Self::Buf<f32>,
@@ -73,7 +73,7 @@ pub trait Device: Clone + 'static {
         Ok(None)
     }
 
-    /// The card that it is, which the counting engine takes the place of; `None` where there is none.
+    /// The card, so that the counting engine can stand in for it; `None` if the device is not a GPU.
     fn gpu(&self) -> Option<Card> {
         None
     }
@@ -89,14 +89,14 @@ pub trait Device: Clone + 'static {
     }
 
     // ---- packs -------------------------------------------------------------------------------
-    /// The engine for one model whose packs have at most `most` of everything.
+    /// The engine for one model, whose packs have at most the counts `most`.
     fn for_packs(&self, most: &PackCounts) -> Result<Self> {
         let _ = most;
         Ok(self.clone())
     }
     /// Announces the next pack's counts: before its operations, once a pack.
     fn begin_pack(&self, counts: &PackCounts) -> Result<()>;
-    /// Runs the operations that `work` queues, or replays them where the device has recorded them. Callers use
+    /// Runs the operations that `work` queues, or replays them if the device has recorded them. Callers use
     /// `Engine::segment`.
     fn replay(&self, segment: Segment, work: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         let _ = segment;
@@ -104,7 +104,7 @@ pub trait Device: Clone + 'static {
     }
 
     // ---- debug mode --------------------------------------------------------------------------
-    /// Whether results are looked at, and where the model stands.
+    /// Whether results are checked, and which segment is running.
     fn watch(&self) -> &Watch;
     /// How many of the first `len` values are NaN or infinite; waits for them.
     fn non_finite(&self, values: &Reals<Self>, len: usize) -> Result<usize>;

@@ -25,7 +25,7 @@ pub struct DryBuf<T: Elem> {
     kind: PhantomData<T>,
 }
 
-/// Bytes of all buffers now, and at most.
+/// Bytes of all buffers: now, and at their peak.
 #[derive(Debug, Default)]
 struct Live {
     now: AtomicUsize,
@@ -46,7 +46,10 @@ impl<T: Elem> DryBuf<T> {
 
     fn check(&self, what: &str, range: &Range<usize>) -> Result<()> {
         if range.start > range.end || range.end > self.len {
-            return Err(Error::device(format!("{what}: elements {range:?} of a buffer of {}", self.len)));
+            return Err(Error::device(format!(
+                "{what}: elements {range:?} do not fit a buffer of {}",
+                self.len
+            )));
         }
         Ok(())
     }
@@ -58,14 +61,14 @@ impl<T: Elem> Drop for DryBuf<T> {
     }
 }
 
-/// What operations of one name and kind came to.
+/// The totals of the operations of one name and kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Tally {
     /// Operations.
     pub runs: usize,
     /// Kernels and products that they launched.
     pub launches: usize,
-    /// Bytes that they had to move at least.
+    /// The fewest bytes that they had to move.
     pub least_bytes: f64,
     /// Bytes that their kernels move.
     pub bytes: f64,
@@ -78,7 +81,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// What so many times as many packs come to.
+    /// The totals of `times` times as many packs.
     pub fn times(self, times: f64) -> Self {
         Self {
             runs: (self.runs as f64 * times).round() as usize,
@@ -135,23 +138,23 @@ struct Open {
     tally: Tally,
     /// Shape of the product that it launched.
     product: Option<[usize; 3]>,
-    /// It is made of other operations, which were counted.
+    /// It consists of other operations, which were counted.
     parts: bool,
 }
 
 /// What all models on the device share.
 struct Shared {
     card: Card,
-    /// Operations are taken to their launchers; else they are only added up, whatever their sizes.
+    /// Operations go through their launchers; otherwise they are only added up, whatever their sizes.
     launches: bool,
     live: Arc<Live>,
     counts: RefCell<Counts>,
     open: RefCell<Open>,
-    /// What products put aside.
+    /// The workspace of products.
     _workspace: DryBuf<u32>,
 }
 
-/// What one model has to itself, as `Cuda` has it.
+/// One model's own part, as in `Cuda`.
 struct Own {
     most: PackCounts,
     scratch: RefCell<Vec<DryBuf<f32>>>,
@@ -209,12 +212,12 @@ impl<R: Real> Dry<R> {
         self.shared.counts.take()
     }
 
-    /// Bytes that all buffers have taken at most.
+    /// The most bytes that all buffers have taken together.
     pub fn most_bytes(&self) -> usize {
         self.shared.live.most.load(Ordering::Relaxed)
     }
 
-    /// Bytes that all buffers take now.
+    /// The bytes that all buffers take now.
     pub fn bytes(&self) -> usize {
         self.shared.live.now.load(Ordering::Relaxed)
     }
@@ -298,7 +301,7 @@ impl<R: Real> Device for Dry<R> {
     }
 
     fn non_finite(&self, values: &DryBuf<R>, len: usize) -> Result<usize> {
-        values.check("looked at", &(0..len))?;
+        values.check("checked values", &(0..len))?;
         Ok(0)
     }
 }
@@ -330,7 +333,7 @@ impl<R: Real, O: Launches<Self> + Operation<Self>> Compute<O> for Dry<R> {
 }
 
 impl<R: Real> Gpu for Dry<R> {
-    /// Addresses only tell "there" from "nowhere".
+    /// Addresses only tell whether there is a buffer.
     fn span<T: Elem>(what: &str, buf: &DryBuf<T>, range: Range<usize>) -> Result<Arg> {
         buf.check(what, &range)?;
         Ok(Arg::Ptr(1))

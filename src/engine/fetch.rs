@@ -7,7 +7,7 @@ use crate::Result;
 pub struct Fetch(Box<dyn FnOnce() -> Result<Vec<f32>>>);
 
 impl Fetch {
-    /// Values that are here.
+    /// Values that have arrived.
     pub fn here(values: Vec<f32>) -> Self {
         Self(Box::new(move || Ok(values)))
     }
@@ -17,7 +17,7 @@ impl Fetch {
         Self(Box::new(arrive))
     }
 
-    /// The values; waits for them alone.
+    /// The values; waits for nothing else.
     pub fn wait(self) -> Result<Vec<f32>> {
         (self.0)()
     }

@@ -6,8 +6,8 @@
 //! * matrices are row-major; a linear layer's weight is [N, K] (out, in) as Hugging Face stores it;
 //! * parameters and their gradients live in flat arenas, addressed by offset (`op::LinearAt`, ...);
 //!   gradients are f32 and are *added to* (several packs accumulate into one step);
-//! * activations are one buffer a field, allocated once at their largest size; every operation
-//!   takes the row count it works on, and never touches rows after it;
+//! * each activation is one buffer, allocated once at its largest size; every operation takes the row count
+//!   it works on and never touches rows after it;
 //! * nothing here allocates per call in a way that the caller can see, waits for the host, or
 //!   depends on how samples were packed: a row's result depends on its own sequence alone;
 //! * reductions have a fixed order: the same call gives the same bits.

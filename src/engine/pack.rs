@@ -39,7 +39,7 @@ pub struct DeviceBatch<D: Device> {
     pub cu_documents: Words<D>,
     /// First document (or sequence, where every sequence is one) of each group, [groups + 1].
     pub cu_groups: Words<D>,
-    /// Labels or a teacher's scores, a document each; only some ranking losses read them.
+    /// Labels or a teacher's scores, one for each document; only some ranking losses read them.
     pub targets: Floats<D>,
     /// Rows of the masked tokens, ascending, [M]; written by `mask_tokens`.
     pub masked_rows: Words<D>,

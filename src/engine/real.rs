@@ -1,6 +1,5 @@
-//! What weights and activations are kept in: f32, or bf16, of which every value is an f32 and which
-//! is rounded to when it is stored. Both conversions are without branches, so that loops over them
-//! become vector code.
+//! The types of weights and activations: f32, or bf16. Every bf16 value is also an f32; other values are
+//! rounded when they are stored. Neither conversion branches, so loops over them become vector code.
 
 use half::bf16;
 
@@ -14,7 +13,7 @@ impl Elem for half::bf16 {}
 pub trait Real: Elem {
     /// `f32` or `bf16`; names of kernels end in it.
     const NAME: &'static str;
-    /// Whether it keeps less than an f32.
+    /// Whether it is narrower than f32.
     const NARROW: bool;
     /// Rounds to nearest, ties to even; a NaN stays one.
     fn from_f32(value: f32) -> Self;

@@ -1,5 +1,5 @@
-//! What an engine is: a device that runs every operation of `op`. What is done around each operation, the same on
-//! every engine, stands here once.
+//! What an engine is: a device that runs every operation of `op`. What every engine does around each
+//! operation is written here once.
 
 use super::device::Device;
 use super::op::{self, Operation, Written};
@@ -28,7 +28,7 @@ macro_rules! engine {
             /// Runs the operations of a segment, which `work` queues, or replays them.
             fn segment(&self, segment: Segment, mut work: impl FnMut() -> Result<()>) -> Result<()> {
                 self.watch().enter(Some(segment));
-                // looking at results waits for them, which a recording cannot do
+                // checking results waits for them, which a recording cannot do
                 let done = if self.watch().is_set() { work() } else { self.replay(segment, &mut work) };
                 self.watch().enter(None);
                 done
@@ -51,8 +51,8 @@ fn look<D: Device>(device: &D, op: &dyn Operation<D>) -> Result<()> {
     match device.non_finite(values, looked_at)? {
         0 => Ok(()),
         found => Err(Error::data(format!(
-            "{}{}: {found} of {looked_at} values are not finite: the first operation that made any; lower \
-             train.lr, or look at the weights of model.path",
+            "{}{}: {found} of {looked_at} values are not finite, and earlier operations had none; lower \
+             train.lr, or check the weights of model.path",
             device.watch().place(),
             op.name()
         ))),

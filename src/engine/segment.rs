@@ -7,6 +7,6 @@ pub struct Segment {
     pub name: &'static str,
     /// Encoder layer, where it belongs to one.
     pub layer: usize,
-    /// Which of the name's optional operations are in it.
+    /// Which of its optional operations it contains.
     pub variant: u32,
 }

@@ -1,12 +1,13 @@
-//! Debug mode (`run.check`): whether the result of every operation is looked at before the next one starts, so that the
-//! first operation that makes a NaN or an infinity is named, not the loss that it ends in. `Engine::run` looks.
+//! Debug mode (`run.check`): whether the result of every operation is checked before the next one starts. The
+//! error then names the first operation that makes a NaN or an infinity, not the loss where it ends up.
+//! `Engine::run` does the check.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::segment::Segment;
 
-/// Whether results are looked at, and where the model stands.
+/// Whether results are checked, and which segment is running.
 #[derive(Debug, Default)]
 pub struct Watch {
     on: AtomicBool,
@@ -14,7 +15,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Looks at the results of all operations from now on, or no longer.
+    /// Checks the results of all operations from now on, or stops checking.
     pub fn set(&self, on: bool) {
         self.on.store(on, Ordering::Relaxed);
     }

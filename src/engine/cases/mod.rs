@@ -1,6 +1,6 @@
-//! One set of cases of every operation: sizes, edges and seeds. `doctor` and the tests compare what they leave on
-//! two engines, `bench` and the criterion benchmarks time them. Inputs are pure functions of a seed, rounded to
-//! bf16, so that an engine in bf16 starts from the same numbers as one in f32.
+//! One set of cases for every operation: sizes, edges and seeds. `doctor` and the tests compare their results
+//! on two engines; `bench` and the criterion benchmarks time them. Inputs are pure functions of a seed,
+//! rounded to bf16, so that an engine in bf16 starts from the same numbers as one in f32.
 
 mod heads;
 mod pack;
@@ -17,10 +17,10 @@ pub use visitor::{Keep, Left, Outcome, Visitor};
 use super::Engine;
 use crate::Result;
 
-/// Takes `visitor` to every operation at `sizes`.
+/// Shows every operation at `sizes` to `visitor`.
 ///
 /// # Errors
-/// What the engine or the visitor reports.
+/// Any error of the engine or the visitor.
 pub fn visit<E: Engine>(engine: &E, sizes: &Sizes, visitor: &mut impl Visitor<E>) -> Result<()> {
     let mut room = Room::new(engine, sizes)?;
     pack::masking(&mut room, visitor)?;
@@ -30,10 +30,10 @@ pub fn visit<E: Engine>(engine: &E, sizes: &Sizes, visitor: &mut impl Visitor<E>
     update::visit(&room, visitor)
 }
 
-/// What every operation leaves at `sizes`.
+/// The results of every operation at `sizes`.
 ///
 /// # Errors
-/// What the engine reports.
+/// Any error of the engine.
 pub fn outcomes<E: Engine>(engine: &E, sizes: &Sizes, mut keep: Keep) -> Result<Vec<Outcome>> {
     visit(engine, sizes, &mut keep)?;
     Ok(keep.outcomes)

@@ -1,5 +1,5 @@
-//! What the cases stand on: a pack on the device, an arena with every kind of tensor, drawn buffers; and the
-//! masking of the pack.
+//! What all cases use: a pack on the device, an arena with every kind of tensor, and buffers of random
+//! values. Also the case that masks the pack.
 
 use super::sizes::Sizes;
 use super::visitor::{Left, Visitor};
@@ -13,7 +13,7 @@ const CLS: u32 = 2;
 const SEP: u32 = 3;
 const MASK: u32 = 4;
 const FIRST: u32 = 5;
-/// Rows that buffers have beyond what operations may touch.
+/// Extra rows of each buffer, which operations must not touch.
 const SLACK: usize = 20;
 /// Sequences of a ranking group, at most.
 const GROUP: usize = 3;
@@ -73,7 +73,7 @@ impl Arena {
     }
 }
 
-/// An engine with a pack begun on it and weights drawn.
+/// An engine with a pack begun and random weights.
 pub struct Room<'a, E: Engine> {
     pub(super) engine: E,
     pub(super) sizes: &'a Sizes,
@@ -120,7 +120,7 @@ impl<'a, E: Engine> Room<'a, E> {
         })
     }
 
-    /// [rows, width] of drawn values, with slack after them as capacities have.
+    /// [rows, width] of random values, and slack after them as in a buffer made at capacity.
     pub(super) fn drawn(&self, seed: u32, rows: Rows, width: usize) -> Result<Reals<E>> {
         let mut buffer = self.empty(rows, width)?;
         self.engine.upload_weights(&values(seed, rows.count() * width), &mut buffer, 0)?;
@@ -167,7 +167,7 @@ const EPOCH: u32 = 3;
 const SAMPLE: u32 = 50;
 
 impl Host {
-    /// `[CLS] query [SEP] document [SEP]` in each sequence, a quarter of it the query.
+    /// Each sequence is `[CLS] query [SEP] document [SEP]`; a quarter of it is the query.
     fn new(sizes: &Sizes) -> Self {
         let rule = rule(sizes);
         let mut host = Self { cu_seqlens: vec![0], ..Self::default() };

@@ -1,5 +1,5 @@
-//! The sizes that operations are tried at: small ones with every edge, and the widths of the models that people
-//! start from.
+//! The sizes at which operations are tried: small ones with every edge, and the widths of common pre-trained
+//! models.
 
 /// Widths and sequences of one round of cases.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -16,11 +16,11 @@ pub struct Sizes {
     pub vocab: usize,
     /// Dropout rate.
     pub dropout: f32,
-    /// Share of the tokens that is masked.
+    /// Share of tokens that are masked.
     pub mask_rate: f32,
 }
 
-/// BERT's vocabulary, and one that is no multiple of 8.
+/// BERT's vocabulary, and one that is not a multiple of 8.
 pub const BERT_VOCAB: usize = 30_522;
 const ODD_VOCAB: usize = 301;
 
@@ -30,7 +30,7 @@ impl Sizes {
         Self { lengths, hidden, heads, intermediate, vocab, dropout: 0.1, mask_rate: 0.2 }
     }
 
-    /// Small sizes with heads of 64 and of 32: sequences of one token and more, of one attention block and more.
+    /// Small sizes with heads of 64 and of 32: sequences from a few tokens to more than an attention block.
     pub fn small() -> [Self; 2] {
         [1, 2].map(|heads| Self::new(&[10, 19, 66, 133, 3], [64, heads, 136, ODD_VOCAB]))
     }
@@ -78,7 +78,7 @@ impl Sizes {
         self.lengths.len()
     }
 
-    /// Whether the GPU's kernels take heads of this size.
+    /// Whether the GPU's kernels support heads of this size.
     pub fn attends_on_gpu(&self) -> bool {
         self.head_size().is_multiple_of(8) && (8..=128).contains(&self.head_size())
     }

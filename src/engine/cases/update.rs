@@ -1,5 +1,5 @@
-//! Cases of the optimiser's operations: two updates after each other, with a frozen group and a group that this
-//! rank owns in part, and forgetting.
+//! Cases of the optimiser's operations: two updates in a row, with a frozen group and a group that this rank
+//! owns only in part, and `Forget`.
 
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ fn rule(step: u32) -> UpdateRule {
     UpdateRule { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, step, clip_norm: 1.0 }
 }
 
-/// What an update works on, with a gradient drawn.
+/// The state that an update works on, with a random gradient.
 struct State<E: Engine> {
     groups: Vec<ParamGroup>,
     owned: Vec<Range<usize>>,
@@ -138,9 +138,9 @@ fn lamb<E: Engine>(room: &Room<'_, E>, v: &mut impl Visitor<E>, step: u32) -> Re
     state.left(e, v)
 }
 
-/// Values stay after a step whose norm is finite and are gone after another.
+/// Values survive a step whose norm is finite; after any other step they are zero.
 fn forgetting<E: Engine>(room: &Room<'_, E>, v: &mut impl Visitor<E>) -> Result<()> {
-    // more buffers than one launch takes, each to a length of its own
+    // more buffers than one launch takes, each with its own length
     const BUFFERS: usize = 11;
     let (e, h) = (&room.engine, room.sizes.hidden);
     let len = room.t.count() * h;

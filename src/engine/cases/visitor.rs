@@ -1,4 +1,4 @@
-//! What meets the cases, what they leave, and the visitor that keeps it.
+//! The trait of whatever runs the cases, the results of a case, and a visitor that keeps them.
 
 use std::ops::Range;
 
@@ -6,21 +6,21 @@ use super::sizes::Sizes;
 use crate::Result;
 use crate::engine::{Compute, Engine, Floats, Operation, Reals, Words};
 
-/// What meets the cases.
+/// Something that runs the cases.
 pub trait Visitor<E: Engine> {
-    /// Whether it wants this operation at these sizes: not every engine has every size.
+    /// Whether to run this operation at these sizes: not every engine supports every size.
     fn wants(&self, op: &str, sizes: &Sizes) -> bool {
         let _ = (op, sizes);
         true
     }
 
-    /// Meets an operation with its operands in place; it may run it more than once.
+    /// Called with each operation, whose operands are in place; may run it more than once.
     fn meet<O>(&mut self, engine: &E, case: &'static str, op: O) -> Result<()>
     where
         O: Operation<E>,
         E: Compute<O>;
 
-    /// Meets `values[range]`, a result of the operation that it has met last.
+    /// Called with `values[range]`, a result of the last operation.
     fn left(
         &mut self,
         engine: &E,
@@ -30,7 +30,7 @@ pub trait Visitor<E: Engine> {
     ) -> Result<()>;
 }
 
-/// A buffer that an operation has left.
+/// A buffer that an operation has written.
 pub enum Left<'a, E: Engine> {
     Reals(&'a Reals<E>),
     Floats(&'a Floats<E>),
@@ -50,7 +50,7 @@ impl<E: Engine> Left<'_, E> {
     }
 }
 
-/// What one operation left behind.
+/// One result of one operation.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub op: &'static str,
@@ -59,14 +59,14 @@ pub struct Outcome {
     pub values: Vec<f32>,
 }
 
-/// A visitor that runs every operation once and keeps what it leaves.
+/// A visitor that runs every operation once and keeps its results.
 #[derive(Debug, Default)]
 pub struct Keep {
     pub outcomes: Vec<Outcome>,
-    /// Operations that the engine does not have at the sizes.
+    /// Operations that the engine does not support at these sizes.
     pub left_out: Vec<&'static str>,
     last: (&'static str, &'static str),
-    /// Whether a size has kernels on a GPU is asked for.
+    /// Leave out sizes for which the GPU has no kernels.
     gpu: bool,
 }
 

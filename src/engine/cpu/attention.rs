@@ -1,6 +1,6 @@
-//! Multi-head attention over packed sequences. A task is one head of one sequence: its keys and
-//! values are brought into the layout of the tile once, then queries are worked on a block at a
-//! time, so that scores never leave the second-level cache.
+//! Multi-head attention over packed sequences. A task is one head of one sequence: its keys and values are
+//! put into the tile's layout once, then queries are processed a block at a time, so that scores never leave
+//! the second-level cache.
 //!
 //! Products work on cells (`cell`). Where a cell is a pair of bf16, probabilities and score
 //! gradients are rounded to bf16 for the products that they enter, and the factor 1 / sqrt(D) is applied

@@ -48,8 +48,8 @@ impl<T: Elem> DerefMut for Buffer<T> {
     }
 }
 
-/// Scratch buffers that outlive the operation that needed them. There are never more than one a
-/// running task, and each grows to the largest size asked for.
+/// Scratch buffers that outlive the operation that needed them. There is at most one for each running task,
+/// and each grows to the largest size asked for.
 #[derive(Default)]
 pub struct Pool(Mutex<Vec<Buffer<f32>>>);
 

@@ -15,7 +15,7 @@ pub trait Dot<S: Simd, R>: Copy + Send + Sync {
 
     /// The first N cells of `row`, whose neighbours along k lie side by side.
     fn cells<const N: usize>(row: &[R]) -> [Self::Cell; N];
-    /// A cell of two neighbours along k; without PER = 2 only the first counts.
+    /// A cell of two neighbours along k; unless PER is 2, only the first counts.
     fn cell(first: R, second: R) -> Self::Cell;
     fn splat(self, simd: S, cell: Self::Cell) -> Self::Vector;
     /// sum + x y in each lane, summed over the cell.

@@ -1,5 +1,5 @@
-//! Views of buffers, measured before they are used: whatever a caller gets wrong (a buffer too
-//! short, an id outside its table) is an error that names it, not a panic.
+//! Views of buffers, checked before they are used: a caller's mistake (a buffer too short, an id outside its
+//! table) is an error that names it, not a panic.
 
 use super::buffer::Buffer;
 use super::widen;
@@ -10,7 +10,7 @@ use std::ops::Range;
 
 fn too_short(what: &str, have: usize, range: &Range<usize>) -> Error {
     Error::device(format!(
-        "{what}: the buffer holds {have} elements, elements {}..{} are asked for",
+        "{what}: the buffer holds {have} elements, but elements {}..{} were asked for",
         range.start, range.end
     ))
 }
@@ -21,7 +21,7 @@ pub fn part<'a, T: Elem>(what: &str, buffer: &'a Buffer<T>, at: usize, len: usiz
     buffer.get(range.clone()).ok_or_else(|| too_short(what, buffer.len(), &range))
 }
 
-/// As `part`, to write.
+/// As `part`, for writing.
 pub fn part_mut<'a, T: Elem>(
     what: &str,
     buffer: &'a mut Buffer<T>,
@@ -42,7 +42,7 @@ pub fn parameters<'a, R: Real>(
     Ok(widen::parameters(part(what, weights, at, len)?))
 }
 
-/// Refuses ends that do not ascend from somewhere to `n`.
+/// Refuses ends that do not ascend to `n`.
 pub fn check_ends(what: &str, ends: &[u32], n: usize) -> Result<()> {
     if ends.windows(2).all(|pair| pair[0] < pair[1]) && ends.last().is_some_and(|&last| last as usize == n) {
         return Ok(());
@@ -50,7 +50,7 @@ pub fn check_ends(what: &str, ends: &[u32], n: usize) -> Result<()> {
     Err(Error::device(format!("{what} does not ascend to the pack's {n}")))
 }
 
-/// Refuses values of `ids` that are no row of a table of `rows` rows.
+/// Refuses `ids` outside a table of `rows` rows.
 pub fn check_below(what: &str, ids: &[u32], rows: usize) -> Result<()> {
     match ids.iter().max() {
         Some(&largest) if largest as usize >= rows => {

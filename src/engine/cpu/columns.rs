@@ -1,4 +1,4 @@
-//! Sums over the columns of a matrix: the gradient of the bias whose linear layer made it.
+//! Column sums of a matrix: the gradient of the bias of the linear layer that made it.
 
 use super::tasks::{Out, each, vectorised};
 use crate::engine::Real;
@@ -16,7 +16,7 @@ pub fn add_columns<R: Real>(arch: Arch, rows: &[R], total: &mut [f32]) {
             #[inline(always)]
             || {
                 let total = &mut *total.0;
-                // Apart from what is there already, so that small terms meet a small sum.
+                // Kept apart from the existing total, so that small terms are added to a small sum.
                 let mut sums = [0.0; COLUMNS];
                 let sums = &mut sums[..total.len()];
                 for row in rows.chunks_exact(n) {

@@ -1,4 +1,4 @@
-//! The CPU as a device: its type, its memory, which is the host's own, and what its operations share.
+//! The CPU as a device: its type, its memory (the host's own), and what its operations share.
 
 use super::buffer::{Buffer, Pool};
 use super::checks::{part, part_mut};
@@ -42,7 +42,7 @@ impl<R: Operand> Cpu<R> {
         }
     }
 
-    /// Products of bf16 as on machines without dot products of pairs.
+    /// Multiplies bf16 as on machines without dot products of pairs.
     pub fn widening(self) -> Self {
         Self { machine: self.machine.widening(), ..self }
     }

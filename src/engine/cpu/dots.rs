@@ -8,12 +8,12 @@ use pulp::{Arch, f32x16, u32x16};
 use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
 use std::mem::transmute;
 
-/// The processor has the instruction, and what `V4` stands for.
+/// Proof that the processor has the instruction and all of `V4`'s.
 #[derive(Clone, Copy)]
 pub struct Dots(V4);
 
 impl Dots {
-    /// With an `arch` below AVX-512 there are none.
+    /// `None` with an `arch` below AVX-512 or without the instruction.
     pub fn detect(arch: Arch) -> Option<Self> {
         match arch {
             Arch::V4(simd) if std::arch::is_x86_feature_detected!("avx512bf16") => Some(Self(simd)),
@@ -22,7 +22,7 @@ impl Dots {
     }
 
     pub fn run<W: Work<bf16>>(self, work: W) -> W::Output {
-        // SAFETY: V4 and `detect` have seen these features.
+        // SAFETY: V4 and `detect` have checked for these features.
         unsafe { with_dots(self, work) }
     }
 }

@@ -77,7 +77,7 @@ pub fn attention_factors(
     blocks: u32,
     out: &mut [f32],
 ) {
-    // index / blocks by multiplication: exact, for index * blocks stays far below 2^32.
+    // index / blocks by multiplication: exact, because index * blocks stays far below 2^32.
     let (first_query, blocks) = (u64::from(first_query), u64::from(blocks));
     let reciprocal = (1u64 << 32).div_ceil(blocks);
     for (batch, out) in out.chunks_mut(BATCH * HALVES).enumerate() {

@@ -17,7 +17,7 @@ use std::sync::PoisonError;
 /// Sorted rows of one task of a table's gradient.
 const TASK: usize = 256;
 
-/// The rows of the three tables that a pack takes, each inside its table.
+/// The rows of the three tables that a pack reads, each checked against its table.
 struct Indices<'a> {
     /// [T]
     ids: &'a [u32],
@@ -39,7 +39,7 @@ impl<'a> Indices<'a> {
     }
 }
 
-/// The moments are those of `sum` as it is kept.
+/// The moments are those of `sum` as stored.
 pub(super) fn embed<R: Operand>(cpu: &Cpu<R>, op: &mut op::Embed<'_, Cpu<R>>) -> Result<()> {
     let (t, h, at, drop) = (op.batch.tokens, op.at.norm.hidden, op.at, op.drop);
     let Indices { ids, segments, keys } = Indices::of(op.batch, at)?;

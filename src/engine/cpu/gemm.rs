@@ -1,8 +1,8 @@
-//! Large matrix products. The classic scheme (Goto & van de Geijn 2008): blocks of both operands
-//! are packed into the order in which the tile reads them, a panel of A stays in the first-level
-//! cache while the block of B streams from the second. Written here and not taken from a crate for
-//! two reasons: the epilogues (bias, GELU) run on rows that are still in the cache, and a result
-//! does not depend on the number of threads, because k is cut in the same places always.
+//! Large matrix products. The classic scheme (Goto & van de Geijn 2008): blocks of both operands are packed
+//! into the order in which the tile reads them, a panel of A stays in the first-level cache while the block
+//! of B streams from the second. Written here and not taken from a crate for two reasons: the epilogues
+//! (bias, GELU) run on rows that are still in the cache, and a result does not depend on the number of
+//! threads, because k is always cut in the same places.
 
 use super::buffer::Pool;
 use super::cell::{Dot, Work};
@@ -51,7 +51,7 @@ impl Epilogue for AddBias<'_> {
     }
 }
 
-/// C += bias; act [m, n] = GELU(C as it is kept).
+/// C += bias; act [m, n] = GELU(C as stored).
 pub struct BiasGelu<'a, R> {
     pub bias: &'a [f32],
     pub act: Shared<'a, R>,
@@ -98,7 +98,7 @@ impl<R: Operand, C: Real, E: Epilogue> Product<'_, R, C, E> {
         self.split(machine, pool, threads, Block { row: 0, rows: self.m, column: 0, columns: self.n });
     }
 
-    /// Halves the longer side until there is a block a thread.
+    /// Halves the longer side until there is one block for each thread.
     fn split(&self, machine: Machine, pool: &Pool, threads: usize, block: Block) {
         // A hand-over between threads costs about 10 us, as much as a million operations.
         let worth = 2 * block.rows * block.columns * self.k > 1 << 21;
@@ -194,8 +194,8 @@ struct Pass {
     last: bool,
 }
 
-/// Where sums are kept in f32 until they are complete: C itself where it is f32; else scratch, for
-/// the task's whole block of C where k has several blocks, and for a row of tiles where it has one.
+/// Where sums are kept in f32 until they are complete: in C itself if it is f32, else in scratch. Scratch
+/// holds the task's whole block of C if k has several blocks, and a row of tiles if it has one.
 #[derive(Clone, Copy)]
 struct Sums<'a> {
     to: Shared<'a>,
@@ -204,12 +204,12 @@ struct Sums<'a> {
     /// Element 0 is this element of C.
     row: usize,
     column: usize,
-    /// Holds ROWS rows of a block of columns, the same for all of them.
+    /// Holds only ROWS rows of a block of columns, used by every row of tiles in turn.
     strip: bool,
 }
 
 impl<'a> Sums<'a> {
-    /// Scratch that it takes.
+    /// Size of the scratch that it takes.
     fn size<C: Real>(block: Block, whole: bool) -> usize {
         match (C::NARROW, whole) {
             (false, _) => 0,
@@ -236,7 +236,7 @@ impl<'a> Sums<'a> {
         }
     }
 
-    /// Place of C's element (row, column); `strip` is the first element of the strip at hand.
+    /// Place of C's element (row, column); `strip` is the first element of the current strip.
     #[inline(always)]
     fn at(&self, strip: (usize, usize), row: usize, column: usize) -> usize {
         let first = if self.strip { strip } else { (self.row, self.column) };
@@ -244,8 +244,8 @@ impl<'a> Sums<'a> {
     }
 }
 
-/// Panels [k / PER][UNIT] of `count` lines from `first`, values `from..from + k` of each; what is
-/// missing in the last panel or the last cell is 0. `steps` are those between lines and along them.
+/// Panels [k / PER][UNIT] of `count` lines from `first`, values `from..from + k` of each; the last panel and
+/// the last cell are padded with zeros. `steps` are the steps between lines and along a line.
 #[inline(always)]
 fn pack<S: Simd, R: Real, D: Dot<S, R>, const UNIT: usize>(
     data: &[R],
@@ -304,7 +304,7 @@ fn join<S: Simd, R: Real, D: Dot<S, R>>(first: &[R], second: &[R], out: &mut [D:
     }
 }
 
-/// Cell p of a row whose last cell may be filled up.
+/// Cell p of a row whose last cell may be padded.
 #[inline(always)]
 fn cell<S: Simd, R: Real, D: Dot<S, R>>(row: &[R], p: usize) -> D::Cell {
     let p = p * D::PER;
@@ -321,7 +321,7 @@ fn transpose4<S: Simd, R: Real, D: Dot<S, R>, const UNIT: usize>(
     let whole = rows[0].len() / D::PER / 4 * 4;
     for (block, out) in out[..whole].chunks_exact_mut(4).enumerate() {
         let values = 4 * D::PER * block..4 * D::PER * (block + 1);
-        // One by one: `array::map` was not inlined here, and then has no vectors.
+        // One by one: `array::map` was not inlined here, and then there is no vector code.
         let four = |i: usize| D::cells::<4>(&rows[i][values.clone()]);
         let (a, b, c, d) = (four(0), four(1), four(2), four(3));
         for (p, out) in out.iter_mut().enumerate() {
@@ -344,7 +344,7 @@ fn multiply<S: Simd, R: Operand, D: Dot<S, R>, C: Real, E: Epilogue>(
     sums: Sums<'_>,
 ) {
     let k = pass.k;
-    // Sums in scratch start anew; those in C go on from it where they are added to it.
+    // Sums in scratch start from zero; sums in C start from its values if the product is added to it.
     let add = !pass.first || (product.add && !C::NARROW);
     for i in (0..block.rows).step_by(ROWS) {
         let a = &a[i * k..(i + ROWS) * k];
@@ -381,7 +381,7 @@ fn multiply<S: Simd, R: Operand, D: Dot<S, R>, C: Real, E: Epilogue>(
     }
 }
 
-/// The epilogue of a row segment and, where its sums are scratch, its way to C.
+/// Runs the epilogue on a row segment and, if its sums are in scratch, stores it in C.
 #[inline(always)]
 fn finish<R, C: Real, E: Epilogue>(
     product: &Product<'_, R, C, E>,
@@ -403,7 +403,7 @@ fn finish<R, C: Real, E: Epilogue>(
     widen::round(segment, c);
 }
 
-/// One ROWS x COLUMNS tile, in as many pieces as the instruction set's registers ask for.
+/// One ROWS x COLUMNS tile, in as many pieces as the instruction set's registers require.
 ///
 /// # Safety
 /// `c` must be the start of ROWS writable rows of COLUMNS elements, `step` apart.

@@ -137,7 +137,7 @@ fn backward_two(head: &Head<'_>, dlogits: [f32; 2], pooled: &[f32], dpre: &mut [
     axpy(1.0, dpre, &mut grads.pool_bias);
 }
 
-/// Scores are those of the pooled rows as they are kept.
+/// Scores are computed from the pooled rows as stored.
 pub(super) fn score_head<R: Operand>(cpu: &Cpu<R>, op: &mut op::ScoreHead<'_, Cpu<R>>) -> Result<()> {
     let (s, h, drop, epoch) = (op.batch.sequences, op.at.hidden, op.drop, op.batch.epoch);
     let samples = part("samples", &op.batch.samples, 0, s)?;

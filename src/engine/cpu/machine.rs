@@ -1,7 +1,7 @@
-//! What this machine multiplies with. f32 products are fused multiply-adds of the instruction set at
-//! hand. bf16 products are dot products of pairs (AVX-512 BF16) where the processor has them, two
-//! multiply-adds a lane; elsewhere their operands are widened and multiplied as f32. Either way sums
-//! are f32.
+//! The instructions that this machine multiplies with. f32 products are fused multiply-adds of the
+//! instruction set at hand. bf16 products are dot products of pairs (AVX-512 BF16) where the processor has
+//! them, two multiply-adds a lane; elsewhere their operands are widened and multiplied as f32. Either way
+//! sums are f32.
 
 use super::cell::{Single, Work};
 use super::dots::Dots;
@@ -47,7 +47,7 @@ impl Machine {
     }
 }
 
-/// What the CPU engine can keep and multiply.
+/// A type that the CPU engine can store and multiply.
 pub trait Operand: Real {
     /// Runs `work` with the machine's best instructions for products of this type.
     fn run<W: Work<Self>>(machine: Machine, work: W) -> W::Output;

@@ -1,6 +1,6 @@
-//! Scalar functions without branches or library calls, so that loops over them become vector code,
-//! and sums over sixteen explicit lanes, because float additions may not be reordered by the
-//! compiler. A NaN or an infinity that comes in goes out: the trainer detects broken steps by it.
+//! Scalar functions without branches or library calls, so that loops over them become vector code, and sums
+//! over sixteen explicit lanes, because float additions may not be reordered by the compiler. A NaN or an
+//! infinity in the input shows in the output: the trainer detects broken steps by it.
 
 /// Partial sums of a reduction; the lanes of one AVX-512 register.
 const LANES: usize = 16;
@@ -26,7 +26,7 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
     let e = p.mul_add(r * r, r) + 1.0;
-    // 2^n in two factors, for n = 128 alone is no float.
+    // 2^n in two factors, because 2^128 itself is not a float.
     let n = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32);
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
@@ -85,7 +85,7 @@ pub fn tanh(x: f32) -> f32 {
     y.copysign(x)
 }
 
-/// The lanes in a fixed order.
+/// The sum of the lanes in a fixed order.
 #[inline(always)]
 fn across(lanes: [f32; LANES]) -> f32 {
     let mut x = lanes;
@@ -168,7 +168,7 @@ pub fn exp_in_place(row: &mut [f32], top: f32) -> f32 {
     across(lanes)
 }
 
-/// The largest value; -inf of none. A NaN is passed over (the sum that follows shows it).
+/// The largest value; -inf if there is none. A NaN is skipped (the sum that follows shows it).
 #[inline(always)]
 pub fn max(a: &[f32]) -> f32 {
     max2(a, a, |a, _| a)

@@ -2,15 +2,15 @@
 //! time (AVX-512, AVX2 or the target's baseline). All arithmetic is f32; weights and activations are
 //! kept in f32 or in bf16, which is widened when it is read and rounded when it is stored.
 //!
-//! Results are the same bits on any number of threads and with any of these instruction sets: sums
-//! run over chunks of a fixed size and lanes of a fixed number, partial sums are added in their
-//! order, and where two roundings become one, the code says so (`mul_add`). One thing differs from
-//! machine to machine: products of bf16 use dot products of pairs where the processor has them
-//! (`machine`), which add in another order than the multiply-adds in their place elsewhere.
+//! Results are the same bits on any number of threads and with any of these instruction sets: sums run over
+//! chunks of a fixed size and lanes of a fixed number, partial sums are added in their order, and where two
+//! roundings become one, the code says so (`mul_add`). One thing differs from machine to machine: products of
+//! bf16 use dot products of pairs where the processor has them (`machine`). These add in a different order
+//! from the multiply-adds that are used elsewhere.
 //!
-//! Each family of operations has its file, named as in `op`, which checks sizes and computes.
+//! Each family of operations has its own file, named as in `op`, which checks sizes and computes.
 
-// The floor: memory, scalar functions, rows and tasks, cells.
+// The basis: memory, scalar functions, rows and tasks, cells.
 mod buffer;
 mod cell;
 mod checks;
@@ -57,9 +57,9 @@ macro_rules! compute {
 }
 
 /// Every operation with the function that computes it. The implementations are concrete, one for f32 and one
-/// for bf16, and not one for every R: generic code is compiled in every crate that calls it, and these
-/// functions are large, three instruction sets each. The tests and the benchmarks would each compile the whole
-/// engine again. Code that is generic in R asks for `Cpu<R>: Engine`.
+/// for bf16, rather than generic in R: generic code is compiled in every crate that calls it, and these
+/// functions are large, three instruction sets each. The tests and the benchmarks would each compile the
+/// whole engine again. Code that is generic in R asks for `Cpu<R>: Engine`.
 macro_rules! table {
     ($($op:ident: $function:path,)*) => {
         compute! { f32: $($op $function,)* }

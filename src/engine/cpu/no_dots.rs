@@ -1,10 +1,10 @@
-//! In the place of `dots` on processors that are no x86-64: there are no dot products of pairs.
+//! Replaces `dots` on processors other than x86-64, which have no dot products of pairs.
 
 use super::cell::Work;
 use half::bf16;
 use pulp::Arch;
 
-/// Cannot be had.
+/// Has no values.
 #[derive(Clone, Copy)]
 pub enum Dots {}
 

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// Rows of one task, and of one partial sum of a parameter's gradient.
 pub const CHUNK: usize = 32;
 
-/// What keys the dropout of packed rows.
+/// The arrays that key the dropout of packed rows.
 #[derive(Clone, Copy)]
 pub struct Keys<'a> {
     /// [T]
@@ -103,8 +103,8 @@ pub fn drop_row(drop: &Dropout, keys: Keys<'_>, at: usize, factors: &mut [f32], 
     }
 }
 
-/// The gradients that a backward pass sums over rows, of three parameters [H]: gamma's, beta's and a third,
-/// each chunk of rows apart.
+/// The gradients of three parameters [H] that a backward pass sums over rows: gamma, beta and a third. Each
+/// chunk of rows has its own sum.
 pub struct Sums<'a> {
     /// [chunks, 3, H]
     scratch: Scratch<'a>,

@@ -85,7 +85,7 @@ pub(super) fn group_loss<R: Operand>(_: &Cpu<R>, op: &mut op::GroupLoss<'_, Cpu<
 struct Group {
     scores: Vec<f64>,
     targets: Vec<f64>,
-    /// Gradient of the group's loss by its scores.
+    /// Gradient of the group's loss with respect to its scores.
     slopes: Vec<f64>,
 }
 
@@ -137,8 +137,8 @@ impl Group {
         }
     }
 
-    /// The mean over the negatives of `each(teacher's margin, margin)`, which returns a pair's loss
-    /// and its slope by the margin (score of the positive - score of the negative).
+    /// The mean over the negatives of `each(teacher's margin, margin)`, which returns a pair's loss and its
+    /// derivative with respect to the margin (score of the positive - score of the negative).
     fn pairs(&mut self, each: impl Fn(f64, f64) -> (f64, f64)) -> f64 {
         let n = (self.scores.len() - 1).max(1) as f64;
         let mut sum = 0.0;

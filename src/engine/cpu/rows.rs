@@ -54,7 +54,7 @@ pub(super) fn gelu_backward<R: Operand>(cpu: &Cpu<R>, op: &mut op::GeluBackward<
     Ok(())
 }
 
-/// The moments are those of y as it is kept, so that `norm` of it gives the same.
+/// The moments are those of y as stored, so that `norm` of it gives the same.
 pub(super) fn residual_norm<R: Operand>(cpu: &Cpu<R>, op: &mut op::ResidualNorm<'_, Cpu<R>>) -> Result<()> {
     let (t, h, drop) = (op.batch.tokens, op.norm.hidden, op.drop);
     let (arch, pool, keys) = (cpu.machine.arch, &*cpu.pool, Keys::of(op.batch)?);

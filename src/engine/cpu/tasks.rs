@@ -49,7 +49,7 @@ pub struct Partials<'a> {
 }
 
 impl<'a> Partials<'a> {
-    /// Values that partial results of `rows` rows take.
+    /// Number of values in the partial results of `rows` rows.
     pub fn size(rows: usize, chunk: usize, width: usize) -> usize {
         rows.div_ceil(chunk) * width
     }
@@ -154,8 +154,8 @@ fn halve_indices(from: usize, to: usize, work: &(impl Fn(usize) + Sync)) {
     rayon::join(|| halve_indices(from, middle, work), || halve_indices(middle, to, work));
 }
 
-/// A mutable slice of which several tasks write distinct parts that are not contiguous (column
-/// blocks of a matrix, heads of a row), which safe slices cannot express.
+/// A mutable slice that several tasks write, each its own part. The parts are not contiguous (column blocks
+/// of a matrix, heads of a row), which safe slices cannot express.
 #[derive(Clone, Copy)]
 pub struct Shared<'a, T = f32> {
     start: *mut T,

@@ -1,8 +1,8 @@
-//! The innermost loop of every matrix product: a tile of C is kept in registers while a row of B
-//! (vectors) is multiplied by a column of A (broadcast). Each element of C is one chain of fused
-//! multiply-adds in ascending k, whatever the tile's size, so a result does not depend on the
-//! instruction set, the thread count, or where in a matrix it stands. Operands are cells (`cell`):
-//! f32 values, or pairs of bf16 with half the k.
+//! The innermost loop of every matrix product: a tile of C is kept in registers while a row of B (vectors) is
+//! multiplied by a column of A (broadcast). Each element of C is one chain of fused multiply-adds in
+//! ascending k, whatever the tile's size, so a result does not depend on the instruction set, the thread
+//! count, or its place in a matrix. Operands are cells (`cell`): f32 values, or pairs of bf16 with half the
+//! k.
 
 use super::cell::Dot;
 use pulp::Simd;

@@ -1,7 +1,7 @@
 //! The optimiser's passes over the arenas: the gradient's norm, AdamW, and the two passes of LAMB (You et al.
 //! 2020, algorithm 2). All are bound by memory, so each value is read and written once. Between LAMB's two
-//! passes the norms of a tensor that several ranks share are summed, so the direction has to be kept: it takes
-//! the gradient's place.
+//! passes the norms of a tensor that several ranks share are summed, so the direction has to be kept: it
+//! replaces the gradient.
 
 use super::buffer::{Buffer, Pool};
 use super::checks::{part, part_mut};
@@ -114,7 +114,7 @@ fn moments(c: Constants, g: f32, m: &mut f32, v: &mut f32) {
     *v = (gradient * gradient).mul_add(1.0 - c.beta2, *v * c.beta2);
 }
 
-/// Weights that an update writes, with their f32 master where they are narrower, else an empty one.
+/// Weights that an update writes, and their f32 master, which is empty unless they are narrower.
 struct Weights<'a, R> {
     weights: &'a mut [R],
     master: &'a mut [f32],
@@ -148,7 +148,7 @@ pub(super) fn adamw<R: Operand>(cpu: &Cpu<R>, op: &mut op::AdamWUpdate<'_, Cpu<R
     clear_groups(op.groups, op.owned, op.grads)
 }
 
-/// One slice of a group, from its gradients, which end as zeros, and the two moments.
+/// Updates one slice of a group from its gradients, which are then zeroed, and the two moments.
 fn adamw_slice<R: Real>(
     arch: Arch,
     c: Constants,
@@ -188,8 +188,8 @@ fn adamw_chunk(c: Constants, w: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mu
     }
 }
 
-/// Zeros the gradients that `adamw` has not passed: frozen groups, and what other ranks own, which
-/// holds this rank's part of a sum.
+/// Zeros the gradients that `adamw` left alone: those of frozen groups, and those that other ranks own, which
+/// hold this rank's part of a sum.
 fn clear_groups(groups: &[ParamGroup], owned: &[Range<usize>], grads: &mut Buffer<f32>) -> Result<()> {
     for ParamGroup { range, lr_scale, .. } in groups {
         let whole = owned.iter().any(|own| own.start <= range.start && range.end <= own.end);
@@ -275,8 +275,8 @@ pub(super) fn lamb_apply<R: Operand>(cpu: &Cpu<R>, op: &mut op::LambApply<'_, Cp
     Ok(())
 }
 
-/// lr * lr_scale * trust ratio of a group. The ratio |w| / |r| is 1 where a norm is 0 and for what
-/// is not decayed (biases, LayerNorms), as in the authors' code.
+/// lr * lr_scale * trust ratio of a group. The ratio |w| / |r| is 1 where a norm is 0 and for parameters
+/// without decay (biases, LayerNorms), as in the authors' code.
 fn step_size(rule: UpdateRule, group: &ParamGroup, [weights_sq, direction_sq]: [f32; 2]) -> f32 {
     let lr = f64::from(rule.lr) * f64::from(group.lr_scale);
     let ratio = if group.decay && weights_sq > 0.0 && direction_sq > 0.0 {

@@ -1,11 +1,11 @@
-//! Rows of weights and activations as f32, whatever they are kept in. f32 rows are worked on where
-//! they lie. bf16 rows are widened into a *room* of f32 in the first-level cache, worked on there,
-//! and rounded when they are stored, so that the arithmetic is written once and is the same.
+//! Rows of weights and activations as f32, whatever type they are stored in. f32 rows are processed in place.
+//! bf16 rows are widened into a *room* of f32 in the first-level cache, processed there, and rounded when
+//! they are stored. So the arithmetic is written once and is the same for both.
 
 use crate::engine::Real;
 use std::borrow::Cow;
 
-/// Values of scratch that rooms for `values` values of R take.
+/// Values of scratch taken by rooms for `values` values of R.
 pub fn size<R: Real>(values: usize) -> usize {
     if R::NARROW { values } else { 0 }
 }
@@ -58,7 +58,7 @@ pub fn store<R: Real>(room: &[f32], row: &mut [R]) {
     }
 }
 
-/// As `store`; gives the row as it is kept now, so that what follows speaks of the same values.
+/// As `store`; returns the row as it is now stored, so that later arithmetic sees the same values.
 #[inline(always)]
 pub fn settle<'a, R: Real>(room: &'a mut [f32], row: &'a mut [R]) -> &'a [f32] {
     if R::NARROW {

@@ -45,7 +45,7 @@ impl Arg {
     }
 }
 
-/// What a kernel's parameter takes.
+/// The kind of a kernel's parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArgKind {
     /// A device address.

@@ -9,7 +9,7 @@ use super::device::Device;
 use crate::engine::Elem;
 use crate::{Error, Result};
 
-/// Buffers are this many bytes longer than asked for, at most: kernels load 16 bytes at a time.
+/// Buffers are up to this many bytes longer than asked for: kernels load 16 bytes at a time.
 const GRAIN: usize = 16;
 
 /// `len` elements on a GPU, zeroed when made, freed when dropped. Empty ones have no address.
@@ -49,11 +49,14 @@ impl<T: Elem> CudaBuf<T> {
     /// Address and bytes of `range`.
     ///
     /// # Errors
-    /// `Error::Device` when the range does not fit: the caller's fault, told instead of a fault of
-    /// the device somewhere later.
+    /// `Error::Device` when the range does not fit: the caller's mistake, reported here before the device
+    /// trips over it.
     pub(crate) fn span(&self, what: &str, range: Range<usize>) -> Result<(u64, usize)> {
         if range.start > range.end || range.end > self.len {
-            return Err(Error::device(format!("{what}: elements {range:?} of a buffer of {}", self.len)));
+            return Err(Error::device(format!(
+                "{what}: elements {range:?} do not fit a buffer of {}",
+                self.len
+            )));
         }
         let bytes = size_of::<T>();
         Ok((self.address + (range.start * bytes) as u64, range.len() * bytes))

@@ -1,4 +1,4 @@
-//! f32 to bf16 and back, on a stream of choice: gradients that are summed over ranks in bf16.
+//! f32 to bf16 and back, on any stream: for gradients that are summed over ranks in bf16.
 
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ impl<R: Real> Cuda<R> {
     }
 }
 
-/// A launch over `len` values, to be named.
+/// A launch over `len` values, still to be named.
 fn launch(len: usize, args: &[Arg]) -> Launch<'_> {
     let grid: Grid = (len.div_ceil(THREADS * VALUES) as u32, 1, 1);
     Launch { name: "", grid, block: THREADS as u32, shared: 0, args }

@@ -1,6 +1,6 @@
-//! One GPU: the context, the three streams that a step runs on, events between them, and what is
-//! allocated. It is also the one place that asks whether CUDA's libraries are there at all: the
-//! bindings panic where a library is missing, so nothing may call them before `probe` has looked.
+//! One GPU: the context, the three streams that a step runs on, events between them, and the count of
+//! allocated bytes. It is also the only place that checks whether CUDA's libraries are present: the bindings
+//! panic if a library is missing, so nothing may call them before `probe`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use cudarc::driver::sys;
 use crate::engine::Card;
 use crate::{Error, Result};
 
-/// Oldest driver interface that is called (CUDA 12.0).
+/// Oldest supported driver interface (CUDA 12.0).
 const OLDEST_DRIVER: i32 = 12_000;
 
 /// Oldest GPU that the kernels are compiled for: bf16 tensor cores and asynchronous copies came
@@ -82,7 +82,7 @@ fn describe(error: DriverError) -> String {
     format!("{:?} ({})", error.0, text.unwrap_or_default())
 }
 
-/// The driver's answer as the program's error, with what was being done.
+/// The driver's answer as a `Result`; an error says `what` was being done.
 pub(super) fn check<T>(what: &str, answer: std::result::Result<T, DriverError>) -> Result<T> {
     answer.map_err(|e| Error::device(format!("CUDA: {what}: {}", describe(e))))
 }
@@ -90,7 +90,7 @@ pub(super) fn check<T>(what: &str, answer: std::result::Result<T, DriverError>) 
 /// A stream of the device: work on it runs in order.
 pub struct Stream(sys::CUstream);
 
-/// A point of a stream that another stream or the host can wait for. Timing is off unless it is asked for.
+/// A point in a stream that another stream or the host can wait for. Timing is off unless asked for.
 pub struct Event(sys::CUevent);
 
 // SAFETY: the driver's handles may be used from any thread; `Device::bind` makes its context current.
@@ -131,7 +131,7 @@ impl Event {
         check("an event", driver::event::create(flags)).map(Self)
     }
 
-    /// An event with a time.
+    /// An event that records its time.
     pub fn timed() -> Result<Self> {
         check("an event", driver::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)).map(Self)
     }
@@ -149,7 +149,7 @@ impl Event {
         check("recording an event", unsafe { driver::event::record(self.0, stream.0) })
     }
 
-    /// The host waits for what was recorded; at once when nothing was.
+    /// The host waits for what was recorded; if nothing was, this returns at once.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the handle lives.
         check("waiting for the device", unsafe { driver::event::synchronize(self.0) })
@@ -195,7 +195,7 @@ impl Device {
         let installed = probe()?;
         if ordinal >= installed.gpus {
             return Err(Error::device(format!(
-                "GPU {ordinal} was asked for, this process sees {}",
+                "GPU {ordinal} was asked for, but this process sees {}",
                 installed.gpus
             )));
         }
@@ -234,7 +234,7 @@ impl Device {
         check("the GPU's memory", driver::mem_get_info())
     }
 
-    /// `bytes` of zeroed device memory; the host waits for it (buffers are made at start alone).
+    /// `bytes` of zeroed device memory; the host waits for it (buffers are only made at the start).
     pub(super) fn allocate(&self, bytes: usize) -> Result<sys::CUdeviceptr> {
         if bytes == 0 {
             return Ok(0);
@@ -263,13 +263,13 @@ impl Device {
         ))
     }
 
-    /// Gives back what `allocate` gave.
+    /// Frees what `allocate` returned.
     pub(super) fn free(&self, address: sys::CUdeviceptr, bytes: usize) {
         if bytes == 0 || self.bind().is_err() {
             return;
         }
-        // SAFETY: the owner frees its own allocation once, and nothing that uses it is queued later.
-        // The driver waits for queued work by itself. A failure here has no one to go to.
+        // SAFETY: the owner frees its own allocation once, and nothing that uses it is queued later. The
+        // driver waits for queued work by itself. A failure here cannot be reported.
         if unsafe { driver::free_sync(address) }.is_ok() {
             self.allocated.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -278,7 +278,7 @@ impl Device {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // SAFETY: the owner destroys its handle once; a failure has no one to go to.
+        // SAFETY: the owner destroys its handle once; a failure cannot be reported.
         let _ = unsafe { driver::stream::destroy(self.0) };
     }
 }
@@ -290,8 +290,8 @@ impl Drop for Event {
     }
 }
 
-/// Releases the context after the streams: fields are dropped after this runs, so it is a field's
-/// place to be last; the streams are destroyed with their context at the latest.
+/// Destroys the streams, then releases the context. Fields are dropped only after this runs, which would be
+/// too late for the streams.
 impl Drop for Device {
     fn drop(&mut self) {
         if self.bind().is_err() {

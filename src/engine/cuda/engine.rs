@@ -1,5 +1,4 @@
-//! What the GPU engine is made of: the device with its kernels, which all models share, and what one model has to
-//! itself.
+//! The GPU engine: the device with its kernels, which all models share, and each model's own part.
 
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -17,23 +16,23 @@ use super::upload::{Fetches, Uploader};
 use crate::Result;
 use crate::engine::{PackCounts, Real, Watch};
 
-/// Words of a pack's counts on the device, and of the look at results.
+/// Words on the device for a pack's counts, and for the check of results.
 const COUNTS: usize = size_of::<PackCounts>() / size_of::<u32>();
 const FOUND: usize = 1;
 
-/// Words of the buffers that the engine makes for one model whose packs have at most `most` of everything.
+/// Words of the buffers that the engine makes for one model, whose packs have at most the counts `most`.
 pub fn pack_buffers(most: &PackCounts) -> Vec<usize> {
     [&Uploader::block_words(most)[..], &[COUNTS, FOUND]].concat()
 }
 
-/// One GPU as an engine. Clones share the device and its kernels; `session` gives a model what is
-/// its own (room for packs, recorded segments).
+/// One GPU as an engine. Clones share the device and its kernels; `for_packs` gives a model its own part
+/// (room for packs, recorded segments).
 pub struct Cuda<R: Real> {
     pub(super) inner: Rc<Inner>,
     kind: PhantomData<R>,
 }
 
-/// How an engine works, the same for all models on it.
+/// Settings of an engine, the same for all models on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Record the segments of a training step and replay them.
@@ -59,7 +58,7 @@ pub(super) struct Shared {
     pub(super) device: Arc<Device>,
 }
 
-/// What one model has to itself.
+/// One model's own part.
 pub(super) struct Inner {
     /// Recorded segments.
     pub(super) graphs: RefCell<Graphs>,
@@ -67,17 +66,17 @@ pub(super) struct Inner {
     pub(super) uploads: RefCell<Uploader>,
     /// Values on their way to the host.
     pub(super) fetches: Rc<Fetches>,
-    /// What operations use for a moment, largest last (`ops`).
+    /// Temporary memory of operations, largest last (`ops`).
     pub(super) scratch: RefCell<Vec<CudaBuf<f32>>>,
     /// This pack's counts on the device, `PackCounts` as u32 [8].
     pub(super) counts: CudaBuf<u32>,
     /// The same on the host.
     pub(super) pack: Cell<PackCounts>,
-    /// Whether every operation's result is looked at, while `run.check` is due.
+    /// Whether every operation's result is checked, while `run.check` is due.
     pub(super) watch: Watch,
     /// How many values of a result are not finite, [1].
     pub(super) found: CudaBuf<u32>,
-    /// The largest pack to come; zeros where nothing was said.
+    /// Counts of the largest pack to come; zeros if they are unknown.
     pub(super) most: PackCounts,
     /// Tables of the optimiser's launches.
     pub(super) tables: Tables,
@@ -102,7 +101,7 @@ impl<R: Real> Cuda<R> {
         Self::with(Rc::new(Shared { gemm, module, settings, device }), PackCounts::default())
     }
 
-    /// The same device for one model whose packs have at most `most` of everything.
+    /// The same device for one model, whose packs have at most the counts `most`.
     pub(super) fn with_room(&self, most: PackCounts) -> Result<Self> {
         Self::with(self.inner.shared.clone(), most)
     }
@@ -130,7 +129,7 @@ impl<R: Real> Cuda<R> {
         &self.inner.shared.device
     }
 
-    /// Segments that were recorded so far.
+    /// Segments recorded so far.
     pub fn recorded_segments(&self) -> usize {
         self.inner.graphs.borrow().recorded()
     }
@@ -140,7 +139,7 @@ impl<R: Real> Cuda<R> {
         self.inner.shared.settings.narrow_sums
     }
 
-    /// Puts what was uploaded for this pack in front of the next operation.
+    /// Queues what was uploaded for this pack before the next operation.
     pub(super) fn flush(&self) -> Result<()> {
         self.inner.uploads.borrow_mut().flush(self.device())
     }

@@ -1,14 +1,13 @@
 //! Matrix products through cuBLASLt: the three that a linear layer needs, in f32 (without TF32, so
 //! that results compare with the CPU's) or bf16 with sums in f32; gradients of weights are f32.
 //!
-//! cuBLASLt stores by columns, the engine by rows: a row-major [m, n] is a column-major [n, m], so
-//! every product is computed transposed, with the factors exchanged. A shape's algorithm is the
-//! heuristic's first, asked for once and kept: the same call gives the same bits in a run, and a
-//! recorded step keeps what it was recorded with. Split sums through atomics are excluded.
+//! cuBLASLt stores by columns, the engine by rows: a row-major [m, n] is a column-major [n, m], so every
+//! product is computed transposed, with the factors swapped. A shape's algorithm is the heuristic's first
+//! choice, asked for once and kept: the same call gives the same bits in a run, and a recorded step keeps
+//! what it was recorded with. Split sums through atomics are excluded.
 //!
-//! What cuBLASLt offers and is not used: its GELU epilogue is the tanh approximation and BERT's is the
-//! exact erf; its bias-gradient epilogue overwrites, and gradients here are added to over packs. A
-//! kernel does both.
+//! Two of cuBLASLt's epilogues are not used; kernels do their work. Its GELU is the tanh approximation, and
+//! BERT's is the exact erf. Its bias gradient overwrites, and gradients here add up over packs.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -23,8 +22,8 @@ use crate::{Error, Result};
 /// Bytes of scratch that algorithms may use: what NVIDIA recommends for Hopper.
 pub const WORKSPACE: usize = 32 << 20;
 
-/// Operands start at multiples of this many bytes (`Layout` aligns tensors to 8 elements); by
-/// default the heuristic would take 256 for granted.
+/// Operands start at multiples of this many bytes (`Layout` aligns tensors to 8 elements); by default the
+/// heuristic would assume 256.
 const ALIGNMENT: u32 = 16;
 
 /// Which of a linear layer's products; weight [n, k], x [rows, k], y [rows, n].
@@ -60,7 +59,7 @@ pub struct Operands {
     pub bias: u64,
 }
 
-/// A handle, its scratch and the plans that were made.
+/// A handle, its scratch and the plans made so far.
 pub struct Gemm {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
@@ -123,7 +122,7 @@ impl Gemm {
 impl Drop for Gemm {
     fn drop(&mut self) {
         self.plans.clear();
-        // SAFETY: made once in `new`. A failure has no one to go to.
+        // SAFETY: made once in `new`. A failure cannot be reported.
         let _ = unsafe { blas::destroy_handle(self.handle) };
         self.device.free(self.workspace, WORKSPACE);
     }
@@ -148,7 +147,7 @@ impl Product {
 /// A column-major matrix as it lies in memory: rows, columns; rows are contiguous.
 type Stored = (usize, usize);
 
-/// A product made ready: descriptors and algorithm.
+/// A prepared product: descriptors and algorithm.
 struct Plan {
     desc: sys::cublasLtMatmulDesc_t,
     a: sys::cublasLtMatrixLayout_t,
@@ -218,7 +217,7 @@ impl Plan {
 
 impl Drop for Plan {
     fn drop(&mut self) {
-        // SAFETY: each was made once in `new`. A failure has no one to go to.
+        // SAFETY: each was made once in `new`. A failure cannot be reported.
         unsafe {
             let _ = blas::destroy_matmul_desc(self.desc);
             for layout in [self.a, self.b, self.c] {
@@ -228,7 +227,7 @@ impl Drop for Plan {
     }
 }
 
-/// What an algorithm must keep to.
+/// The limits that an algorithm must keep.
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
@@ -262,19 +261,19 @@ impl Preference {
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: made once in `new`. A failure has no one to go to.
+        // SAFETY: made once in `new`. A failure cannot be reported.
         let _ = unsafe { blas::destroy_matmul_pref(self.0) };
     }
 }
 
-/// The layout of a matrix whose columns lie behind each other.
+/// The layout of a matrix whose columns follow one another without gaps.
 fn layout((rows, columns): Stored, kind: cudaDataType) -> Result<sys::cublasLtMatrixLayout_t> {
     check("a matrix", blas::create_matrix_layout(kind, rows as u64, columns as u64, rows as i64))
 }
 
 /// cuBLASLt's version, as 120805 for 12.8.5.
 pub fn version() -> usize {
-    // SAFETY: takes and touches nothing.
+    // SAFETY: it takes no arguments and changes nothing.
     unsafe { sys::cublasLtGetVersion() }
 }
 

@@ -1,11 +1,11 @@
 //! Segments of a step as CUDA graphs. A model announces each fixed sequence of operations ("layer 3
-//! backward"); the first time it runs as it is (plans are made, kernels looked up), the second time
-//! it is recorded, and from then on one call replays it: launching hundreds of small kernels one by
-//! one would leave a fast card waiting for the host.
+//! backward"); the first time it runs normally (plans are made, kernels looked up), the second time it is
+//! recorded, and from then on one call replays it: launching hundreds of small kernels one by one would leave
+//! a fast card waiting for the host.
 //!
-//! Launches cover rounded-up shapes (`Cuda::capacity`) and kernels read the true counts on the
-//! device, so one recording serves every pack of like size; other sizes get recordings of their own.
-//! With and without graphs the same launches run in the same order: the same bits.
+//! Launches cover rounded-up shapes (`Cuda::capacity`) and kernels read the true counts on the device, so one
+//! recording serves every pack of similar size; other sizes get their own recordings. With and without graphs
+//! the same launches run in the same order: the same bits.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ use crate::engine::Segment;
 /// A segment at rounded counts of tokens, sequences and masked tokens.
 pub type Key = (Segment, [usize; 3]);
 
-/// Where a segment stands.
+/// The state of a segment.
 enum Seen {
     /// Ran once.
     Once,
@@ -54,13 +54,13 @@ impl Graphs {
         }
     }
 
-    /// Recordings that were made.
+    /// Recordings made so far.
     pub fn recorded(&self) -> usize {
         self.segments.values().filter(|seen| matches!(seen, Seen::Recorded(_))).count()
     }
 }
 
-/// Records what `work` queues; nothing of it runs.
+/// Records what `work` queues; none of it runs.
 fn record(device: &Device, work: &mut dyn FnMut() -> Result<()>) -> Result<CUgraphExec> {
     let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     let stream = device.compute.raw();
@@ -88,7 +88,7 @@ impl Drop for Graphs {
     fn drop(&mut self) {
         for (_, seen) in self.segments.drain() {
             if let Seen::Recorded(graph) = seen {
-                // SAFETY: made once in `end`; nothing launches it later. A failure has no one to go to.
+                // SAFETY: made once in `end`; nothing launches it later. A failure cannot be reported.
                 let _ = unsafe { driver::graph::exec_destroy(graph) };
             }
         }

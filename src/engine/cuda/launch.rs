@@ -1,6 +1,6 @@
 //! What the launchers in `ops` ask of a device: addresses, scratch, and kernels and products on its compute
-//! stream. Two devices answer: `Cuda`, which launches, and `Dry` (engine/dry.rs), which counts. So what is counted
-//! is what is launched.
+//! stream. Two devices implement it: `Cuda`, which launches, and `Dry` (engine/dry.rs), which counts. So what
+//! is counted is what is launched.
 
 use std::ffi::c_void;
 use std::ops::Range;
@@ -43,12 +43,12 @@ pub struct Launch<'a> {
     pub args: &'a [Arg],
 }
 
-/// What a kernel takes on top of its operation's least.
+/// What a kernel needs beyond its operation's minimum.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extra {
-    /// Bytes that it moves besides.
+    /// Extra bytes that it moves.
     pub bytes: f64,
-    /// Floating-point operations that it does again.
+    /// Floating-point operations that it repeats.
     pub flops: f64,
 }
 
@@ -57,13 +57,13 @@ pub trait Gpu: Device {
     /// The address of `buf[range]`.
     ///
     /// # Errors
-    /// `Error::Device` when the range does not fit: the caller's fault, told instead of a fault of the device
-    /// somewhere later.
+    /// `Error::Device` when the range does not fit: the caller's mistake, reported here before the device
+    /// trips over it.
     fn span<T: Elem>(what: &str, buf: &Self::Buf<T>, range: Range<usize>) -> Result<Arg>;
     /// Elements of a buffer.
     fn elements<T: Elem>(buf: &Self::Buf<T>) -> usize;
     fn card(&self) -> &Card;
-    /// The largest pack to come; zeros where nothing was said.
+    /// Counts of the largest pack to come; zeros if they are unknown.
     fn most(&self) -> PackCounts;
     /// The address of this pack's `PackCounts`: a kernel's first argument.
     fn counts(&self) -> Arg;
@@ -78,21 +78,21 @@ pub trait Gpu: Device {
     fn table(&self, words: Vec<u32>) -> Result<u64>;
     /// Debug mode: fails unless the word at `address`, a count that a kernel has written, is `expected`.
     fn expect_count(&self, what: &str, address: u64, expected: usize) -> Result<()>;
-    /// Queues an operation that another one is made of.
+    /// Queues an operation that is part of another.
     fn part<O: Launches<Self> + Operation<Self>>(&self, mut op: O) -> Result<()> {
         op.launches(self)
     }
-    /// Takes note of what the launches of this operation need besides its least.
+    /// Notes what this operation's launches need beyond its minimum.
     fn needs(&self, extra: Extra) {
         let _ = extra;
     }
 
-    /// Launches `<op>_<f32|bf16>` with blocks of `block` threads without dynamic shared memory.
+    /// Launches `<op>_<f32|bf16>` with blocks of `block` threads and no dynamic shared memory.
     fn launch(&self, op: &str, grid: Grid, block: u32, args: &[Arg]) -> Result<()> {
         self.launch_sharing(op, grid, (block, 0), args)
     }
 
-    /// Launches `<op>_<f32|bf16>` with blocks of so many threads and bytes of dynamic shared memory.
+    /// Launches `<op>_<f32|bf16>` with blocks of `block` threads and `shared` bytes of dynamic shared memory.
     fn launch_sharing(&self, op: &str, grid: Grid, (block, shared): (u32, u32), args: &[Arg]) -> Result<()> {
         self.enqueue(Launch { name: &format!("{op}_{}", Self::Real::NAME), grid, block, shared, args })
     }
@@ -162,8 +162,8 @@ impl<R: Real> Gpu for Cuda<R> {
         self.inner.shared.gemm.borrow_mut().run(product, operands)
     }
 
-    /// The operations of a model follow each other on one stream, so all share it. Smaller ones that came before
-    /// are kept: recorded segments know their address.
+    /// The operations of a model run one after another on one stream, so all share one buffer. Earlier,
+    /// smaller buffers are kept: recorded segments hold their addresses.
     fn scratch(&self, floats: usize) -> Result<u64> {
         let mut all = self.inner.scratch.borrow_mut();
         if all.last().is_none_or(|last| last.len() < floats) {
@@ -192,16 +192,16 @@ impl<R: Real> Gpu for Cuda<R> {
     }
 }
 
-/// Floats that scratch grows by, at least: growing is an allocation, which waits for the device.
+/// Scratch grows by at least this many floats: growing allocates, which waits for the device.
 const SCRATCH_GRAIN: usize = 1 << 20;
 
-/// Floats of the scratch that is made where `floats` are asked for.
+/// Floats of the scratch that is allocated when `floats` are asked for.
 pub fn scratch_floats(floats: usize) -> usize {
     floats.next_multiple_of(SCRATCH_GRAIN)
 }
 
 impl<R: Real> Cuda<R> {
-    /// Puts a launch on a stream of choice.
+    /// Puts a launch on `stream`.
     pub(super) fn enqueue_on(&self, stream: &Stream, launch: Launch<'_>) -> Result<()> {
         let Launch { name, grid, block, shared, args } = launch;
         if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {

@@ -1,4 +1,4 @@
-//! `Device` on a GPU: memory, transfers, packs, recorded segments and the look at results.
+//! `Device` on a GPU: memory, transfers, packs, recorded segments and the check of results.
 
 use std::ops::Range;
 
@@ -156,7 +156,7 @@ impl<R: Real> Device for Cuda<R> {
     }
 
     fn non_finite(&self, values: &CudaBuf<R>, len: usize) -> Result<usize> {
-        values.span("looked at", 0..len)?;
+        values.span("checked values", 0..len)?;
         let found = &self.inner.found;
         let grid = ((len as u64).div_ceil(u64::from(THREADS)).min(BLOCKS) as u32, 1, 1);
         let name = format!("non_finite_{}", R::NAME);

@@ -1,5 +1,5 @@
-//! The GPU engine, on one NVIDIA card in f32 or bf16, through the driver, NVRTC and
-//! cuBLASLt, all found at run time, so that the one binary starts where none of them is.
+//! The GPU engine, on one NVIDIA card in f32 or bf16, through the driver, NVRTC and cuBLASLt, all found at
+//! run time, so that one binary also starts on machines without them.
 //!
 //! `engine` holds what an engine is made of; the work is next to it: `device` (context, streams,
 //! events), `buffer` (memory), `upload` (packs to the device, results back), `module` (kernels
@@ -7,9 +7,8 @@
 //! `graph` (recorded segments of a step), `ops` (one launcher for each operation), `memory` (the `Device`
 //! trait).
 //!
-//! Order: every operation goes to the compute stream; packs arrive on the copy stream and sums over
-//! ranks run on the communication stream, joined by events. The host waits for the device where it
-//! asks for values, nowhere else.
+//! Order: every operation goes to the compute stream; packs arrive on the copy stream and sums over ranks run
+//! on the communication stream, joined by events. The host waits for the device only when it asks for values.
 
 mod arg;
 mod buffer;

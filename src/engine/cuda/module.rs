@@ -1,5 +1,5 @@
-//! From the embedded `kernels/*.cu` to functions: NVRTC compiles each file for this very card when a
-//! process starts, and the result is kept on disk, so that only the first start of a version waits.
+//! From the embedded `kernels/*.cu` to functions: NVRTC compiles each file for this card when a process
+//! starts, and the result is kept on disk, so that only the first start of a version waits.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,7 +25,7 @@ const SHARED_FREE: u32 = 48 * 1024;
 /// Language of the kernels.
 const STANDARD: &str = "--std=c++17";
 
-/// Cards whose PTX newer ones run as well, newest first; for cards that NVRTC does not know yet.
+/// Capabilities whose PTX also runs on newer cards, newest first; for cards that NVRTC does not know yet.
 const PTX_TARGETS: [i32; 4] = [120, 100, 90, 80];
 
 /// The compiled kernels of one device.
@@ -39,7 +39,7 @@ pub struct Module {
 #[derive(Clone, Copy)]
 pub struct Function {
     pub raw: CUfunction,
-    /// What its launches have to pass.
+    /// The arguments that its launches must pass.
     pub signature: &'static Signature,
     /// Bytes of dynamic shared memory that it was allowed.
     allowed: u32,
@@ -92,7 +92,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         for module in self.modules.drain(..) {
-            // SAFETY: loaded once in `load`; no launch follows. A failure has no one to go to.
+            // SAFETY: loaded once in `load`; no launch follows. A failure cannot be reported.
             let _ = unsafe { driver::module::unload(module) };
         }
     }
@@ -126,7 +126,7 @@ impl Compiler {
         if let Some(path) = cached
             && let Err(e) = files::write(&path, &code)
         {
-            tracing::warn!("compiled kernels cannot be kept ({e}); every start compiles them again");
+            tracing::warn!("compiled kernels cannot be cached ({e}): every start compiles them again");
         }
         Ok(module)
     }
@@ -161,7 +161,7 @@ impl Compiler {
         Err(Error::device(match failure {
             Some(log) => format!("kernels/{name} does not compile with NVRTC {major}.{minor}: {log}"),
             None => {
-                format!("NVRTC {major}.{minor} knows no target for this GPU: install a newer CUDA toolkit")
+                format!("NVRTC {major}.{minor} has no target for this GPU: install a newer CUDA toolkit")
             }
         }))
     }
@@ -190,7 +190,7 @@ impl Program {
         Ok(Self(raw))
     }
 
-    /// On failure the answer and the log's errors on one line.
+    /// On failure, returns NVRTC's answer and the errors in its log on one line.
     fn compile(&self, options: &[CString]) -> std::result::Result<(), (nvrtc::nvrtcResult, String)> {
         let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         // SAFETY: the program and the strings live.
@@ -227,7 +227,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: made once in `new`. A failure has no one to go to.
+        // SAFETY: made once in `new`. A failure cannot be reported.
         let _ = unsafe { nvrtc::nvrtcDestroyProgram(&mut self.0) };
     }
 }
@@ -264,12 +264,12 @@ fn users_cache() -> Option<PathBuf> {
     base.map(|base| base.join("ctune-dist"))
 }
 
-/// The folder, made where it is missing; `None` where it cannot be.
+/// The folder, created if it is missing; `None` if it cannot be created.
 fn made(dir: PathBuf) -> Option<PathBuf> {
     match fs::create_dir_all(&dir) {
         Ok(()) => Some(dir),
         Err(e) => {
-            tracing::warn!("{}: cannot be made ({e}): every start compiles the kernels", dir.display());
+            tracing::warn!("{}: cannot be created ({e}): every start compiles the kernels", dir.display());
             None
         }
     }

@@ -1,9 +1,9 @@
 //! Launch arguments against the kernels' parameter lists. The driver takes addresses and neither counts nor
-//! types them: without this a missing argument is garbage and a trailing one is lost, in silence.
+//! types them: without this check a missing argument is garbage and a trailing one is lost, silently.
 //!
-//! The table is read from `kernels/*.cu` when the program is built (`build/signatures.rs`). A kernel's entry is
-//! looked up once, with its function, so a launch pays for one comparison an argument: some nanoseconds, which
-//! is why the check is always on.
+//! The table is read from `kernels/*.cu` when the program is built (`build/signatures.rs`). A kernel's entry
+//! is looked up once, with its function, so a launch pays for one comparison an argument: a few nanoseconds,
+//! so the check is always on.
 
 use super::arg::{Arg, ArgKind};
 use crate::{Error, Result};
@@ -125,7 +125,7 @@ mod tests {
             let place = format!("argument {at}, `{parameter}`");
             refused(name, &args, &[words[0], words[1], &place]);
         }
-        // two arguments that changed places
+        // two swapped arguments
         let mut args = right("rank_loss_f32");
         args.swap(6, 7);
         refused("rank_loss_f32", &args, &["argument 6, `kind`", "takes U32", "passes F32"]);

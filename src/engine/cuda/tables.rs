@@ -11,13 +11,13 @@ use crate::Result;
 /// Tables that are kept: a run needs one for the norm and one for the update.
 pub const KEPT: usize = 8;
 
-/// What launches are told to work on, on the host and on the device.
+/// One table, on the host and on the device.
 struct Table {
     words: Vec<u32>,
     on_device: CudaBuf<u32>,
 }
 
-/// The tables that were needed so far.
+/// The tables needed so far.
 #[derive(Default)]
 pub struct Tables(RefCell<Vec<Table>>);
 

@@ -1,9 +1,9 @@
 //! Packs to the device and results back, without waiting.
 //!
-//! A pack's arrays are gathered in one pinned block, go over in one copy on the copy stream while the
-//! device still computes the pack before, and are dealt out on the compute stream to the buffers
-//! that kernels (and recorded segments) know. Two blocks take turns: the host waits only when it is
-//! two packs ahead. Results come back the same way: into a pinned slot, with an event to ask.
+//! A pack's arrays are gathered in one pinned block. One copy on the copy stream sends it while the device
+//! still computes the previous pack. The compute stream then deals the arrays out to the buffers that kernels
+//! (and recorded segments) know. Two blocks take turns: the host waits only when it is two packs ahead.
+//! Results come back the same way: into a pinned slot, with an event that says when.
 
 use std::cell::RefCell;
 use std::ffi::c_void;
@@ -21,10 +21,10 @@ use crate::{Error, Result};
 /// Places in a block start at multiples of this many bytes.
 const GRAIN: usize = 16;
 
-/// Bytes of a block for models that did not say how large their packs get.
+/// Bytes of a block when the size of a model's packs is unknown.
 const SMALL_BLOCK: usize = 1 << 20;
 
-/// Host memory that the device copies from and to by itself.
+/// Host memory that the device copies from and to directly.
 pub struct Pinned {
     start: *mut u8,
     bytes: usize,
@@ -90,7 +90,7 @@ struct Part {
     to: u64,
 }
 
-/// The two blocks and what is gathered.
+/// The two blocks and the parts gathered so far.
 pub struct Uploader {
     blocks: [Block; 2],
     /// Block in use.
@@ -170,8 +170,7 @@ impl Uploader {
     }
 }
 
-/// Copies host values to the device and waits for it: for weights and other things that do not come
-/// with every pack.
+/// Copies host values to the device and waits: for weights and other things that are not part of every pack.
 pub fn upload_now<T: Elem>(device: &Device, src: &[T], to: u64) -> Result<()> {
     if src.is_empty() {
         return Ok(());

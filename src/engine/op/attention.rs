@@ -79,8 +79,9 @@ impl<D: Device> Operation<D> for AttentionBackward<'_, D> {
     }
 }
 
-/// Two products forward (q kᵀ, p v), four backward (dv, dp, dq, dk); the scores that FlashAttention computes
-/// again are the kernel's. Lanes count dropout alone: published rates of attention count softmax in.
+/// Two products forward (q kᵀ, p v), four backward (dv, dp, dq, dk); the scores that FlashAttention
+/// recomputes are the kernel's cost. Lanes count only dropout: published rates of attention include the
+/// softmax.
 fn cost<D: Device>(batch: &DeviceBatch<D>, heads: Heads, drop: Dropout, kind: Kind) -> Cost {
     let (products, passes) = if kind == Kind::AttentionForward { (2.0, 4.0) } else { (4.0, 8.0) };
     let scores = batch.attended as f64;

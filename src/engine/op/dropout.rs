@@ -1,4 +1,4 @@
-//! Dropout: which elements of which site are dropped, and by what the others grow.
+//! Dropout: which elements of which site are dropped, and the factor by which the others grow.
 
 use crate::random::Purpose;
 

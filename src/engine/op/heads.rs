@@ -33,9 +33,9 @@ impl LossScale {
 }
 
 /// QDPP in one pass: pooled = tanh(pre + b_p), logits = pooled Wᵀ + b, cross-entropy against `labels`, each
-/// times its factor. `pre` becomes its own gradient times `scale.value`; the gradients of W, b and the pooler's
-/// bias are added to `grads`, and loss, accuracy and count to `sums` (accuracy and count know no factor).
-/// `LossScale::MEASURE`: no gradients (labels are still read, `grads` may be empty).
+/// times its factor. `pre` becomes its own gradient times `scale.value`; the gradients of W, b and the
+/// pooler's bias are added to `grads`, and loss, accuracy and count to `sums` (accuracy and count ignore the
+/// factor). `LossScale::MEASURE`: no gradients (labels are still read, `grads` may be empty).
 pub struct QdppHead<'a, D: Device> {
     pub weights: &'a Reals<D>,
     pub at: HeadAt,

@@ -105,8 +105,8 @@ impl<D: Device> Operation<D> for LinearBackwardInput<'_, D> {
     }
 }
 
-/// grads.W [N, K] += dyᵀ x. The gradient of b is the column sums of dy: whoever makes dy adds them
-/// while it has its rows (`ResidualNormBackward`, `GeluBackward`, `AttentionBackward`, the losses).
+/// grads.W [N, K] += dyᵀ x. The gradient of b is the column sums of dy: the operation that makes dy adds them
+/// while it holds the rows (`ResidualNormBackward`, `GeluBackward`, `AttentionBackward`, the losses).
 pub struct LinearBackwardWeight<'a, D: Device> {
     /// [rows, N]
     pub dy: &'a Reals<D>,

@@ -1,4 +1,4 @@
-//! Masking: which tokens MLM predicts, and what stands in their place.
+//! Masking: which tokens MLM predicts, and what replaces them.
 
 use super::{Cost, FULL, Operation};
 use crate::engine::{Device, DeviceBatch, Words};
@@ -8,7 +8,7 @@ use crate::random::{Purpose, philox};
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct MaskRule {
     pub seed: u32,
-    /// rate * 2^32: a token is chosen when word 0 of its Philox block is below.
+    /// rate * 2^32: a token is chosen when word 0 of its Philox block is below it.
     pub threshold: u32,
     /// Bit 0: segment 0 (the query) may be masked; bit 1: segment 1 (the document).
     pub segments: u32,
@@ -21,9 +21,9 @@ pub struct MaskRule {
 }
 
 impl MaskRule {
-    /// Whether the token at `position` is chosen. `decider` is the position whose number decides:
-    /// `position` itself, or the first piece of its word with `whole_word`. `[CLS]`, `[SEP]` and
-    /// segments outside the rule are the caller's to leave out (`allows`).
+    /// Whether the token at `position` is chosen. `decider` is the position whose number decides: `position`
+    /// itself, or the first piece of its word with `whole_word`. The caller leaves out `[CLS]`, `[SEP]` and
+    /// segments outside the rule (`allows`).
     #[inline(always)]
     pub fn chooses(&self, sample: u32, decider: u32, epoch: u32) -> bool {
         philox(Purpose::Mask.key(self.seed), [sample, decider, epoch, 0])[0] < self.threshold
@@ -66,7 +66,7 @@ impl<D: Device> Operation<D> for MaskTokens<'_, D> {
     }
 
     fn cost(&self) -> Cost {
-        // ids, positions, segments and samples are read; of a masked token id, row and label are written
+        // ids, positions, segments and samples are read; of a masked token, id, row and label are written
         let (t, m) = (self.batch.tokens as f64, self.batch.masked as f64);
         Cost::rows(FULL * (4.0 * t + 3.0 * m), 60.0 * t)
     }

@@ -4,8 +4,9 @@ use super::{Cost, Grads, LossScale, Operation, Written, bytes_of, elements};
 use crate::engine::{Device, Floats, Reals, Rows, Words};
 
 /// Softmax-cross-entropy over the vocabulary. `logits` come without bias; `bias` [V] is added here. They
-/// become scale.value * (softmax - onehot); the gradient of the bias is added to `grads`, and loss, accuracy and
-/// count to `sums`. With `LossScale::MEASURE` logits are left with their bias, and `grads` may be empty.
+/// become scale.value * (softmax - onehot); the gradient of the bias is added to `grads`, and loss, accuracy
+/// and count to `sums`. With `LossScale::MEASURE`, `logits` end up with the bias added, and `grads` may be
+/// empty.
 pub struct MlmLoss<'a, D: Device> {
     pub weights: &'a Reals<D>,
     /// Offset of the decoder's bias [V].

@@ -1,13 +1,14 @@
 //! Operations as values. Each is a struct with named fields, its formula and its shapes in its doc; its
-//! parameter list stands here and nowhere else. An engine takes an operation apart in the file that
-//! does the work: `cpu/<family>.rs` and `cuda/ops/<family>.rs`.
+//! parameter list is written here and nowhere else. An engine takes an operation apart in the file that does
+//! the work: `cpu/<family>.rs` and `cuda/ops/<family>.rs`.
 //!
-//! An operation also says what it is called and what it costs at least, whatever computes it: `bench` divides
-//! by it, `plan` and the step line's FLOPs add it up. What a kernel needs on top (extra passes,
-//! scratch) stands beside its launcher.
+//! An operation also gives its name and its minimum cost, whatever computes it: `bench` divides by that cost;
+//! `plan` and the step line's FLOPs add it up. What a kernel needs beyond it (extra passes, scratch) is noted
+//! beside its launcher.
 //!
-//! To add one: its struct in the file of its family, its name in `operations!` below, the function that
-//! computes it in `cpu/`, the launcher in `cuda/ops/`, and a case in `cases/`. The compiler asks for the rest.
+//! To add one, write its struct in its family's file, its name in `operations!` below, the function that
+//! computes it in `cpu/`, its launcher in `cuda/ops/`, and a case in `cases/`. The compiler points out the
+//! rest.
 
 mod attention;
 mod dropout;
@@ -57,12 +58,12 @@ pub(super) use operations;
 
 /// What a device can be asked to compute.
 pub trait Operation<D: Device> {
-    /// As `bench`, `doctor` and error messages call it.
+    /// Its name in `bench`, `doctor` and error messages.
     fn name(&self) -> &'static str;
-    /// What it takes at least, whatever computes it.
+    /// The least that it takes, whatever computes it.
     fn cost(&self) -> Cost;
-    /// The activations that it wrote, for the NaN trap; `None` where it leaves other things (gradients, which
-    /// the global norm looks at, scores, lists).
+    /// The activations that it wrote, for the NaN trap; `None` if it writes other things (gradients, which
+    /// the global norm checks; scores; lists).
     fn written(&self) -> Option<Written<'_, D>> {
         None
     }
@@ -102,18 +103,18 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Of one pass over rows.
+    /// The cost of one pass over rows.
     fn rows(bytes: f64, lanes: f64) -> Self {
         Self { kind: Kind::Rows, bytes, flops: 0.0, lanes }
     }
 
-    /// Of one pass over the arenas.
+    /// The cost of one pass over the arenas.
     fn update(bytes: f64, lanes: f64) -> Self {
         Self { kind: Kind::Update, bytes, flops: 0.0, lanes }
     }
 
-    /// Of a product with result [m, n] over k: both factors are read, `written` bytes a value are moved for the
-    /// result.
+    /// The cost of a product with result [m, n] over k: both factors are read, `written` bytes a value are
+    /// moved for the result.
     fn product<D: Device>([m, n, k]: [usize; 3], written: f64) -> Self {
         let real = bytes_of::<D>();
         let (m, n, k) = (m as f64, n as f64, k as f64);

@@ -1,12 +1,12 @@
-//! Losses over ranking groups, and how a document's score follows from its passages'. The ways to put passages
-//! together are those of Dai and Callan (SIGIR 2019): FirstP, MaxP, SumP; AvgP is their mean. One definition for
-//! re-ranking and for training, so that what is learnt is what is used.
+//! Losses over ranking groups, and how a document's score follows from its passages'. The ways to combine
+//! passages are those of Dai and Callan (SIGIR 2019): FirstP, MaxP, SumP; AvgP takes the mean. Re-ranking and
+//! training share one definition, so that what is learnt is what is used.
 
 use super::{Cost, FULL, LossScale, Operation};
 use crate::engine::{Device, DeviceBatch, Floats};
 
-/// What a ranking group teaches. Each is a mean over groups; within a group, of n negatives:
-/// s are scores, t targets, 0 is the positive, j a negative.
+/// The loss of ranking groups. Each is a mean over groups. Within a group of n negatives, s are scores, t
+/// targets, 0 is the positive, j a negative.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RankLoss {
     /// Localised contrastive (Gao et al. 2021): -ln softmax(s)_0 over the group.
@@ -49,8 +49,8 @@ impl Aggregate {
         }
     }
 
-    /// Gradient of `score` by the score of passage `i`: the best passage, the first of several, has all of
-    /// MaxP's.
+    /// Gradient of `score` with respect to the score of passage `i`. All of MaxP's goes to the best passage
+    /// (to the first of several).
     pub fn slope(self, passages: &[f64], i: usize) -> f64 {
         let alone = |chosen: usize| if i == chosen { 1.0 } else { 0.0 };
         match self {
@@ -107,8 +107,8 @@ impl<D: Device> Operation<D> for AggregateScoresBackward<'_, D> {
     }
 }
 
-/// `loss` of every group, the first document of a group being its positive; loss, accuracy and count are
-/// added to `sums`.
+/// `loss` of every group; a group's first document is its positive. Loss, accuracy and count are added to
+/// `sums`.
 pub struct GroupLoss<'a, D: Device> {
     pub loss: RankLoss,
     pub batch: &'a DeviceBatch<D>,

@@ -20,7 +20,7 @@ pub struct NormAt {
     pub eps: f32,
 }
 
-/// act = GELU(pre), the bits that `LinearGelu` gives.
+/// act = GELU(pre), with the same bits as `LinearGelu`.
 pub struct Gelu<'a, D: Device> {
     /// [rows, width]
     pub pre: &'a Reals<D>,
@@ -175,7 +175,8 @@ impl<D: Device> Operation<D> for Norm<'_, D> {
     }
 }
 
-/// d, from the gradient of the output to that of x; the gradients of gamma and beta are added.
+/// d goes in as the gradient of the output and comes out as that of x; the gradients of gamma and beta are
+/// added.
 pub struct NormBackward<'a, D: Device> {
     /// [rows, H]
     pub x: &'a Reals<D>,

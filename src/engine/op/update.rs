@@ -1,13 +1,13 @@
-//! The optimiser's operations over the arenas, once a step: the gradient's norm, AdamW, LAMB, and forgetting
-//! what a step without a finite gradient left. What an update is told: constants, which ranges of the arena get
-//! which treatment, and which elements this rank updates.
+//! The optimiser's operations over the arenas, once a step: the gradient's norm, AdamW, LAMB, and clearing
+//! what a step without a finite gradient left. An update is given constants, the treatment of each range of
+//! the arena, and the elements that this rank updates.
 
 use std::ops::Range;
 
 use super::{Cost, FULL, Grads, Operation, bytes_of};
 use crate::engine::{Device, Floats, Reals};
 
-/// What the optimiser applies to one contiguous range of the arena.
+/// How the optimiser treats one contiguous range of the arena.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParamGroup {
     pub range: Range<usize>,
@@ -17,8 +17,8 @@ pub struct ParamGroup {
     pub lr_scale: f32,
 }
 
-/// Constants of one update: AdamW (Loshchilov & Hutter 2019, with bias correction, as
-/// `torch.optim.AdamW`) or LAMB (You et al. 2020), which reads the same.
+/// Constants of one update: AdamW (Loshchilov & Hutter 2019, with bias correction, as `torch.optim.AdamW`) or
+/// LAMB (You et al. 2020), which uses the same constants.
 #[derive(Clone, Copy, Debug)]
 pub struct UpdateRule {
     pub lr: f32,
@@ -44,8 +44,8 @@ pub struct Slice {
     pub moment: usize,
 }
 
-/// Where groups and owned ranges meet, ascending within each group; frozen groups (`lr_scale` 0) are
-/// left out. `owned` ascends.
+/// The intersections of groups and owned ranges, ascending within each group; frozen groups (`lr_scale` 0)
+/// are left out. `owned` ascends.
 pub fn slices(groups: &[ParamGroup], owned: &[Range<usize>]) -> Vec<Slice> {
     let mut slices = Vec::new();
     for (index, group) in groups.iter().enumerate().filter(|(_, g)| g.lr_scale != 0.0) {
@@ -123,10 +123,10 @@ impl<D: Device> Operation<D> for AdamWUpdate<'_, D> {
 /// group is one tensor. For every owned element of a group, w being its master weight (or the weight where
 /// `master` is empty):
 ///   g' = g min(1, clip_norm / (norm + 1e-6))   m = b1 m + (1 - b1) g'   v = b2 v + (1 - b2) g'^2
-///   r = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + (weight_decay w if the group decays)
-/// r takes the gradient's place; norms[2 i] and norms[2 i + 1] become the sums of w^2 and of r^2 over the owned
-/// elements of group i, in a fixed order (0 where none is owned and for frozen groups). Where norm_sq[0] is not
-/// finite, the moments stay and r and the norms are 0.
+/// r = (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps) + (weight_decay w if the group decays) r replaces the
+/// gradient; norms[2 i] and norms[2 i + 1] become the sums of w^2 and of r^2 over the owned elements of group
+/// i, in a fixed order (0 where none is owned and for frozen groups). Where norm_sq[0] is not finite, the
+/// moments stay and r and the norms are 0.
 pub struct LambDirection<'a, D: Device> {
     pub rule: UpdateRule,
     pub groups: &'a [ParamGroup],
@@ -189,9 +189,9 @@ impl<D: Device> Operation<D> for LambApply<'_, D> {
     }
 }
 
-/// Sets the first elements of each buffer to zero where norm_sq[0] is not finite; an asynchronous device decides
-/// by itself. For devices whose launches cover rows after a pack's last: what lies there meets gradients of 0,
-/// which changes nothing unless it is NaN.
+/// Sets the first elements of each buffer to zero if norm_sq[0] is not finite; an asynchronous device decides
+/// that by itself. For devices whose launches cover rows after a pack's last: values there meet gradients of
+/// 0, which changes nothing unless they are NaN.
 pub struct Forget<'a, D: Device> {
     /// [1]
     pub norm_sq: &'a Floats<D>,
@@ -205,7 +205,7 @@ impl<D: Device> Operation<D> for Forget<'_, D> {
     }
 
     fn cost(&self) -> Cost {
-        // as a rule the norm is finite, and looking at it is all
+        // the norm is nearly always finite, and then it is only read
         Cost::update(FULL, 0.0)
     }
 }

@@ -1,4 +1,4 @@
-//! Attention's backward pass. It draws the probabilities again from the kept log-sum-exp (Dao et al. 2022).
+//! Attention's backward pass. It recomputes the probabilities from the kept log-sum-exp (Dao et al. 2022).
 
 use super::super::cell::{Dot, Work};
 use super::super::machine::Operand;
@@ -57,7 +57,8 @@ impl<R: Operand> Work<R> for Backward<'_, R> {
     }
 }
 
-/// A task's scratch. Rooms for a second form of a matrix are empty where a cell is one value, which needs none.
+/// A task's scratch. Where a cell is one value, no matrix needs a second form, and the rooms for those are
+/// empty.
 struct Rooms<'a, C> {
     /// Keys transposed, [D, keys].
     kt: &'a mut [C],
@@ -123,7 +124,7 @@ impl<'a, C: bytemuck::Pod> Rooms<'a, C> {
         }
     }
 
-    /// Fills `kt`, `vt` and what holds the keys. Returns the factor that is left for the scores.
+    /// Fills `kt`, `vt` and the rooms for keys. Returns the factor that the scores still lack.
     #[inline(always)]
     fn load_keys<S: Simd, R: Operand, D: Dot<S, R, Cell = C>>(&mut self, task: &Task<'_>, qkv: &[R]) -> f32 {
         let Sizes { s, keys, d, wide, .. } = task.sizes;
@@ -145,12 +146,12 @@ impl<'a, C: bytemuck::Pod> Rooms<'a, C> {
 struct Queries {
     first: usize,
     n: usize,
-    /// What the products of queries and keys still lack.
+    /// Factor that the products of queries and keys still lack.
     scale: f32,
 }
 
 impl Queries {
-    /// Leaves their dq; dk and dv begin with the first block and are added to by the others.
+    /// Writes their dq. The first block sets dk and dv; the others add to them.
     #[inline(always)]
     fn work<S: Simd, R: Operand, D: Dot<S, R>>(
         self,
@@ -221,7 +222,7 @@ impl Queries {
 #[inline(always)]
 fn score_gradient(p: &mut [f32], ds: &mut [f32], factors: &[f32], (scale, lse, delta): (f32, f32, f32)) {
     for ((p, ds), &factor) in p.iter_mut().zip(ds).zip(factors) {
-        let probability = exp(p.mul_add(scale, -lse)); // with scale 1 the bits of p - lse
+        let probability = exp(p.mul_add(scale, -lse)); // with scale 1, the same bits as p - lse
         *ds = probability * ds.mul_add(factor, -delta);
         *p = probability * factor;
     }

@@ -13,7 +13,7 @@ pub fn cut<'a, T: bytemuck::Pod>(scratch: &mut &'a mut [f32], len: usize) -> &'a
     bytemuck::cast_slice_mut(head)
 }
 
-/// Rows of D values as rows of `wide` / PER cells, pairs along the row, zeros behind.
+/// Rows of D values as rows of `wide` / PER cells, pairs along the row, padded with zeros.
 #[inline(always)]
 pub fn gather<S: Simd, R: Real, D: Dot<S, R>>(
     from: &[R],
@@ -24,8 +24,8 @@ pub fn gather<S: Simd, R: Real, D: Dot<S, R>>(
 ) {
     for (i, to) in to.chunks_exact_mut(wide / D::PER).enumerate() {
         let row = &from[at(i)..][..d];
-        // The next task's head lies right behind: its lines arrive while this one is worked on
-        // (rows are too far apart for the hardware to foresee).
+        // The next task's head comes right after: its lines arrive while this one is processed (rows are too
+        // far apart for the hardware to predict).
         prefetch(row.as_ptr_range().end, d);
         let (whole, behind) = to.split_at_mut(d / D::PER);
         for (to, pair) in whole.iter_mut().zip(row.chunks_exact(D::PER)) {
@@ -38,7 +38,7 @@ pub fn gather<S: Simd, R: Real, D: Dot<S, R>>(
     }
 }
 
-/// `n` rows of D values as rows of `wide` cells, pairs of rows, zeros behind.
+/// `n` rows of D values as rows of `wide` cells, pairs of rows, padded with zeros.
 #[inline(always)]
 pub fn gather_pairs<S: Simd, R: Real, D: Dot<S, R>>(
     from: &[R],
@@ -66,7 +66,7 @@ pub fn gather_pairs<S: Simd, R: Real, D: Dot<S, R>>(
     }
 }
 
-/// f32 rows as cells, pairs along the row: themselves where a cell is one value.
+/// f32 rows as cells, pairs along the row; unchanged where a cell is one value.
 #[inline(always)]
 pub fn along<'a, S: Simd, R: Real, D: Dot<S, R>>(rows: &'a [f32], room: &'a mut [D::Cell]) -> &'a [D::Cell] {
     if D::PER == 1 {
@@ -77,7 +77,7 @@ pub fn along<'a, S: Simd, R: Real, D: Dot<S, R>>(rows: &'a [f32], room: &'a mut 
     room
 }
 
-/// f32 rows [n, keys] as cells [n / PER, keys], pairs of rows: themselves where a cell is one value.
+/// f32 rows [n, keys] as cells [n / PER, keys], pairs of rows; unchanged where a cell is one value.
 #[inline(always)]
 pub fn across<'a, S: Simd, R: Real, D: Dot<S, R>>(
     rows: &'a [f32],
@@ -103,7 +103,7 @@ pub fn across<'a, S: Simd, R: Real, D: Dot<S, R>>(
     room
 }
 
-/// Keys times 1 / sqrt(D), where a cell is one f32. Returns the factor that is left for the scores.
+/// Keys times 1 / sqrt(D), where a cell is one f32. Returns the factor that the scores still lack.
 #[inline(always)]
 pub fn scale_keys<S: Simd, R: Real, D: Dot<S, R>>(keys: &mut [D::Cell], scale: f32) -> f32 {
     if D::PER > 1 {
@@ -115,7 +115,7 @@ pub fn scale_keys<S: Simd, R: Real, D: Dot<S, R>>(keys: &mut [D::Cell], scale: f
     1.0
 }
 
-/// Asks for `len` values from `start` on; any address is allowed.
+/// Prefetches `len` values from `start`; any address is allowed.
 #[inline(always)]
 pub fn prefetch<T>(start: *const T, len: usize) {
     for at in (0..len).step_by(64 / size_of::<T>()) {
@@ -128,8 +128,8 @@ pub fn prefetch<T>(start: *const T, len: usize) {
     }
 }
 
-/// to [_, keys] = from [s, wide] transposed, as many columns as `to` has room for, zeros behind s.
-/// `wide` is a multiple of 4.
+/// to [_, keys] = from [s, wide] transposed: as many columns as fit in `to`, with zeros from s on. `wide` is
+/// a multiple of 4.
 #[inline(always)]
 pub fn transpose<T: bytemuck::Pod>(from: &[T], s: usize, wide: usize, keys: usize, to: &mut [T]) {
     let zero: T = bytemuck::Zeroable::zeroed();

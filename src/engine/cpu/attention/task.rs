@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Most queries of a block.
 pub const QUERIES: usize = 96;
 
-/// What both directions need to know of a pack.
+/// What both directions need to know about a pack.
 #[derive(Clone, Copy)]
 pub struct Layout<'a> {
     heads: Heads,
@@ -65,7 +65,8 @@ impl Sizes {
         Self { s, keys: s.next_multiple_of(16), d, wide: d.next_multiple_of(16), block }
     }
 
-    /// Words that `forward` takes, for cells of one value (of two there are fewer, and one matrix more).
+    /// Words that `forward` takes with cells of one value (with cells of two it takes fewer, and one more
+    /// matrix).
     pub fn forward_scratch(self) -> usize {
         self.keys * self.wide * 2 + self.block * (3 * self.keys + 2 * self.wide)
     }

@@ -8,7 +8,7 @@ use crate::engine::op::{Attention, AttentionBackward, Heads};
 use crate::engine::{DeviceBatch, Real, Rows};
 use crate::{Error, Result};
 
-/// Threads of a block, but of the backward on tensor cores.
+/// Threads of a block, except in the backward on tensor cores.
 const BLOCK: u32 = 128;
 /// Rows of the tiles that the tensor-core kernels walk over.
 const TILE_ROWS: u32 = 64;
@@ -30,7 +30,7 @@ fn parts(tokens: usize, sequences: usize, heads: Heads) -> [usize; 3] {
     [2 * heads.heads * slots * TILE_ROWS as usize, dq_sums(tokens, heads), sequences * 3 * hidden]
 }
 
-/// Sequences that scratch has room for, at least: packs of fewer ask for the same scratch.
+/// Scratch has room for at least this many sequences: packs of fewer ask for the same scratch.
 fn sequences_at_least(tokens: usize) -> usize {
     tokens / TILE_ROWS as usize
 }
@@ -70,8 +70,9 @@ impl Kernels {
         }
     }
 
-    /// Two stages of two tiles of 64 rows. Backward, a warp for 8 columns, and besides the stages k, v and dS of
-    /// 16 keys a warp, (log-sum-exp, dot product) of two tiles of 64 rows, and column sums.
+    /// Shared memory holds two stages of two tiles of 64 rows. Backward has a warp for 8 columns. Its shared
+    /// memory also holds k, v and dS of 16 keys a warp, (log-sum-exp, dot product) of two tiles of 64 rows,
+    /// and column sums.
     fn tensor(d: u32, [forward, name]: [&'static str; 2], rows: u32) -> Self {
         let two_stages = 4 * 64 * d * 2;
         let warps = d / 8;
@@ -215,9 +216,9 @@ impl<G: Gpu> AttentionBackward<'_, G> {
         }
     }
 
-    /// Rows of out and dout are read once more for their dot products, which are written and read, and the scores
-    /// are computed again. A tile of keys has two rows for each column of a head: all but the last leave and fetch
-    /// dq in f32.
+    /// Rows of out and dout are read once more for their dot products, which are written and read, and the
+    /// scores are computed again. A tile of keys has two rows for each column of a head: all but the last
+    /// store dq in f32 and load it again.
     fn fused_extra(&self) -> Extra {
         let (batch, heads) = (self.batch, self.heads);
         let (t, h) = (batch.tokens as f64, heads.hidden() as f64);
@@ -228,8 +229,8 @@ impl<G: Gpu> AttentionBackward<'_, G> {
         Extra { bytes: t * h * size_of::<G::Real>() as f64 + 4.0 * lse + waiting, flops: 2.0 * attended * h }
     }
 
-    /// dq first: it leaves what the second kernel needs of every row in scratch, f32 [A, capacity, 2]. Both compute
-    /// the scores and their gradients again: seven products for four.
+    /// dq first: it leaves in scratch what the second kernel needs of every row, f32 [A, capacity, 2]. Both
+    /// recompute the scores and their gradients: seven products instead of four.
     fn plain(&self, gpu: &G, [dq, dkv]: [&Kernel; 2], sizes: &[Arg], at: &Gradient) -> Result<()> {
         let (batch, heads) = (self.batch, self.heads);
         let capacity = gpu.capacity(batch.rows());

@@ -1,5 +1,5 @@
-//! The products of linear layers, through cuBLASLt. cuBLASLt's GELU epilogue is the tanh approximation and BERT's
-//! is the exact erf, so that GELU is a kernel of its own.
+//! The products of linear layers, through cuBLASLt. cuBLASLt's GELU epilogue is the tanh approximation and
+//! BERT's is the exact erf, so GELU has its own kernel.
 
 use super::super::gemm::{Form, Operands, Product};
 use super::super::launch::{Arg, Gpu, Launches};

@@ -9,10 +9,10 @@ const BLOCK: u32 = 256;
 /// Words of one bit a row that a block writes.
 const WORDS: usize = BLOCK as usize / 32;
 
-/// Scratch: the number of chosen tokens [4, the first], one bit a row [T / 32].
+/// Scratch: the number of chosen tokens [4, of which the first is used], one bit a row [T / 32].
 ///
-/// The host counted `batch.masked` with the same function. That the device agrees is looked at where results are
-/// (`run.check`), for it takes a wait; the lists never grow over their room.
+/// The host counted `batch.masked` with the same function. Whether the device agrees is only checked under
+/// `run.check`, because that takes a wait; the lists never outgrow their buffers.
 impl<G: Gpu> Launches<G> for MaskTokens<'_, G> {
     fn launches(&mut self, gpu: &G) -> Result<()> {
         let (batch, rule) = (&*self.batch, self.rule);

@@ -1,6 +1,6 @@
-//! One launcher for each operation: grid, block and arguments of its kernels. Launches cover `Gpu::capacity` rows;
-//! kernels read the true count from `Gpu::counts`. What a kernel needs on top of its operation's least
-//! (`Gpu::needs`) stands beside its launch.
+//! One launcher for each operation: grid, block and arguments of its kernels. Launches cover `Gpu::capacity`
+//! rows; kernels read the true count from `Gpu::counts`. What a kernel needs beyond its operation's minimum
+//! (`Gpu::needs`) is noted beside its launch.
 
 mod attention;
 mod heads;

@@ -1,4 +1,4 @@
-//! Ranking losses and passages put together: launches of kernels/rank_loss.cu.
+//! Ranking losses, and documents' scores from those of their passages: launches of kernels/rank_loss.cu.
 
 use super::super::launch::{Arg, Gpu, Launches};
 use super::heads::sums;
@@ -21,7 +21,7 @@ fn rank_kind(loss: RankLoss) -> (u32, f32) {
     }
 }
 
-/// The kernel's number for a way to put passages together.
+/// The kernel's number for a way to combine passages.
 fn aggregate_kind(how: Aggregate) -> Arg {
     Arg::U32(match how {
         Aggregate::FirstP => 0,

@@ -1,6 +1,5 @@
-//! Row operations: LayerNorm alone and fused with the residual, GELU, gather and scatter, column
-//! sums. Grids and partial sums are as the heads of kernels/{residual_layernorm,gelu,gather,
-//! column_sum}.cu describe them.
+//! Row operations: LayerNorm alone and fused with the residual, GELU, gather and scatter, column sums. Grids
+//! and partial sums are described at the top of kernels/{residual_layernorm,gelu,gather, column_sum}.cu.
 
 use super::super::launch::{Arg, Extra, Gpu, Grid, Launches};
 use super::dropout_args;
@@ -17,7 +16,7 @@ const ROW_BLOCK: u32 = 128;
 const NARROW: usize = 1024;
 /// Threads of a block of the other kernels here.
 const BLOCK: u32 = 256;
-/// Rows whose column sum is one partial sum, alone and after GELU.
+/// Rows in one partial sum of columns, alone and after GELU.
 const COLUMN_CHUNK: u32 = 256;
 const GELU_CHUNK: u32 = 128;
 /// Widths of tensors on a GPU are multiples of this: rows start at 16 bytes in bf16.
@@ -54,7 +53,7 @@ pub(super) struct RowKernel {
     op: &'static str,
     /// Rows of a block.
     rows: u32,
-    /// Blocks that a multiprocessor's registers hold of the kernels that sum columns.
+    /// Blocks of the column-summing kernels that fit a multiprocessor's registers.
     resident: u32,
 }
 
@@ -79,18 +78,18 @@ impl RowKernel {
         Ok(Self { op: widths[class], rows, resident: if class < 3 { 3 } else { 2 } })
     }
 
-    /// One block for each of its rows.
+    /// As many blocks as `capacity` rows need.
     fn grid(&self, capacity: usize) -> Grid {
         ((capacity as u32).div_ceil(self.rows), 1, 1)
     }
 
-    /// Starts the kernel on a block for each of its rows.
+    /// Starts the kernel on as many blocks as `capacity` rows need.
     pub fn launch<G: Gpu>(&self, gpu: &G, capacity: usize, args: &[Arg]) -> Result<()> {
         gpu.launch(self.op, self.grid(capacity), ROW_BLOCK, args)
     }
 
-    /// Blocks of a kernel that sums columns: what the card holds at once, so that there are as few partial sums
-    /// as can be.
+    /// Blocks of a kernel that sums columns: what the card holds at once, so that there are as few partial
+    /// sums as possible.
     pub fn blocks<G: Gpu>(&self, gpu: &G, capacity: usize) -> u32 {
         let resident = gpu.card().multiprocessors.max(1) as u32 * self.resident;
         (capacity as u32).div_ceil(self.rows).min(resident)
@@ -106,7 +105,7 @@ fn check_width(what: &str, width: usize) -> Result<()> {
     if width.is_multiple_of(GRAIN) {
         return Ok(());
     }
-    Err(Error::device(format!("{what} of {width} values: on a GPU widths are multiples of {GRAIN}")))
+    Err(Error::device(format!("{what} of {width} values: on a GPU widths must be multiples of {GRAIN}")))
 }
 
 /// The kernel's number for a count.
@@ -123,7 +122,7 @@ pub(super) const fn vector<G: Gpu>() -> usize {
     16 / size_of::<G::Real>()
 }
 
-/// Partial sums of columns that a kernel has left, [blocks, offsets, width] f32.
+/// Partial sums of columns that a kernel has written, [blocks, offsets, width] f32.
 pub(super) struct Partials {
     pub at: Arg,
     pub blocks: u32,
@@ -131,7 +130,7 @@ pub(super) struct Partials {
 }
 
 impl Partials {
-    /// Adds them to grads[offset..offset + width], at most three.
+    /// Adds them to grads[offset..offset + width], for at most three offsets.
     pub fn add<G: Gpu>(&self, gpu: &G, offsets: &[usize], grads: &Floats<G>) -> Result<()> {
         let Self { at, blocks, width } = *self;
         let mut to = [Arg::Ptr(0); 3];

@@ -19,7 +19,7 @@ const EMBED_BACKWARD: Widths = [
 
 /// Sorted rows of one block of `embed_words`.
 const CHUNK: usize = 32;
-/// Blocks of `embed_buckets`, at least, and ids of one, at most.
+/// The fewest blocks of `embed_buckets`, and the most ids of one.
 const BUCKETS: usize = 128;
 const MOST_IDS: usize = 1024;
 /// Threads of their blocks.
@@ -57,7 +57,7 @@ impl<G: Gpu> Launches<G> for Embed<'_, G> {
     }
 }
 
-/// Scratch: partial sums [blocks, 2, H], then that of the tables.
+/// Scratch: partial sums [blocks, 2, H], then the tables' scratch.
 impl<G: Gpu> Launches<G> for EmbedBackward<'_, G> {
     fn launches(&mut self, gpu: &G) -> Result<()> {
         let (batch, at) = (self.batch, self.at);
@@ -88,7 +88,7 @@ impl<G: Gpu> Launches<G> for EmbedBackward<'_, G> {
     }
 }
 
-/// Scratch: rows by id twice, [T] pairs; runs that continue over a block's ends [T / 32, 2, H].
+/// Scratch: rows by id twice, [T] pairs; runs that cross a block's ends [T / 32, 2, H].
 fn word_gradient<G: Gpu>(
     gpu: &G,
     batch: &DeviceBatch<G>,

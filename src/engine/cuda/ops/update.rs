@@ -1,6 +1,6 @@
-//! The optimiser's passes over the arenas: the gradient norm, AdamW, LAMB, and zeros where a step was not finite
-//! (kernels/forget.cu says why and how). A launch is told what to work on by a table of slices on the device
-//! (kernels/slices.cuh); tables are uploaded when they are new and kept, for they are the same in every step.
+//! The optimiser's passes over the arenas: the gradient norm, AdamW, LAMB, and zeros after a step that was
+//! not finite (kernels/forget.cu says why and how). A table of slices on the device says what a launch works
+//! on (kernels/slices.cuh). New tables are uploaded and kept, because they are the same in every step.
 
 use std::ops::Range;
 
@@ -23,14 +23,14 @@ const WORDS: usize = 8;
 const FORGET_BLOCK: u32 = 256;
 /// Bytes that a thread clears at once.
 const VECTOR: usize = 16;
-/// Vectors of 16 bytes that a thread clears, at least, before another block helps.
+/// Vectors of 16 bytes that each thread clears before another block is added.
 const EACH: usize = 16;
 /// Blocks a multiprocessor for each buffer, at most.
 const BLOCKS: u32 = 4;
 /// Buffers of a launch.
 const BUFFERS: usize = 8;
 
-/// What a launch needs to know of its table.
+/// What a launch needs to know about its table.
 #[derive(Clone, Copy)]
 struct Work {
     table: Arg,
@@ -84,8 +84,8 @@ fn correction(beta: f32, step: u32) -> Arg {
     Arg::F64(1.0 - f64::from(beta).powi(step.min(i32::MAX as u32) as i32))
 }
 
-/// What is left of the groups' ranges, as few ranges as can be: frozen groups, and what other ranks
-/// own, which holds this rank's part of a sum.
+/// The rest of the groups' ranges, as few ranges as possible: frozen groups, and what other ranks own, which
+/// holds this rank's part of a sum.
 fn untouched(groups: &[ParamGroup], list: &[Slice]) -> Vec<Range<usize>> {
     let mut left: Vec<Range<usize>> = Vec::new();
     for (index, group) in groups.iter().enumerate() {
@@ -225,7 +225,7 @@ impl<G: Gpu> Launches<G> for Forget<'_, G> {
     fn launches(&mut self, gpu: &G) -> Result<()> {
         let norm_sq = G::span("norm_sq", self.norm_sq, 0..1)?;
         let most = BLOCKS * gpu.card().multiprocessors.max(1) as u32;
-        // the last vector of a buffer may be padding in part, which is the buffer's own
+        // part of a buffer's last vector may be padding, which belongs to the buffer
         let parts = self
             .buffers
             .iter()
