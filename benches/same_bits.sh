@@ -22,10 +22,14 @@ pattern=${3:-}
 read -r -a plant <<<"${CTUNE_PLANT:-}"
 open_mpi_variables
 export SOFTGPU_STRICT=1
+export SOFTGPU_NCCL_TIMEOUT=600 # for machines with other work
 # Times are not compared, so nobody needs the processor to himself: ranks give it up while they wait.
 export OMPI_MCA_mpi_yield_when_idle=1
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+: >"$work/jobs"
+# A job that is under way when this script is ended ends with it.
+trap 'xargs -r kill <"$work/jobs" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'exit 143' INT TERM
 begun=$SECONDS
 equal=0
 different=0
@@ -60,12 +64,17 @@ start() {
     if [[ $device != none ]]; then command+=(--device "$device"); fi
     if [[ $device == cuda ]]; then export LD_LIBRARY_PATH=$softgpu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}; fi
     if [[ $side == new && $device != none ]]; then command+=("${plant[@]}"); fi
-    "${command[@]}" >"$out.log" 2>&1 </dev/null
+    echo "$BASHPID" >>"$work/jobs"
+    exec "${command[@]}" >"$out.log" 2>&1 </dev/null
 }
+
+# Why a command failed: the program's line or the software device's, else the last one.
+reason() { grep -m 1 -E '^(ctune-dist|softgpu): ' "$1" || tail -n 1 "$1"; }
 
 # both DEVICE RANKS OUT ARGUMENTS...: both programs; the first line of what went wrong.
 both() {
     local side status=0 pids=()
+    : >"$work/jobs"
     for side in old new; do
         (start "$side" "$@") &
         pids+=($!)
@@ -73,10 +82,11 @@ both() {
     for side in old new; do
         if ! wait "${pids[0]}"; then
             status=1
-            echo "$side fails: $(grep -m 1 '^ctune-dist: ' "$work/$side/$3.log" || tail -n 1 "$work/$side/$3.log")"
+            echo "$side fails: $(reason "$work/$side/$3.log")"
         fi
         pids=("${pids[@]:1}")
     done
+    : >"$work/jobs"
     return "$status"
 }
 
@@ -141,7 +151,12 @@ compare() {
     # a log that both need, and a model that others start from, are made whatever is asked for
     if [[ -n $pattern && ! $name =~ $pattern && ! $3 =~ ^(shards|bm25\.run|cpu-f32-1)$ ]]; then return; fi
     if [[ $1 == cuda ]]; then find_software_device; fi
-    if found=$(both "$@"); then found=$(differences "$3"); fi
+    if found=$(both "$@"); then
+        found=$(differences "$3")
+    else
+        found=${found:-was ended from outside}
+    fi
+    if [[ -z $found && $1 != none && $(count "$3") == 0 ]]; then found="neither writes metrics.jsonl"; fi
     if [[ -z $found ]]; then
         equal=$((equal + 1))
         printf 'equal    %-44s %4d lines\n' "$name" "$(count "$3")"
@@ -163,7 +178,7 @@ mkdir -p "$work/old" "$work/new"
 )
 cp -r "$work/old/log" "$work/new/log"
 compare "prepare" none 1 shards prepare --clicks log/clicks.tsv --documents log/documents.tsv --vocab 600 \
-    --max-tokens 64
+    --max-tokens 48
 compare "retrieve" none 1 bm25.run retrieve --documents log/documents.tsv --topics log/topics.tsv --depth 30
 
 # ---- coarse --------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ sets() {
     for pair in "$@"; do set_arguments+=(--set "$pair"); done
 }
 model=(model.layers=2 model.hidden=64 model.heads=2 model.intermediate=128)
-plan=(seed=7 data.shards=shards data.max_tokens=64 train.steps=20 train.pack_tokens=256 train.packs_per_step=4
+plan=(seed=7 data.shards=shards data.max_tokens=48 train.steps=20 train.pack_tokens=128 train.packs_per_step=4
     train.lr=2e-3 train.dropout=0.1 run.log_every=20)
 
 # coarse NAME DEVICE PRECISION RANKS KEY=VALUE...
