@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::engine::{Engine, Floats};
 
-/// Calls that are timed one after the other before the clock is looked at.
+/// Calls timed in a row before the clock is read.
 const ROUND: usize = 3;
 
 /// Waits for the device: reading one element back waits for all that was queued before.
@@ -21,8 +21,8 @@ impl<E: Engine> Fence<E> {
     }
 }
 
-/// Seconds of one call by the device's clock, median of at least as many as `ROUND` over about `budget`, after
-/// one that warms up; and how many there were.
+/// Seconds of one call by the device's clock, and the number of calls timed: the median of at least `ROUND`
+/// calls over about `budget`, after a call that warms up.
 pub fn time<E: Engine>(
     engine: &E,
     budget: Duration,

@@ -1,6 +1,6 @@
 //! `bench`: how fast this machine's engine is, in numbers that compare across machines: single operations
-//! against the speed of light of the very machine (its best matrix product, its best copy), a whole
-//! training step with its MFU, the loader, and the sum of gradients over ranks.
+//! against the machine's own speed of light (its best matrix product, its best copy), a whole training step
+//! with its MFU, the loader, and the sum of gradients over ranks.
 //!
 //! Samples are made up (random ids, every sequence as long as `data.max_tokens`), so that two machines
 //! do the same work without sharing data. Everything is measured on the engine that `coarse` would use.
@@ -25,10 +25,10 @@ pub use report::{Operation, Peaks, ReduceSpeed, Report, StepSpeed, Workload};
 
 /// Vocabulary of the made-up samples: BERT's.
 const VOCAB: usize = 30_522;
-/// The model where the config names none: 6 x 384, the size of MiniLM-L6.
+/// The model if the config names none: 6 x 384, the size of MiniLM-L6.
 const STANDARD: [usize; 3] = [6, 384, 12];
 
-/// Measures for about `seconds` each thing and prints the report on the leading rank.
+/// Measures each thing for about `seconds` and prints the report on the leading rank.
 ///
 /// # Errors
 /// `Error::Config` for impossible sizes; what the engine reports.
@@ -101,7 +101,7 @@ fn workload(config: &Config) -> Result<Workload> {
     })
 }
 
-/// The processor's name, as the kernel tells it.
+/// The processor's name according to the kernel.
 fn machine() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));

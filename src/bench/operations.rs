@@ -10,11 +10,11 @@ use crate::engine::cases::{self, Left, Sizes, Visitor};
 use crate::engine::op::{Epilogue, GatherRows, Linear, LinearAt, SumSquares};
 use crate::engine::{self, Compute, Engine, PackCounts, Reals, Rows};
 
-/// Sides of the square products that the peak is the best of; larger ones are left out when one
-/// product takes longer than the budget.
+/// Sides of the square products, the best of which is the peak; larger ones are left out when one product
+/// takes longer than the budget.
 const SIDES: [usize; 4] = [1024, 2048, 4096, 8192];
-/// Elements that are copied to find the bandwidth: more than any cache holds; or fewer, where these take a
-/// device more than `ENOUGH` seconds.
+/// Elements that are copied to find the bandwidth: more than any cache holds, or fewer if these take a device
+/// more than `ENOUGH` seconds.
 const COPIED: [usize; 3] = [1 << 20, 8 << 20, 64 << 20];
 const ENOUGH: f64 = 0.1;
 
@@ -42,7 +42,7 @@ fn bandwidth<E: Engine>(engine: &E, budget: Duration) -> Result<f64> {
     let mut found = 0.0;
     for elements in COPIED {
         let (seconds, bandwidth) = bandwidth_of(engine, elements, budget)?;
-        found = bandwidth; // of the largest alone: smaller ones may have come from a cache
+        found = bandwidth; // only the largest counts: smaller ones may have come from a cache
         if seconds > ENOUGH {
             break;
         }
@@ -50,7 +50,7 @@ fn bandwidth<E: Engine>(engine: &E, budget: Duration) -> Result<f64> {
     Ok(found)
 }
 
-/// Seconds of a copy of rows, and the better of its bandwidth and a sum of squares'.
+/// Seconds of a copy of rows, and the better bandwidth of that copy and a sum of squares.
 fn bandwidth_of<E: Engine>(engine: &E, elements: usize, budget: Duration) -> Result<(f64, f64)> {
     let hidden = 1024;
     let rows = elements / hidden;
@@ -72,7 +72,7 @@ fn bandwidth_of<E: Engine>(engine: &E, elements: usize, budget: Duration) -> Res
     Ok((copy, (2.0 * real * elements / copy).max(4.0 * elements / read)))
 }
 
-/// Times what it meets.
+/// Times every case that it is shown.
 struct Timed {
     budget: Duration,
     peaks: Peaks,
@@ -125,7 +125,7 @@ pub fn measure<E: Engine>(
     Ok(timed.done)
 }
 
-/// Weights of some values.
+/// A buffer of `len` weights with some values.
 fn filled<E: Engine>(engine: &E, len: usize) -> Result<Reals<E>> {
     let values: Vec<f32> =
         (0..len as u32).map(|i| i.wrapping_mul(2_654_435_761) as f32 / 2f32.powi(31) - 1.0).collect();
@@ -134,7 +134,7 @@ fn filled<E: Engine>(engine: &E, len: usize) -> Result<Reals<E>> {
     Ok(buffer)
 }
 
-/// The engine for packs of so many rows, told that the next one has them all.
+/// The engine, prepared for a pack of `tokens` rows, all of them used.
 fn prepared<E: Engine>(engine: &E, tokens: usize) -> Result<E> {
     let counts = PackCounts { tokens: tokens as u32, sequences: 1, masked: 1, ..PackCounts::default() };
     let engine = engine.for_packs(&counts)?;

@@ -1,4 +1,4 @@
-//! The measurements as a table for people.
+//! The measurements as a printed table.
 
 use std::fmt::Write;
 

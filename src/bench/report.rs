@@ -1,4 +1,4 @@
-//! What is measured and what came out, as the report has it.
+//! What is measured and the results, as the report has them.
 
 use serde::Serialize;
 
@@ -18,10 +18,10 @@ pub struct Workload {
     pub packs_per_step: usize,
 }
 
-/// What the machine reaches where nothing is in the way.
+/// What the machine reaches when nothing is in the way.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Peaks {
-    /// Best matrix product of some sizes, FLOP/s of one rank.
+    /// Best matrix product over several sizes, FLOP/s of one rank.
     pub flops: f64,
     /// Best of a copy of rows and a sum of squares over 256 MB, bytes/s of one rank.
     pub bandwidth: f64,
@@ -38,7 +38,7 @@ pub struct Operation {
     pub ms: f64,
     pub calls: usize,
     pub flops: f64,
-    /// Bytes that it must move at least.
+    /// The least bytes that it must move.
     pub bytes: f64,
     /// The time that the machine's peaks allow, over the time it took; 0 to about 1.
     pub share_of_light: f64,
@@ -50,12 +50,12 @@ pub struct StepSpeed {
     pub steps: usize,
     /// Median, milliseconds.
     pub step_ms: f64,
-    /// Of that, waiting for the loader.
+    /// The part of it spent waiting for the loader.
     pub waited_ms: f64,
     /// Of all ranks.
     pub tokens_per_s: f64,
     pub flops_per_token: f64,
-    /// Of `Peaks::flops` on every rank.
+    /// As a share of `Peaks::flops` on every rank.
     pub mfu: f64,
 }
 
@@ -80,14 +80,14 @@ pub struct Report {
     pub peaks: Peaks,
     pub operations: Vec<Operation>,
     pub step: StepSpeed,
-    /// Tokens/s that one rank's loader makes when nobody waits for anything else.
+    /// Tokens/s of one rank's loader when nothing else runs.
     pub loader_tokens_per_s: f64,
     /// Absent on one rank.
     pub all_reduce: Option<ReduceSpeed>,
 }
 
 impl Workload {
-    /// The sizes that single operations are timed at: one pack.
+    /// The sizes at which single operations are timed: one pack.
     pub(super) fn sizes(&self) -> Sizes {
         let Shape { hidden, heads, intermediate, vocab, .. } = self.shape;
         let sequences = (self.pack_tokens / self.length).max(1);

@@ -64,7 +64,7 @@ impl SampleSource for Synthetic {
     }
 }
 
-/// How its tokens are masked.
+/// How the workload's tokens are masked.
 pub fn rule(work: &Workload) -> MaskRule {
     MaskRule {
         seed: 1,
@@ -93,10 +93,10 @@ fn new_loader(work: &Workload, world: &World) -> Result<Loader> {
     Loader::new(source, options)
 }
 
-/// Tokens/s of this rank's packs when they are taken as fast as they come.
+/// Tokens/s of this rank's loader when packs are taken as fast as they come.
 pub fn loader(work: &Workload, budget: Duration, world: &World) -> Result<f64> {
     let mut loader = new_loader(work, world)?;
-    // what the thread had ready before anybody asked does not count
+    // packs that were ready before anybody asked do not count
     for _ in 0..8 {
         loader.next_step()?;
     }
@@ -121,7 +121,7 @@ pub fn all_reduce<E: Distributed>(
     let layout = Layout::new(&work.shape, HeadSet::PRETRAINING)?;
     let mut grads = engine.zeros(layout.len)?;
     let mut collective = engine.collective(world)?;
-    // a number of calls that all ranks agree on: their clocks differ
+    // all ranks agree on the number of calls: their clocks differ
     let mut calls = |n: usize| -> Result<f64> {
         let start = Instant::now();
         for _ in 0..n {
@@ -142,7 +142,7 @@ pub fn all_reduce<E: Distributed>(
     Ok(Some(ReduceSpeed { bytes, ms: 1e3 * seconds, bus_bytes_per_s: bus }))
 }
 
-/// Notes every step's time.
+/// Records every step's time.
 struct Clock {
     step_ms: Vec<f64>,
     waited_ms: Vec<f64>,
@@ -189,7 +189,7 @@ pub fn train<E: Distributed>(
     let mut model = Bert::new(engine, &work.shape, options)?;
     checkpoint::fill_fresh(&mut model, 1)?;
     let mut loader = new_loader(work, world)?;
-    // A step's time is not known before one was made; all ranks must make the same number.
+    // A step's time is not known until one has been made; all ranks must make the same number.
     let packs = work.packs_per_step.max(world.size()).div_ceil(world.size()) as f64;
     let flops = per_token * work.pack_tokens as f64 * packs;
     let expected = flops / (0.5 * peaks.flops);

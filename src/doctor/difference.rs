@@ -8,12 +8,12 @@ use crate::engine::cases::Outcome;
 const ALLOWED_F32: f64 = 1e-4;
 const ALLOWED_BF16: f64 = 3e-2;
 
-/// What rounding may leave of an operation's result in this precision.
+/// How much error rounding may leave in an operation's result in this precision.
 pub fn allowed<R: Real>() -> f64 {
     if size_of::<R>() == 2 { ALLOWED_BF16 } else { ALLOWED_F32 }
 }
 
-/// |got - expected| / |expected|; infinite where lengths differ or a value is no number.
+/// |got - expected| / |expected|; infinite if lengths differ or a value is NaN.
 pub fn difference(expected: &Outcome, got: &Outcome) -> f64 {
     if expected.values.len() != got.values.len() {
         return f64::INFINITY;

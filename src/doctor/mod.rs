@@ -1,7 +1,7 @@
-//! `doctor`: what this machine has for training (MPI, driver, libraries, GPUs), whether its GPU
-//! computes what the CPU computes, operation by operation, and whether a whole step has the reference
-//! model's gradients; and how fast each operation is beside what the card allows. For a first look at a new
-//! machine, and when a run looks wrong or slow.
+//! `doctor`: what this machine has for training (MPI, driver, libraries, GPUs), whether its GPU computes what
+//! the CPU computes, operation by operation, and whether a whole step has the reference model's gradients;
+//! and how fast each operation is compared with what the card allows. It is for a first look at a new
+//! machine, and for a run that looks wrong or slow.
 
 mod difference;
 pub mod sample;
@@ -22,7 +22,7 @@ pub use difference::difference;
 /// Looks at everything and prints it.
 ///
 /// # Errors
-/// `Error::Device` when the GPU was asked for and is not there, or computes otherwise than the CPU.
+/// `Error::Device` when the GPU was asked for and is not there, or its results differ from the CPU's.
 pub fn run(device: crate::config::Device, world: &World) -> Result<()> {
     let lead = world.leads();
     if lead {
@@ -124,7 +124,7 @@ fn examine<R: Real>(ordinal: usize, world: &World, faults: &mut Vec<String>) -> 
     step(&name, gpu, world, faults)
 }
 
-/// One pack forward and backward, against the reference model with its autograd.
+/// One pack forward and backward, compared with the reference model and its autograd.
 fn step<E: Engine>(name: &str, engine: E, world: &World, faults: &mut Vec<String>) -> Result<()> {
     for shape in sample::shapes() {
         let found = step_of(engine.clone(), &shape)?;

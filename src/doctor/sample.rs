@@ -1,4 +1,5 @@
-//! A small model and pack for a whole step: what `doctor` compares with the reference model, and the tests train.
+//! A small model and pack for a whole step. `doctor` compares it with the reference model, and the tests
+//! train it.
 
 use crate::data::batch::Batch;
 use crate::engine::op::MaskRule;

@@ -1,6 +1,6 @@
-//! How fast each operation runs on this machine's GPU, as a share of what its memory and its arithmetic
-//! allow, beside how far its results are from the CPU's: a driver, a clock limit or a broken library
-//! that costs speed shows as one line.
+//! How fast each operation runs on this machine's GPU, as a share of what its memory and arithmetic allow,
+//! and how far its results are from the CPU's. A driver, a clock limit or a broken library that costs speed
+//! shows as one line.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const BUDGET: Duration = Duration::from_millis(20);
 /// Devices slower than this (the software device of the tests) get a small load: their speed means nothing.
 const SLOW: f64 = 1e12;
 
-/// What a card must be held to: its data where they are plausible, else what was measured.
+/// The speed that a card is held to: its data sheet's if plausible, else what was measured.
 fn allows(data: f64, measured: f64) -> f64 {
     if data >= measured { data } else { measured }
 }
@@ -45,7 +45,7 @@ fn workload(peaks: Peaks) -> Workload {
     Workload { shape, pack_tokens, length, mask_rate: 0.15, dropout: 0.1, packs_per_step: 1 }
 }
 
-/// What was found on one GPU in one precision.
+/// The findings on one GPU in one precision.
 pub struct Findings {
     card: Card,
     /// Whether it was bf16, on tensor cores.
@@ -56,7 +56,7 @@ pub struct Findings {
     errors: Vec<Off>,
     /// Sizes that the GPU has no attention for.
     left_out: Vec<String>,
-    /// What rounding may leave of it.
+    /// The error that rounding may leave.
     limit: f64,
 }
 
@@ -70,7 +70,7 @@ struct Off {
 
 /// Every result at `sizes` on both engines.
 fn compare<R: Real>(gpu: &Cuda<R>, sizes: &Sizes) -> Result<Vec<Off>> {
-    // on the CPU attention is tried where the GPU has it
+    // the CPU runs attention only at sizes that the GPU has
     let expected = cases::outcomes(&Cpu::new(), sizes, Keep::on_gpu())?;
     let got = cases::outcomes(gpu, sizes, Keep::on_gpu())?;
     let off = |(e, g): (&cases::Outcome, &cases::Outcome)| Off {
@@ -81,7 +81,7 @@ fn compare<R: Real>(gpu: &Cuda<R>, sizes: &Sizes) -> Result<Vec<Off>> {
     Ok(expected.iter().zip(&got).map(off).collect())
 }
 
-/// Runs every operation on `gpu` for its results and for its speed. Slow devices get the small sizes alone.
+/// Runs every operation on `gpu`, for its results and for its speed. Slow devices get only the small sizes.
 pub fn examine<R: Real>(gpu: &Cuda<R>) -> Result<Findings> {
     let peaks = operations::peaks(gpu, BUDGET)?;
     let sizes = if peaks.flops < SLOW { Sizes::small().to_vec() } else { Sizes::all() };
@@ -110,7 +110,7 @@ impl Findings {
         wrong.map(|off| format!("{}: {:.1e}", off.name, off.error))
     }
 
-    /// The table for people.
+    /// The printed table.
     pub fn table(&self) -> String {
         let mut out = String::new();
         let _ = self.write(&mut out); // writing to a String cannot fail

@@ -1,6 +1,6 @@
-//! What the GPUs that a run may be put on can do: the makers' data sheets, and next to them what share of
-//! a data sheet's number well-known programs reach. The shares are assumptions of a prediction, taken
-//! from others' published measurements; nothing here was measured with this program.
+//! What GPUs can do: the makers' data sheets, and which share of a data sheet's number well-known programs
+//! reach. The shares are assumptions of a prediction, taken from others' published measurements; nothing here
+//! was measured with this program.
 
 use crate::engine::Card;
 use crate::{Error, Result};
@@ -15,11 +15,11 @@ pub struct Gpu {
     pub bandwidth: f64,
     /// Memory, bytes.
     pub memory: f64,
-    /// f32 instructions/s of all lanes together: half the f32 FLOP/s.
+    /// f32 instructions/s of all lanes together, which is half the f32 FLOP/s.
     pub lanes: f64,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
-    /// NVLink to the other GPUs of the node, bytes/s in one direction; 0 without.
+    /// NVLink to the other GPUs of the node, bytes/s in one direction; 0 without NVLink.
     pub nvlink: f64,
     /// Host link, bytes/s in one direction.
     pub pcie: f64,
@@ -32,7 +32,7 @@ pub struct Gpu {
 /// Where the shares come from; printed with every prediction.
 pub const SOURCES: [&str; 5] = [
     "peaks, bandwidths, memory: NVIDIA's data sheets (dense bf16, SXM boards where there are any)",
-    "matrix products: Maximum Achievable Matmul FLOPS of the Machine Learning Engineering book (S. Bekman), \
+    "matrix products: Maximum Achievable Matmul FLOPS from the Machine Learning Engineering book (S. Bekman), \
      about 0.87 of the peak on A100, 0.80 on H100, 0.78 on B200; 0.80 where it has none; times wave quantisation",
     "attention: FlashAttention-2 at heads of 64 and 512 tokens, on H100 252 forward and 190 TFLOP/s backward \
      (Dao-AILab/flash-attention pull request 2688); on A100 about 0.40 and 0.29 of the peak (its paper's figures); \
@@ -65,7 +65,7 @@ const fn gpu(name: &'static str, tera: f64, bandwidth: f64, memory: f64, f32_ter
     }
 }
 
-/// Every model that `--gpu` knows. Memory is what the boards show, in GiB.
+/// Every model that `--gpu` knows. Memory is what the boards report, in GiB.
 pub const GPUS: [Gpu; 9] = [
     Gpu { nvlink: 300.0 * GB, product_share: 0.87, ..gpu("a100", 312.0, 2039.0, 80.0, 19.5, 108) },
     Gpu { nvlink: 300.0 * GB, product_share: 0.87, ..gpu("a100-40gb", 312.0, 1555.0, 40.0, 19.5, 108) },
@@ -129,9 +129,9 @@ impl Gpu {
     }
 
     /// Seconds of a matrix product [m, k] x [k, n]. Tiles of 256 x 128 or 128 x 128 are dealt to the
-    /// multiprocessors in waves, the last of which may be part empty; k may be cut to fill it.
+    /// multiprocessors in waves. The last wave may be partly empty; k may be cut to fill it.
     pub fn product_seconds(&self, [m, n, k]: [usize; 3]) -> f64 {
-        // The smaller tile reuses less of what it loads: CUTLASS' profiles put it some 8 % lower.
+        // The smaller tile reuses less of what it loads: CUTLASS' profiles put it about 8 % lower.
         let tiles = [(256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.92)];
         let filled = tiles.iter().flat_map(|&(tm, tn, share)| {
             [1usize, 2, 4, 8, 16].into_iter().filter(move |cut| *cut == 1 || k / cut >= 1024).map(

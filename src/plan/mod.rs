@@ -1,7 +1,7 @@
-//! `plan`: what a coarse-tuning run would need and take on GPUs, before they are rented. Memory, launches, bytes
-//! and floating-point operations are counted by running the model and the optimiser on the engine that only counts
-//! (`train::counted`); time is a roofline of every operation (`roofline`) on a card's data sheet (`hardware`). Nothing
-//! is measured, and the output says so.
+//! `plan`: the memory and time that a coarse-tuning run would take on GPUs, before they are rented. Memory,
+//! launches, bytes and floating-point operations are counted by running the model and the optimiser on the
+//! engine that only counts (`train::counted`); time comes from a roofline of every operation (`roofline`) on
+//! a card's data sheet (`hardware`). Nothing is measured, and the output says so.
 
 pub mod hardware;
 mod prediction;
@@ -41,22 +41,22 @@ pub struct PlanOptions {
     pub gpus: usize,
     /// Names of `hardware::GPUS`.
     pub models: Vec<String>,
-    /// Of one GPU for an hour, in any currency.
+    /// Price of one GPU for an hour, in any currency.
     pub price: Option<f64>,
     /// Link between nodes of eight GPUs, gigabytes/s for each GPU.
     pub network: f64,
-    /// Samples of an epoch, where there are no shards to count.
+    /// Samples of an epoch, if there are no shards to count.
     pub samples: Option<u64>,
-    /// Mean tokens of a sample, where there are no shards to measure.
+    /// Mean tokens of a sample, if there are no shards to measure.
     pub mean_tokens: Option<f64>,
     pub json: bool,
 }
 
-/// Clicks of the full ORCAS log: what an epoch is where no shards say otherwise.
+/// Clicks of the full ORCAS log: an epoch, unless shards say otherwise.
 const ORCAS_CLICKS: u64 = 18_823_602;
-/// BERT's vocabulary, where neither a model nor shards say otherwise.
+/// BERT's vocabulary, unless a model or shards say otherwise.
 const BERT_VOCAB: usize = 30_522;
-/// Lengths are measured on so many samples, spread evenly over the epoch.
+/// How many samples lengths are measured on, spread evenly over the epoch.
 const MEASURED_SAMPLES: u32 = 20_000;
 /// Share of a pack's budget that windowed best-fit fills (0.993 to 0.998 in the tests of `data::pack`).
 const PACK_FILL: f64 = 0.995;
@@ -65,13 +65,12 @@ const NODE: usize = 8;
 /// cuBLASLt's workspace, the CUDA context with its modules, and NCCL's buffers: assumed.
 const WORKSPACE: f64 = 64e6;
 const CONTEXT: f64 = 1.0e9;
-/// Packs that are counted where lengths were measured.
+/// How many packs are counted when lengths were measured.
 const PACKS: usize = 16;
-/// Packs of so many times 1024 tokens are not looked at.
+/// Packs from this many times 1024 tokens on are not tried.
 const MOST_THOUSANDS: usize = 1025;
 
-/// Models that are known by their folder's name, so that a plan needs no download:
-/// (name, layers, hidden, heads).
+/// Models known by their folder's name, so that a plan needs no download: (name, layers, hidden, heads).
 const KNOWN: [(&str, usize, usize, usize); 5] = [
     ("bert-base-uncased", 12, 768, 12),
     ("bert-large-uncased", 24, 1024, 16),
@@ -143,7 +142,7 @@ struct Asked<'a> {
     config: &'a Config,
     layout: &'a Layout,
     ranks: usize,
-    /// Packs as the data would make them.
+    /// Packs as the data would fill them.
     packs: Vec<Batch>,
 }
 
@@ -176,7 +175,7 @@ impl Asked<'_> {
     }
 }
 
-/// The model's sizes: its folder's, its name's, or the config's; and where they are from.
+/// The model's sizes (from its folder, its name or the config), and where they came from.
 fn shape(config: &Config) -> Result<(Shape, String)> {
     let vocab = match &config.data.shards {
         Some(dir) if dir.exists() => Shards::open(dir)?.tokenizer()?.vocab(),
@@ -237,7 +236,7 @@ fn measured_lengths(config: &Config, dir: &Path) -> Result<Lengths> {
     Ok(Lengths { samples, mean_tokens: sum / n, attended: squares / sum, source: text, some })
 }
 
-/// Packs of the sample's lengths, one after the other, each filled as windowed best-fit fills it.
+/// Packs made from the sample's lengths in order, each filled as windowed best-fit fills it.
 fn packs(config: &Config, lengths: &Lengths) -> Vec<Batch> {
     let budget = (config.train.pack_tokens as f64 * PACK_FILL) as usize;
     let pack = |lengths: &[usize]| {
@@ -330,8 +329,8 @@ fn predict(
     })
 }
 
-/// Milliseconds of the gradients' all-reduce by each link there could be, the one that is used first:
-/// a ring sends 2 (n - 1) / n of the bytes.
+/// Milliseconds of the gradients' all-reduce over each possible link, the one in use first. A ring sends 2 (n
+/// - 1) / n of the bytes.
 fn links(gradients: f64, options: &PlanOptions, gpu: &Gpu) -> Vec<(&'static str, f64)> {
     let n = options.gpus as f64;
     let bytes = gradients * 2.0 * (n - 1.0) / n;
@@ -345,19 +344,19 @@ fn links(gradients: f64, options: &PlanOptions, gpu: &Gpu) -> Vec<(&'static str,
         list.insert(0, ("NVLink", ms(gpu.nvlink)));
     }
     if options.gpus > NODE {
-        list.rotate_right(1); // the slowest link of the ring decides
+        list.rotate_right(1); // the slowest link of the ring is the limit
     }
     list
 }
 
-/// What of the all-reduce is left when the last pack's backward (two thirds of a pack) has ended: the
-/// embeddings' bucket, which is complete last, and what the link has not managed by then.
+/// How much of the all-reduce is left when the last pack's backward (two thirds of a pack) has ended: the
+/// embeddings' bucket, which is complete last, and whatever the link has not sent by then.
 fn exposed(layout: &Layout, all_reduce_ms: f64, pack_ms: f64) -> f64 {
     let last = all_reduce_ms * layout.embed_range.len() as f64 / layout.len as f64;
     last.max(all_reduce_ms - pack_ms * 2.0 / 3.0)
 }
 
-/// Where the time goes that a device at its peak would not need.
+/// Where the time goes beyond what a device at its peak would need.
 fn costs(gpu: &Gpu, operations: &[Timed], exposed_ms: f64, step_ms: f64) -> Vec<(String, f64)> {
     let sum = |of: &dyn Fn(&Timed) -> f64| operations.iter().map(of).sum::<f64>();
     let at_peak = |flops: f64| flops / gpu.peak * 1e3;

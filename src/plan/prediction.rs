@@ -1,4 +1,4 @@
-//! What `plan` says, as data.
+//! The prediction of `plan` as data.
 
 use serde::Serialize;
 
@@ -32,7 +32,7 @@ pub struct Prediction {
     pub pack_ms: f64,
     pub update_ms: f64,
     pub all_reduce_ms: f64,
-    /// What of the all-reduce no computation hides.
+    /// The part of the all-reduce that no computation hides.
     pub exposed_ms: f64,
     pub step_ms: f64,
     /// The all-reduce by link, milliseconds.
@@ -42,7 +42,7 @@ pub struct Prediction {
     pub mfu: f64,
     pub epoch_hours: f64,
     pub epoch_cost: Option<f64>,
-    /// Where the step's time goes that the peak would not need, in per cent of the step.
+    /// Where the step's time goes beyond what the peak would need, in per cent of the step.
     pub costs: Vec<(String, f64)>,
 }
 

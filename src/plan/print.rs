@@ -1,4 +1,4 @@
-//! The prediction as a table for people.
+//! The prediction as a printed table.
 
 use std::fmt::Write;
 
@@ -125,7 +125,7 @@ fn gpu(out: &mut String, r: &Report, p: &Prediction) -> std::fmt::Result {
     writeln!(out)
 }
 
-/// What the project aims at on BERT-base at 512 tokens: MFU in per cent by GPU.
+/// The project's targets on BERT-base at 512 tokens: MFU in per cent by GPU.
 const TARGETS: [(&str, f64); 2] = [("a100", 50.0), ("h100", 40.0)];
 
 fn summary(out: &mut String, r: &Report) -> std::fmt::Result {

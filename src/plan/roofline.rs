@@ -1,5 +1,5 @@
-//! The time of counted operations on a GPU (`engine::dry`): for each the longest of memory, tensor cores and lanes.
-//! Time between kernels is added by the caller.
+//! The time that counted operations (`engine::dry`) take on a GPU: for each, the longest of memory, tensor
+//! cores and lanes. The caller adds the time between kernels.
 
 use super::hardware::Gpu;
 use crate::engine::dry::{Counts, Tally};
@@ -27,7 +27,7 @@ impl Operation {
         let runs = self.tally.runs.max(1) as f64;
         let memory = gpu.memory_seconds(self.tally.bytes / runs);
         let lanes = self.tally.lanes / runs / gpu.lanes;
-        // the shares of attention count the scores that backward computes again as work
+        // attention's shares count as work the scores that backward computes again
         let tensor = match self.kind {
             Kind::Product(shape) => gpu.product_seconds(shape),
             Kind::AttentionForward => self.tally.flops / runs / (gpu.peak * gpu.attention_share[0]),
@@ -35,7 +35,7 @@ impl Operation {
             Kind::Rows | Kind::Update => 0.0,
         };
         let each = match self.kind {
-            // the rates count softmax in, and were measured without dropout, whose draws come on top
+            // the rates include softmax but were measured without dropout, so its draws come on top
             Kind::AttentionForward | Kind::AttentionBackward => memory.max(tensor + lanes),
             _ => memory.max(tensor).max(lanes),
         };

@@ -1,6 +1,6 @@
-//! The query prediction task: does a model know what people ask? For each (query, document) pair
-//! every query word is masked in turn, all its pieces at once, and predicted from the rest of the
-//! query alone and with the document beside it. Several models stand side by side.
+//! The query prediction task: does a model know what people ask? For each (query, document) pair every query
+//! word is masked in turn, all its pieces at once, and predicted from the rest of the query alone and with
+//! the document beside it. Several models are compared side by side.
 
 mod page;
 mod pairs;
@@ -30,12 +30,12 @@ use pairs::Pairs;
 use predict::{Prediction, predict};
 use tally::{ModelTally, Probe};
 
-/// What `probe` looks at.
+/// What `probe` reads.
 #[derive(Clone, Debug)]
 pub struct ProbeOptions {
     /// Name and folder of each model.
     pub models: Vec<(String, PathBuf)>,
-    /// Gives the MLM head of models without one (fine-tuned ones).
+    /// Lends its MLM head to models without one (fine-tuned ones).
     pub heads_from: Option<PathBuf>,
     /// Pairs to draw.
     pub pairs: usize,
@@ -89,7 +89,7 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
     Ok(())
 }
 
-/// Of the shards, or, without any, of topics, qrels, run and documents.
+/// Pairs from the shards or, if there are none, from topics, qrels, run and documents.
 fn read_pairs(config: &Config, tokenizer: &Tokenizer, n: usize, world: &World) -> Result<Pairs> {
     let Config { seed, data, fine, .. } = config;
     if data.shards.is_some() {
@@ -99,7 +99,7 @@ fn read_pairs(config: &Config, tokenizer: &Tokenizer, n: usize, world: &World) -
     Pairs::of_topics(*seed, inputs, tokenizer, n)
 }
 
-/// A probe is one sitting: there is nothing to go on with, and a finished one stays.
+/// A probe runs in one go: there is nothing to continue, and a finished one is kept.
 fn check_free(out: &Path) -> Result<()> {
     resume::check_command(out, "probe")?;
     if out.join("probe.json").exists() {
@@ -124,7 +124,7 @@ fn check(models: &[(String, PathBuf)], tokenizer: &Tokenizer) -> Result<()> {
     Ok(())
 }
 
-/// The model with an MLM head: its own, or that of `heads_from` (then true).
+/// The model with an MLM head, its own or that of `heads_from`; and whether the head is borrowed.
 fn load<E: Engine>(
     engine: E,
     path: &Path,

@@ -1,4 +1,4 @@
-//! What `probe` found, for people: models side by side, in the terminal and as a page.
+//! The results of `probe` for people: models side by side, in the terminal and as a page.
 
 use super::tally::{ModelTally, Probe, Scores};
 use crate::Result;
@@ -18,7 +18,7 @@ const MEASURES: [Column; 4] = [
     ("perplexity", |s| s.perplexity, 1),
 ];
 
-/// A model's scores in a context for a group of words; `None` where it has none.
+/// A model's scores in a context for a group of words; `None` if it has none.
 fn scores(model: &ModelTally, context: usize, group: &str) -> Option<Scores> {
     let found = model.groups.iter().find(|g| g.group == group)?;
     Some(if context == 0 { found.query_alone } else { found.with_document })
@@ -29,7 +29,7 @@ fn sides(probe: &Probe) -> impl Iterator<Item = (&ModelTally, usize)> {
     probe.models.iter().flat_map(|model| (0..CONTEXTS.len()).map(move |context| (model, context)))
 }
 
-/// One line a model and context: all measures over all words, then accuracy@1 by group.
+/// One line per model and context: all measures over all words, then accuracy@1 by group.
 fn summary(probe: &Probe) -> Vec<Vec<String>> {
     let groups = group_names(probe);
     let names = MEASURES.iter().map(|(name, ..)| (*name).to_owned());
@@ -56,7 +56,7 @@ fn by_group(model: &ModelTally, context: usize, groups: &[String], measure: usiz
     groups.iter().map(cell).collect()
 }
 
-/// One line a model and context: a measure by group.
+/// One line per model and context: a measure by group.
 fn measure_lines(probe: &Probe, measure: usize) -> Vec<Vec<String>> {
     let groups = group_names(probe);
     let head = [MEASURES[measure].0.to_owned(), "context".into()].into_iter().chain(groups.clone());
@@ -69,7 +69,7 @@ fn measure_lines(probe: &Probe, measure: usize) -> Vec<Vec<String>> {
     lines
 }
 
-/// Groups that some model has, "all" first.
+/// Groups that any model has, "all" first.
 fn group_names(probe: &Probe) -> Vec<String> {
     probe.models.first().map(|m| m.groups.iter().map(|g| g.group.clone()).collect()).unwrap_or_default()
 }
@@ -120,7 +120,7 @@ fn html_table(lines: &[Vec<String>]) -> String {
     table("probe", &lines.first().map(escaped).unwrap_or_default(), &rows)
 }
 
-/// A measure by group, one line a model and context.
+/// A measure by group, one line per model and context.
 fn drawn(probe: &Probe, measure: usize) -> Result<String> {
     let names = group_names(probe);
     let (label, of, _) = MEASURES[measure];

@@ -1,5 +1,5 @@
-//! The pairs that are probed: a sample of a query log's clicks, or the relevant documents of topics;
-//! their words, and which of them are rare.
+//! The pairs that are probed: a sample of a query log's clicks, or of topics' relevant documents. Also their
+//! words, and which of these are rare.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::ir::qrels::Qrels;
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
 
-/// Queries whose words are counted: enough for classes, little memory even for a large log.
+/// Queries whose words are counted: enough for the classes, and little memory even for a large log.
 const COUNTED: u32 = 1_000_000;
 
 /// One query with a document that answers it.
@@ -21,7 +21,7 @@ pub struct Pair {
     pub document: Vec<u32>,
     /// Pieces of each word that can be predicted (without unknown pieces), as ranges of `query`.
     pub words: Vec<Word>,
-    /// Words of the query, unknown ones too.
+    /// Words of the query, including unknown ones.
     pub length: usize,
 }
 
@@ -36,7 +36,7 @@ pub struct Word {
 pub struct Pairs {
     pub special: Special,
     pub list: Vec<Pair>,
-    /// Where they are from.
+    /// Where the pairs come from.
     pub source: String,
 }
 
@@ -54,8 +54,8 @@ impl Pairs {
     /// Draws `n` pairs of the log in `data.shards`.
     ///
     /// # Errors
-    /// `Error::Data` when there is no pair with a word to predict; `Error::Config` when the data has
-    /// another vocabulary than the models.
+    /// `Error::Data` when there is no pair with a word to predict; `Error::Config` when the data's vocabulary
+    /// is not the models'.
     pub fn of_log(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Self> {
         Self::new(draw_clicks(seed, data, tokenizer, n)?, tokenizer)
     }

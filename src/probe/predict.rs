@@ -1,4 +1,4 @@
-//! Predictions of masked query words, packed like everything else that a model reads.
+//! Predictions of masked query words, packed like all other model input.
 
 use rayon::prelude::*;
 
@@ -14,7 +14,7 @@ use crate::ranks::World;
 /// What a model said about one masked piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Prediction {
-    /// Place of the true piece among all, from 1; a tie counts against it.
+    /// Rank of the true piece among all, from 1; ties count against it.
     pub rank: u32,
     /// -ln of the true piece's probability.
     pub nats: f64,
@@ -25,7 +25,7 @@ struct Masked<'a> {
     pair: &'a Pair,
     /// Index in `pair.words`.
     word: usize,
-    /// With the document beside the query.
+    /// Whether the document stands beside the query.
     document: bool,
     /// Place of its first piece in the list of predictions.
     at: usize,
@@ -81,12 +81,12 @@ pub fn predict<E: Engine>(model: &mut Bert<E>, pairs: &Pairs, world: &World) -> 
         }
         (rest, turn) = (after, turn + 1);
     }
-    // every value is set by one rank and 0 on the others
+    // one rank sets each value; it is 0 on the others
     world.sum_f64(&mut values);
     Ok(values.chunks_exact(2).map(|v| Prediction { rank: v[0] as u32, nats: v[1] }).collect())
 }
 
-/// How many of `items` make a pack; at least one.
+/// How many of `items` fit into a pack; at least one.
 fn fits(items: &[Masked], room: Capacity) -> usize {
     let (mut tokens, mut masked) = (0, 0);
     let fit = items.iter().take(room.sequences).take_while(|item| {

@@ -11,7 +11,7 @@ use crate::model::checkpoint;
 /// The outcome of `probe`: probe.json.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Where the pairs are from.
+    /// Where the pairs come from.
     pub source: String,
     pub pairs: usize,
     pub words: usize,
@@ -25,7 +25,7 @@ pub struct ModelTally {
     pub path: PathBuf,
     /// CRC-32 of model.safetensors.
     pub weights_crc32: Option<u32>,
-    /// The model whose MLM head was used, where this one has none.
+    /// The model whose MLM head was used, if this one has none.
     pub head_from: Option<PathBuf>,
     pub groups: Vec<GroupTally>,
 }
@@ -43,9 +43,9 @@ pub struct GroupTally {
 pub struct Scores {
     /// Masked pieces.
     pub pieces: usize,
-    /// Share whose true piece is the best.
+    /// Share whose true piece comes first.
     pub accuracy_1: f64,
-    /// Share whose true piece is among the five best.
+    /// Share whose true piece is among the first five.
     pub accuracy_5: f64,
     /// Mean of 1 / rank of the true piece.
     pub mrr: f64,
@@ -85,7 +85,7 @@ impl Scores {
 }
 
 impl ModelTally {
-    /// Adds up `predictions` in the order in which `predict` returns them.
+    /// Adds up `predictions`, which are in the order of `predict`.
     pub fn new(
         name: &str,
         path: &Path,

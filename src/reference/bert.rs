@@ -10,7 +10,7 @@ use crate::data::batch::Batch;
 use crate::model::shape::Shape;
 use crate::{Error, Result};
 
-/// The parameters by Hugging Face name, all of one type.
+/// The parameters by Hugging Face name, all of the same type.
 pub(super) struct Weights {
     pub vars: BTreeMap<String, Var>,
     pub dtype: DType,
@@ -37,8 +37,8 @@ impl Weights {
     }
 }
 
-/// x Φ(x), by the error function. `Tensor::gelu_erf` is not used: its backward rounds
-/// 1/sqrt(2π) to six digits, that of `erf` has the full constant.
+/// x Φ(x), by the error function. `Tensor::gelu_erf` is not used: its backward rounds 1/sqrt(2π) to six
+/// digits, while `erf`'s has the full constant.
 pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
     let erf = (x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?;
     Ok(((erf + 1.0)? * (x * 0.5)?)?)

@@ -1,6 +1,6 @@
-//! Dropout as constant tensors of 0 and 1 / (1 - rate), element by element from the rule that
-//! `engine::op::Dropout` documents, so that gradients can be compared with dropout on. The
-//! engine draws eight elements at once; here each element asks for its own block.
+//! Dropout as constant tensors of 0 and 1 / (1 - rate), so that gradients can be compared with dropout on.
+//! Each element follows the rule that `engine::op::Dropout` documents. The engine draws eight elements at
+//! once; here each element computes its own block.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -9,7 +9,7 @@ use crate::data::batch::Batch;
 use crate::engine::op::Dropout;
 use crate::random::philox;
 
-/// The dropout of one pack; off without a rate.
+/// The dropout of one pack; off if there is no rate.
 pub(super) struct DropoutMasks<'a> {
     batch: &'a Batch,
     /// (rate, seed)
@@ -101,7 +101,7 @@ mod tests {
             check_share(&rows, f64::from(rate));
             check_share(&masks.attention(&ones(&[4, 92, 92]), 0, 1).unwrap(), f64::from(rate));
             check_share(&masks.pooled(&ones(&[2, 4096]), 4).unwrap(), f64::from(rate));
-            // Sites, samples and heads draw apart from each other.
+            // Sites, samples and heads draw independently.
             let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_ne!(flat(rows), flat(masks.rows(&ones(&[194, 64]), 1, 2).unwrap()));
             let pooled = masks.pooled(&ones(&[2, 4096]), 4).unwrap();

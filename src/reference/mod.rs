@@ -1,10 +1,9 @@
-//! The oracle: the same BERT as `model/`, written with candle-nn and its autograd, so that no
-//! gradient of the engine has to be believed. It shares no arithmetic with the engine, only the
-//! random decisions, and puts clarity before speed: every sequence of a pack is run on its own.
+//! The oracle: the same BERT as `model/`, written with candle-nn and its autograd, so that no gradient of the
+//! engine has to be taken on trust. It shares only the random decisions with the engine, no arithmetic. It
+//! puts clarity before speed: every sequence of a pack is run on its own.
 //!
-//! Of candle-nn only operations with a gradient are used. `LayerNorm::forward` and
-//! `softmax_last_dim` have none and say nothing about it; [`Reference::gradients`] therefore refuses
-//! a loss that leaves a parameter without one.
+//! Of candle-nn only operations with a gradient are used. `LayerNorm::forward` and `softmax_last_dim`
+//! silently have none; [`Reference::gradients`] therefore refuses a loss that leaves a parameter without one.
 
 mod bert;
 mod dropout;
@@ -62,8 +61,8 @@ pub struct Ranking {
 }
 
 impl Reference {
-    /// A model in f32. `tensors` must hold the whole encoder; of the MLM head, the QDPP head and the
-    /// ranking head, those that are there must be complete.
+    /// A model in f32. `tensors` must hold the whole encoder. The MLM, QDPP and ranking heads are optional,
+    /// but a head that is there must be complete.
     ///
     /// # Errors
     /// `Error::Data` that names a tensor that is missing, unexpected or of other dimensions.
@@ -127,8 +126,8 @@ impl Reference {
     }
 
     /// Scores [S] = dropout(pooled) wᵀ + b and the localised contrastive loss (Gao et al. 2021) of the
-    /// documents of `batch.cu_groups`, the first of a group being its positive. A document is a sequence,
-    /// or, put together as `how` says, the sequences of `batch.cu_documents`.
+    /// documents of `batch.cu_groups`, the first of a group being its positive. A document is a sequence, or
+    /// the sequences of `batch.cu_documents` aggregated as `how` says.
     ///
     /// # Errors
     /// `Error::Data` for tensors without a ranking head; else as [`Reference::encode`].
@@ -156,7 +155,7 @@ impl Reference {
         Ok(Ranking { scores, loss })
     }
 
-    /// The gradient of `loss` by every parameter that it depends on, by Hugging Face name.
+    /// The gradient of `loss` with respect to every parameter that it depends on, by Hugging Face name.
     ///
     /// # Errors
     /// `Error::Data` that names a parameter which must have a gradient and has none: every one of
@@ -166,8 +165,8 @@ impl Reference {
         Ok(self.gradients_f64(loss)?.into_iter().map(|(name, g)| (name, narrow(g))).collect())
     }
 
-    /// As [`Reference::gradients`], in f64: of a model made by [`Reference::new_f64`] not rounded,
-    /// of one in f32 the same values.
+    /// As [`Reference::gradients`], in f64: unrounded for a model made by [`Reference::new_f64`], the same
+    /// values for one in f32.
     ///
     /// # Errors
     /// As [`Reference::gradients`].

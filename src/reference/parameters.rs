@@ -1,5 +1,5 @@
-//! Which tensors a BERT of a shape has, written down once more, so that a mistake in the engine's
-//! own table cannot hide behind itself.
+//! Which tensors a BERT of a given shape has. This second list is deliberate: a mistake in the engine's own
+//! table would otherwise go unseen.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// Parameters or gradients by Hugging Face name: dimensions and values, row-major.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A head on top of the encoder and, for two of them, of the pooler.
+/// A head on the encoder; two of the heads sit on the pooler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Head {
     Mlm,
@@ -28,12 +28,12 @@ impl Head {
         }
     }
 
-    /// The head that a parameter belongs to; none for the encoder and the pooler.
+    /// The head that a parameter belongs to; `None` for the encoder and the pooler.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|head| name.starts_with(head.prefix()))
     }
 
-    /// Whether the head stands on the pooler.
+    /// Whether the head sits on the pooler.
     pub fn pools(self) -> bool {
         self != Self::Mlm
     }
@@ -70,8 +70,8 @@ pub(super) fn check(shape: &Shape, tensors: &Tensors) -> Result<()> {
     Ok(())
 }
 
-/// Every parameter of encoder, pooler and heads with its dimensions. Linear weights are
-/// [out, in]; the decoder is tied to the word embeddings and so not a parameter.
+/// Every parameter of encoder, pooler and heads with its dimensions. Linear weights are [out, in]; the
+/// decoder is tied to the word embeddings, so it is not a parameter.
 fn table(shape: &Shape) -> Vec<(String, Vec<usize>)> {
     let (hidden, wide) = (shape.hidden, shape.intermediate);
     let mut table = Vec::new();

@@ -1,5 +1,5 @@
-//! Arms against the baseline arm: mean, difference and paired t-test over topics, in one place for
-//! the terminal and the HTML so that the two never disagree.
+//! Arms against the baseline arm: mean, difference and paired t-test over topics. Terminal and HTML both take
+//! them from here, so that they never disagree.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub arm: String,
-    /// Topics of the arm's first measure.
+    /// Topics with a value of the arm's first measure.
     pub topics: usize,
-    /// One a measure, in the order of `Results::measures`.
+    /// One per measure, in the order of `Results::measures`.
     pub entries: Vec<Entry>,
 }
 
@@ -22,7 +22,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub mean: f64,
-    /// Standard deviation over seeds, where there are several.
+    /// Standard deviation over seeds, if there are several.
     pub deviation: Option<f64>,
     /// `None` for the baseline itself.
     pub against: Option<Against>,
@@ -95,8 +95,8 @@ pub fn rows(results: &Results) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Arms that were fine-tuned on `topics` topics against the baseline at the same number, corrected over
-/// these arms; empty where the baseline was not. All topics are the table of arms' matter.
+/// Arms fine-tuned on `topics` topics against the baseline at the same number, corrected over these arms;
+/// empty if the baseline was not. The table of arms covers all topics.
 ///
 /// # Errors
 /// As [`rows`].
@@ -113,7 +113,7 @@ pub fn at_size<'a>(results: &'a Results, topics: usize, measure: &str) -> Result
     Ok(tested)
 }
 
-/// Holm's correction over tests that are looked at together.
+/// Holm's correction over tests that are read together.
 fn correct<'a>(tested: impl Iterator<Item = &'a mut Against>) {
     let tested: Vec<_> = tested.collect();
     let corrected = holm(&tested.iter().map(|against| against.p).collect::<Vec<_>>());
@@ -140,7 +140,7 @@ fn against(cell: &Cell, baseline: &Cell, measure: &str) -> Result<Against> {
     Ok(Against { topics: a.len(), difference: test.mean_difference, p: test.p, holm: test.p })
 }
 
-/// What the numbers of the table mean; the same words everywhere.
+/// What the numbers of the table mean, in the same words everywhere.
 pub fn legend(results: &Results) -> String {
     let seeds = results.cells.iter().map(|cell| cell.repeats.len()).max().unwrap_or(0);
     let repeated = if seeds > 1 {

@@ -1,4 +1,4 @@
-//! What `evaluate` found: trec_eval's lines, a table for people, JSON for programs, and the plot of the
+//! The output of `evaluate`: trec_eval's lines, a printed table, JSON for programs, and the plot of the
 //! differences to a baseline.
 
 use std::borrow::Cow;
@@ -17,13 +17,13 @@ use crate::ir::evaluate::{EvaluateOptions, Outcome, measure, number, trec_layout
 use crate::ir::measures::{Measure, Options};
 use crate::{Error, Result};
 
-/// Panels of a plot; more would be a picture that nobody reads.
+/// Panels of a plot at most; nobody would read more.
 const PANELS: usize = 12;
 
-/// How to say it.
+/// The form of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum OutputFormat {
-    /// trec_eval's lines, then, with a baseline, one line a measure.
+    /// trec_eval's lines and, with a baseline, one more line per measure.
     #[default]
     Trec,
     Table,
@@ -82,7 +82,7 @@ fn legend(comparison: &Comparison) -> String {
     )
 }
 
-/// One line a measure, a head before them.
+/// A head, then one line per measure.
 fn comparison_cells(comparison: &Comparison) -> Vec<Vec<String>> {
     let head = ["measure", "run", "baseline", "diff", "p", "holm", "fisher", "low", "high", "win/tie/loss"];
     let line = |c: &Compared| {
@@ -102,7 +102,7 @@ fn comparison_cells(comparison: &Comparison) -> Vec<Vec<String>> {
     std::iter::once(head.map(String::from).to_vec()).chain(comparison.measures.iter().map(line)).collect()
 }
 
-/// With topics, a line a topic and a column a measure; without, a line a measure. Then the comparison.
+/// With topics, a line per topic and a column per measure; without, a line per measure. Then the comparison.
 fn tables(options: &EvaluateOptions, outcome: &Outcome) -> String {
     let found = &outcome.found;
     let shown: Vec<usize> = (0..found.measures.len()).filter(|&m| !found.measures[m].is_text()).collect();
@@ -130,20 +130,20 @@ fn tables(options: &EvaluateOptions, outcome: &Outcome) -> String {
     text
 }
 
-/// The document of `--json`, version 1. Fields may be added; the meaning of these stays.
+/// The document of `--json`, version 1. Fields may be added; the meaning of the existing ones stays.
 #[derive(Serialize)]
 struct Document<'a> {
     version: u32,
     qrels: &'a Path,
     run: Named<'a>,
     options: Settings,
-    /// Topics that were measured.
+    /// Measured topics.
     topics: usize,
     /// Judged topics that the run lacks.
     missing_topics: usize,
     /// Topics of the run without a judgement.
     unjudged_topics: usize,
-    /// Names in trec_eval's order, texts left out.
+    /// Names in trec_eval's order, without measures whose value is a text.
     measures: Vec<String>,
     /// measure -> its mean, sum (counts) or geometric mean.
     means: Ordered<'a, f64>,
@@ -187,7 +187,7 @@ struct ComparedDocument {
     run: f64,
     baseline: f64,
     difference: f64,
-    /// Student's t; null where all differences are the same.
+    /// Student's t; null if all differences are the same.
     t: Option<f64>,
     degrees_of_freedom: usize,
     p: f64,
@@ -276,7 +276,7 @@ fn comparison_document<'a>(comparison: &'a Comparison, baseline: Named<'a>) -> C
     }
 }
 
-/// The plot of differences to come.
+/// The plot of differences that was asked for.
 struct Drawing<'a> {
     path: &'a Path,
     html: bool,
@@ -303,7 +303,7 @@ impl<'a> Drawing<'a> {
     }
 
     fn write(&self, comparison: &Comparison, options: &EvaluateOptions) -> Result<()> {
-        // Without -m there are 27 measures, and one picture is wanted.
+        // Without -m there are 27 measures; one panel is enough.
         let drawn: Vec<&Compared> = match options.measures.is_empty() {
             true => comparison.measures.iter().filter(|c| c.measure == Measure::Map).collect(),
             false => comparison.measures.iter().collect(),

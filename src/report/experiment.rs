@@ -1,5 +1,5 @@
-//! An experiment's report: its table of arms, its learning curve, its losses and its facts as one page.
-//! Everything that comes from a run is escaped.
+//! An experiment's report: its table of arms, learning curve, losses and facts on one page. Everything that
+//! comes from a run is escaped.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,12 +13,12 @@ use super::results::{Cell, Results};
 use crate::Result;
 use crate::files;
 
-/// Points of a drawn curve: more than its pixels would only make the file large.
+/// Points of a drawn curve: more points than pixels would only make the file larger.
 const POINTS: usize = 1000;
 
-/// Reads `dir/results.json` and the metrics files that it names (relative paths start at `dir`) and
-/// writes `dir/report.html`; returns its path. A metrics file that cannot be read is named in the
-/// report, which is made all the same.
+/// Reads `dir/results.json` and the metrics files that it names (relative paths start at `dir`) and writes
+/// `dir/report.html`; returns its path. The report names a metrics file that cannot be read, and is made all
+/// the same.
 ///
 /// # Errors
 /// `Error::Data` when `results.json` cannot be read or contradicts itself, or the report cannot be
@@ -86,7 +86,7 @@ fn arms(results: &Results, rows: &[Row]) -> String {
     html
 }
 
-/// What the sizes of the learning curve are.
+/// What the learning curve's sizes count.
 const SIZES: &str = "topics fine-tuned on";
 
 /// Numbers of fine-tuning topics as columns: each number that some arm has, then all topics.
@@ -108,7 +108,7 @@ fn column(cell: &Cell, numbers: &[usize]) -> Option<usize> {
     if cell.all_topics { Some(numbers.len()) } else { numbers.binary_search(&topics).ok() }
 }
 
-/// Every arm's measures against the number of fine-tuning topics: the first as a plot, all as tables.
+/// Every arm's measures against the number of fine-tuning topics: a plot of the first measure, tables of all.
 fn sizes(results: &Results) -> Result<String> {
     let (numbers, names) = columns(results);
     if names.len() < 2 {
@@ -184,7 +184,7 @@ fn size_table(
     Ok(table("sizes", &head.collect::<Vec<_>>(), &rows))
 }
 
-/// One plot a loss, with a line a run.
+/// One plot per loss, with a line per run.
 fn losses(curves: &[Curves]) -> Result<String> {
     let mut html = String::new();
     for (loss, name) in LOSSES.iter().enumerate() {

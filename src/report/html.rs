@@ -1,4 +1,4 @@
-//! What every page is made of: one HTML file that needs nothing else: no script, no font, no request.
+//! The parts of every page. A page is one HTML file that needs nothing else: no script, no font, no request.
 
 use std::fmt::Write;
 
@@ -45,7 +45,7 @@ pub fn shell(title: &str, body: &str) -> String {
     )
 }
 
-/// A table; its cells are already HTML. `classes` has one entry a row.
+/// A table. Its cells are already HTML; each row has a class.
 pub fn table(class: &str, head: &[String], rows: &[(&str, Vec<String>)]) -> String {
     let mut html = format!("<div class=\"scroll\"><table class=\"{class}\">\n");
     if !head.is_empty() {

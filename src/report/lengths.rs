@@ -1,4 +1,4 @@
-//! How long texts are, as a page: what `inspect` draws of a shard directory.
+//! A page of text lengths, which `inspect` draws for a shard directory.
 
 use std::path::Path;
 
@@ -12,11 +12,11 @@ pub struct Lengths {
     pub name: String,
     /// What is counted.
     pub unit: String,
-    /// Length and the share of texts that have it, in per cent.
+    /// Each length and the share of texts that have it, in per cent.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Writes a page with a plot of each distribution and `description` as it is.
+/// Writes a page with a plot of each distribution and `description` verbatim.
 ///
 /// # Errors
 /// `Error::Data` where a plot cannot be drawn or the file cannot be written.

@@ -1,5 +1,5 @@
-//! Loss curves out of `metrics.jsonl`. The file is appended to by runs that may be killed and
-//! resumed at any moment, so a line may be torn and steps may come twice; the reader copes.
+//! Loss curves from `metrics.jsonl`. Runs that append to it may be killed and resumed at any moment, so a
+//! line may be torn and steps may come twice; the reader copes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub const LOSSES: [&str; 3] = ["loss", "mlm_loss", "qdpp_loss"];
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curves {
     pub name: String,
-    /// One list of (step, value) for each of [`LOSSES`], ascending; empty where the run has no such loss.
+    /// One list of (step, value) for each of [`LOSSES`], ascending; empty if the run has no such loss.
     pub losses: [Vec<(f64, f64)>; 3],
     /// What the reader of the report must know: the file's absence, or lines that could not be read.
     pub note: Option<String>,
@@ -27,7 +27,7 @@ struct Line {
     qdpp_loss: Option<f64>,
 }
 
-/// Reads a run's losses. Of a step that was run again after a resume, the last value counts.
+/// Reads a run's losses. If a step was run again after a resume, its last value counts.
 pub fn read(name: &str, path: &Path) -> Curves {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -60,8 +60,8 @@ pub fn read(name: &str, path: &Path) -> Curves {
     Curves { name: name.into(), losses, note }
 }
 
-/// A moving mean over a fiftieth of the curve. It is centred, so it does not lag a falling loss;
-/// towards the ends it narrows.
+/// A moving mean over a fiftieth of the curve. It is centred, so it does not lag behind a falling loss, and
+/// it narrows towards the ends.
 pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let mut sums = vec![0.0];
     for &(_, value) in points {
@@ -74,7 +74,7 @@ pub fn smooth(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.iter().enumerate().map(mean).collect()
 }
 
-/// At most `most` points, evenly chosen, the last one kept.
+/// At most `most` evenly chosen points, including the last.
 pub fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
     let every = points.len().div_ceil(most.max(1)).max(1);
     let last = points.len().saturating_sub(1);

@@ -1,6 +1,6 @@
-//! What was found, for people: tables for a terminal and self-contained HTML files with tables and
-//! plots. An experiment's report reads what runs wrote (`results.json`, `metrics.jsonl`) and nothing
-//! else, so it can be made again, or elsewhere, long after the run.
+//! Results for people: tables for a terminal, and self-contained HTML files with tables and plots. An
+//! experiment's report reads only what runs wrote (`results.json`, `metrics.jsonl`), so it can be made again,
+//! or elsewhere, long after the run.
 
 pub mod compare;
 pub mod evaluate;

@@ -6,19 +6,20 @@ use plotters::prelude::*;
 
 use crate::{Error, Result};
 
-/// Width and height in pixels; the legend takes the right `LEGEND` of the width.
+/// Width and height in pixels; the legend takes `LEGEND` of the width on the right.
 const SIZE: (u32, u32) = (840, 360);
 const LEGEND: u32 = 220;
-/// Letters of a name that fit into the legend, and its lines.
+/// How many letters of a name fit into the legend, and how many lines.
 const LETTERS: usize = 30;
 const NAMES: usize = 18;
-/// Height of a panel of bars, bars that have room for a label each, and bars named at each end of more.
+/// Height of a panel of bars; how many bars have room for a label each; how many are named at either end if
+/// there are more.
 const PANEL: u32 = 300;
 const LABELLED: usize = 60;
 const ENDS: usize = 4;
 
-/// Okabe & Ito's colours, told apart with any colour vision, without yellow and black, which vanish
-/// on a light or a dark page.
+/// Okabe & Ito's colours, which can be told apart with any colour vision. Yellow and black are left out
+/// because they vanish on a light or a dark page.
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -29,7 +30,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(140, 140, 140),
 ];
 
-/// What the x axis is.
+/// The kind of x axis.
 pub enum Axis {
     Numbers {
         label: String,
@@ -57,7 +58,7 @@ pub struct Line {
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Scale, Scale>>;
 
-/// A linear axis whose ticks are given: plotters' own would fall between categories.
+/// A linear axis with given ticks: plotters' own would fall between categories.
 struct Scale {
     low: f64,
     high: f64,
@@ -109,8 +110,8 @@ pub struct Differences {
     pub mean: f64,
 }
 
-/// Panels below each other, each with its bars from the greatest to the lowest. Up to `LABELLED` bars have
-/// their topic below them; of more, the ends of the order are named.
+/// Panels below each other, each with its bars in descending order. Up to `LABELLED` bars have their topic
+/// below them; if there are more, only those at both ends are named.
 ///
 /// # Errors
 /// `Error::Data` when there is nothing to draw.
@@ -172,7 +173,7 @@ fn label_each(area: &Area, chart: &Chart, sorted: &[&(String, f64)], low: f64) -
     let bottom = chart.plotting_area().get_pixel_range().1.end;
     for (place, bar) in sorted.iter().enumerate() {
         let (x, _) = chart.backend_coord(&(place as f64 + 0.5, low));
-        // Half the letters' height to the right, so that the middle of the word is below the bar's.
+        // Half a letter's height to the right, so that the word is centred below the bar.
         let at = (x - left + 5, bottom - top + 4);
         area.draw(&Text::new(shorten(&bar.0, 9), at, upright.clone())).map_err(failed)?;
     }
@@ -297,7 +298,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// 1, 2 or 5 times a power of ten, so that `width` has four to ten steps.
+/// The step, 1, 2 or 5 times a power of ten, that divides `width` into four to ten.
 fn step(width: f64) -> f64 {
     let power = 10f64.powf((width / 4.0).log10().floor());
     [5.0, 2.0, 1.0].into_iter().map(|factor| factor * power).find(|step| width / step >= 4.0).unwrap_or(power)

@@ -1,5 +1,5 @@
-//! The file between an experiment and its report: every number of every arm, per topic, so that
-//! tests of significance need no second look at the runs.
+//! The file between an experiment and its report: every number of every arm, per topic, so that significance
+//! tests need not read the runs again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub struct Cell {
     pub all_topics: bool,
     /// Measure -> mean over topics.
     pub means: BTreeMap<String, f64>,
-    /// Means of each repetition with another seed, where there are several.
+    /// Means of each repetition with another seed, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repeats: Vec<BTreeMap<String, f64>>,
     /// Measure -> topic -> value (its mean over repetitions).

@@ -1,5 +1,5 @@
-//! What ranks of one command must have alike, as keys and values that `World::same` compares: the program, the
-//! whole plan, and the files that it names.
+//! What the ranks of one command must have in common, as keys and values that `World::same` compares: the
+//! program, the whole plan, and the files that it names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::ranks::Facts;
 use crate::{Error, Result, files};
 
-/// The program, its command with the flags that are no keys, and every key of the plan.
+/// The program, its command with the flags that are not keys, and every key of the plan.
 ///
 /// # Errors
 /// `Error::Config` when the plan cannot be written as TOML.
@@ -35,7 +35,7 @@ pub fn program(command: &str) -> Facts {
     [("program version", version), ("command", command)].map(|(key, value)| (key.into(), value.into())).into()
 }
 
-/// What lies in a file, or in the files of a folder. A pipe counts by its name: it can be read only once.
+/// The contents of a file, or of the files of a folder. A pipe stands for its name: it can be read only once.
 ///
 /// # Errors
 /// `Error::Data` when it cannot be read.
@@ -50,7 +50,7 @@ pub fn contents(key: &str, path: &Path) -> Result<(String, String)> {
     Ok((format!("the fingerprint of {key}"), format!("{:08x}", sum.finalize())))
 }
 
-/// The path itself, or what of a folder makes a model or a list of folds.
+/// The path itself, or the files of a folder that make a model or a list of folds.
 fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
     let failed = |cause| Error::io("read", path, cause);
     if !fs::metadata(path).map_err(failed)?.is_dir() {

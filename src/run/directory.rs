@@ -11,7 +11,7 @@ use crate::files::{self, Held, Lock};
 use crate::ranks::World;
 use crate::{Error, Result, journal};
 
-/// Held while a run writes in its directory.
+/// Held while a run writes to its directory.
 pub const LOCK: &str = ".lock";
 
 /// Makes the run directory and writes the resolved plan and the facts that results depend on.
@@ -75,9 +75,8 @@ pub fn read_identity(dir: &Path) -> Result<Identity> {
     serde_json::from_value(value["identity"].take()).map_err(bad)
 }
 
-/// Makes the run directory and keeps other processes out of it for as long as the lock lives: a
-/// requeued job may start while the one before still ends. Where the file system has no locks, nobody
-/// is kept out.
+/// Makes the run directory and keeps other processes out of it for as long as the lock lives: a requeued job
+/// may start while its predecessor is still ending. On a file system without locks, nobody is kept out.
 ///
 /// # Errors
 /// `Error::Data` when another process is in the directory, or it cannot be written.
@@ -87,7 +86,7 @@ pub fn lock(dir: &Path, world: &World) -> Result<Option<Held>> {
         match files::lock(&dir.join(LOCK))? {
             Lock::Held(held) | Lock::Unknown(held) => Ok(held),
             Lock::Busy(who) => Err(Error::data(format!(
-                "{}: another process is at work there ({who}): wait for it, or choose another --out",
+                "{}: another process is working there ({who}): wait for it, or choose another --out",
                 dir.display()
             ))),
         }

@@ -14,10 +14,10 @@ pub enum Engine {
     CudaBf16(Cuda<half::bf16>),
 }
 
-/// Which of the engines, known before anything of it is made.
+/// Which engine it will be, known before it is made.
 #[derive(Clone, Copy, Debug)]
 struct Kind {
-    /// GPUs of this machine, where one is used.
+    /// GPUs of this machine, if one is used.
     gpus: Option<usize>,
     precision: Precision,
 }
@@ -56,8 +56,8 @@ impl Kind {
 /// have the same kind.
 ///
 /// # Errors
-/// `Error::Device` for `cuda` without a usable GPU, and where ranks outnumber GPUs. `auto` without a
-/// usable GPU is the CPU, and says why. `Error::Config` where ranks find different devices.
+/// `Error::Device` for `cuda` without a usable GPU, and if ranks outnumber GPUs. `auto` without a usable GPU
+/// takes the CPU and says why. `Error::Config` if ranks find different devices.
 pub fn choose(run: &Run, train: &Train, world: &World) -> Result<Engine> {
     let kind = world.agree_all(Kind::of(run, train, world))?;
     world.same(|| Ok(vec![("the engine (run.device, train.precision)".into(), kind.name().into())]))?;
@@ -69,7 +69,7 @@ pub fn choose(run: &Run, train: &Train, world: &World) -> Result<Engine> {
     };
     if world.local_size() > gpus {
         return Err(Error::device(format!(
-            "{} ranks on a machine whose GPUs are {gpus}: start one rank a GPU, or use run.device = \"cpu\"",
+            "{} ranks on a machine whose GPUs are {gpus}: start one rank per GPU, or use run.device = \"cpu\"",
             world.local_size(),
         )));
     }

@@ -1,5 +1,5 @@
-//! Weights that are not finite are not kept: no checkpoint is marked whole with one, no model is saved, and no
-//! run ends as done. A finite gradient does not exclude them: a step that is too large leaves the numbers.
+//! Weights that are not finite are not kept: no checkpoint with one is marked complete, no model is saved,
+//! and no run ends as done. A finite gradient does not rule them out: too large a step overflows.
 
 use crate::engine::Engine;
 use crate::model::Bert;
@@ -13,7 +13,7 @@ pub fn count<E: Engine>(model: &Bert<E>, world: &World) -> Result<usize> {
 }
 
 /// # Errors
-/// `Error::Data` where a weight of any rank is not finite: `at` says where training stands.
+/// `Error::Data` if a weight of any rank is not finite; `at` says how far training has got.
 pub fn check<E: Engine>(model: &Bert<E>, at: &str, world: &World) -> Result<()> {
     match count(model, world)? {
         0 => Ok(()),

@@ -1,5 +1,5 @@
-//! A run around its training: the engine that it computes on, its directory, what it goes on from,
-//! its checkpoints, the signals that end it; and the two stages that read shards, `pretrain` and
+//! Everything of a run but its training: the engine that it computes on, its directory, where it continues
+//! from, its checkpoints, the signals that end it; and the two stages that read shards, `pretrain` and
 //! `coarse`.
 
 pub mod agreement;

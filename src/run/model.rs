@@ -81,8 +81,8 @@ impl ModelSettings<'_> {
     }
 }
 
-/// Refuses a model whose own tokenizer gives a text other ids than the shards have. A folder without one is
-/// taken at its word, as far as its word table reaches.
+/// Refuses a model whose own tokenizer gives a text different ids from the shards'. A folder without a
+/// tokenizer is trusted, as far as its word table reaches.
 fn check_tokenizer(model: &Path, samples: &Samples) -> Result<()> {
     if given::find(model).is_err() || Tokenizer::load(model)?.same_tokens(&samples.tokenizer) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! What a run finds in its directory: nothing, itself unfinished, itself finished, or something else;
-//! and whether it may go on. Nothing that is there is ever overwritten.
+//! What a run finds in its directory (nothing, itself unfinished, itself finished, or something else), and
+//! whether it may continue. Nothing that is there is ever overwritten.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +21,7 @@ use crate::{Error, Result, allow_list};
 /// Written into the run directory when the run has ended well.
 pub const FINISHED: &str = "DONE";
 
-/// Keys whose change leaves what was learnt so far as it is; `--resume-with-changes` allows them.
+/// Keys that can change without touching what was learnt so far; `--resume-with-changes` allows them.
 const SAFE: [&str; 8] = [
     "train.steps",
     "train.epochs",
@@ -33,7 +33,7 @@ const SAFE: [&str; 8] = [
     "model.path",
 ];
 
-/// Keys that say where things are and not what they are; the data has its own fingerprint.
+/// Keys that say where things are, not what they are; the data has its own fingerprint.
 const PLACES: [&str; 2] = ["run.out", "data.shards"];
 
 /// How a run starts.
@@ -107,8 +107,8 @@ fn refused(dir: &Path, why: &str) -> Error {
     ))
 }
 
-/// Keeps other processes out of `dir`, before anything there is looked at or tidied. What is not a run's is left
-/// as it is, without even a lock.
+/// Keeps other processes out of `dir`, before anything there is looked at or tidied. A directory that is not
+/// a run's stays as it is and gets no lock.
 ///
 /// # Errors
 /// `Error::Config` when the directory holds other files; as `directory::lock`.
@@ -121,7 +121,7 @@ pub fn lock(dir: &Path, world: &World) -> Result<Option<files::Held>> {
     directory::lock(dir, world)
 }
 
-/// For commands that sort out themselves what they find: `dir` must be theirs, or empty.
+/// For commands that sort out what they find by themselves: `dir` must be theirs, or empty.
 ///
 /// # Errors
 /// `Error::Config` when it holds another command's run or other files.
@@ -156,7 +156,7 @@ fn holds(dir: &Path) -> Result<Held> {
     let bad = |e| Error::io("read", dir, e);
     for entry in fs::read_dir(dir).map_err(bad)? {
         let name = entry.map_err(bad)?.file_name();
-        // config.toml is written before run.json: a run that was killed between the two
+        // config.toml is written before run.json: a run may be killed between the two
         if !["logs", "config.toml", directory::LOCK].iter().any(|own| name == *own) {
             return Ok(Held::Other);
         }
@@ -164,7 +164,7 @@ fn holds(dir: &Path) -> Result<Held> {
     Ok(Held::Nothing)
 }
 
-/// A checkpoint that the user named: its folder, or a run directory whose last one is meant.
+/// A checkpoint that the user named: its folder, or a run directory, which stands for its last checkpoint.
 fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identity) -> Result<Start> {
     let nested = path.join("checkpoints");
     let found = if nested.exists() {
@@ -183,7 +183,7 @@ fn from_path(path: &Path, own: Option<&Path>, resume: &Resume, identity: &Identi
     Ok(Start::From(found))
 }
 
-/// Checkpoints after the one that the user wants to go on from would be taken for the last ones later.
+/// Sets aside checkpoints after the one to continue from; otherwise they would later be taken for the last.
 fn set_aside(root: &Path, step: u64) -> Result<()> {
     for later in steps_in(root)?.into_iter().filter(|later| *later > step) {
         let (from, to) = (folder(root, later), root.join(format!("superseded-{later:07}")));
@@ -240,7 +240,7 @@ fn check_same(what: &Path, was: &Identity, is: &Identity, with_changes: bool) ->
 }
 
 /// The keys of a plan, `a.b` by `a.b`, without those that only say where things are. Keys that an older
-/// program did not know count as their defaults.
+/// program did not know have their defaults.
 fn flat(plan: &str) -> Result<BTreeMap<String, String>> {
     let bad = |e: toml::de::Error| Error::data(format!("the plan of a checkpoint is damaged: {e}"));
     let mut keys = BTreeMap::new();
@@ -282,10 +282,10 @@ pub fn plan_of(config: &Config, unused: &[&str]) -> Result<String> {
     Ok(plan.to_string())
 }
 
-/// Puts a checkpoint's weights, optimiser and place into `trainer`.
+/// Loads a checkpoint's weights, optimiser and position into `trainer`.
 ///
 /// # Errors
-/// `Error::Data` with every tensor that is missing or unexpected, or what else does not fit.
+/// `Error::Data` with every tensor that is missing or unexpected, or that says what else does not fit.
 pub fn load<E: Distributed>(dir: &Path, trainer: &mut Trainer<E>) -> Result<State> {
     let state = find::read_state(dir)?;
     let arena = trainer.model.layout.len;
@@ -310,7 +310,7 @@ pub fn load<E: Distributed>(dir: &Path, trainer: &mut Trainer<E>) -> Result<Stat
     let owned = trainer.optimiser.state.owned.clone();
     let mut optimiser = find::read_optimiser(dir, &state, &owned)?;
     if !has_master::<E>() && !optimiser.master.is_empty() {
-        // From a device with 16-bit weights to one with f32: the optimiser's f32 weights are the exact ones.
+        // From a device with 16-bit weights to one with f32: the optimiser's f32 weights are exact.
         let all = find::read_optimiser(dir, &state, &find::held(dir, &state)?)?;
         let model = &mut trainer.model;
         let mut at = 0;
@@ -334,8 +334,8 @@ fn list(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { allow_list::list(names) }
 }
 
-/// Cuts the metrics back to the steps that the weights have seen, so that no step appears twice. A
-/// line that a kill left half written goes too.
+/// Cuts the metrics back to the steps that the weights have seen, so that no step appears twice. A line left
+/// half written by a kill goes too.
 ///
 /// # Errors
 /// `Error::Data` when the file cannot be read or written.

@@ -1,5 +1,5 @@
-//! What `pretrain` and `coarse` train on: shards, what the plan makes of them, and what of it a user
-//! should know before hours are spent on it.
+//! What `pretrain` and `coarse` train on: shards, what the plan makes of them, and what a user should know
+//! about it before spending hours on it.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,22 +37,22 @@ pub struct Samples {
 struct CutQueries {
     cut: u32,
     queries: u32,
-    /// Tokens that are left of them.
+    /// Tokens that they keep.
     kept: usize,
 }
 
-/// Hard negatives, and how many clicks have some.
+/// Hard negatives, and how many clicks have any.
 struct Hard {
     lists: Arc<HardNegatives>,
     run: PathBuf,
-    /// First and last rank that is drawn from.
+    /// First and last rank to draw from.
     depth: [u32; 2],
     clicks: u32,
     without: u32,
 }
 
 impl Samples {
-    /// Documents by themselves.
+    /// Documents on their own.
     pub fn of_documents(seed: u32, data: &Data, objective: &Objective, world: &World) -> Result<Self> {
         let shards = open_shards(data, world)?;
         let source = Arc::new(DocumentSource::new(shards.clone(), data.max_tokens)?);
@@ -67,7 +67,7 @@ impl Samples {
         let (mut log, mut measured): (Arc<dyn ClickLog>, _) = (shards.clone(), None);
         if data.validation_pairs > 0 {
             let [train, held] = held_out::divide(&log, data.validation_pairs)?;
-            // unweighted, so that losses of runs with and without grades compare
+            // unweighted, so that runs with and without grades have comparable losses
             let options = ClickOptions { grades: Grades::None, ..options.clone() };
             measured = Some(ClickSource::new(Arc::new(held), options)?);
             log = Arc::new(train);
@@ -105,7 +105,7 @@ impl Samples {
         Ok(Self { source, measured, tokenizer, shards, objective, rule, cut, hard })
     }
 
-    /// Of the shards and of everything else that is read.
+    /// Fingerprint of the shards and of everything else that is read.
     pub fn fingerprint(&self) -> String {
         let shards = self.shards.fingerprint();
         match &self.hard {
@@ -123,7 +123,7 @@ impl Samples {
         ]
     }
 
-    /// Says what a user should know.
+    /// Prints what a user should know.
     pub fn print(&self) {
         if let Some(cut) = self.cut.as_ref().filter(|queries| queries.cut > 0) {
             cut.print();
@@ -134,7 +134,8 @@ impl Samples {
     }
 }
 
-/// Opens the shards and checks every byte of them, once a node: its other ranks wait for the verdict.
+/// Opens the shards and checks every byte of them, once per node: the node's other ranks wait for the
+/// verdict.
 fn open_shards(data: &Data, world: &World) -> Result<Arc<Shards>> {
     let shards = Shards::open(need("data.shards", &data.shards)?)?;
     world.once_a_node(|| {
@@ -145,7 +146,7 @@ fn open_shards(data: &Data, world: &World) -> Result<Arc<Shards>> {
     Ok(Arc::new(shards))
 }
 
-/// The lists of `objective.negatives_run`. One rank of each node reads the run, the others find what it wrote.
+/// The lists of `objective.negatives_run`. One rank of each node reads the run, the others use what it wrote.
 fn hard_negatives(
     objective: &Objective,
     shards: &Shards,
@@ -215,7 +216,7 @@ pub fn click_options(seed: u32, data: &Data, objective: &Objective) -> ClickOpti
         negatives_per_positive: objective.negatives_per_positive,
         hard: None,
         grades: objective.grades,
-        // MLM alone sees the very tokens that MLM + QDPP sees, so that arms compare
+        // MLM alone sees the same tokens as MLM + QDPP, so that arms are comparable
         pairs: if objective.qdpp > 0.0 { PairUse::Labelled } else { PairUse::Unlabelled },
     }
 }

@@ -37,7 +37,7 @@ pub struct Session<'w> {
     start: Instant,
     /// The step that training went back to after non-finite gradients.
     went_back: Option<u64>,
-    /// Ranks that were called slow.
+    /// Ranks already reported as slow.
     slow: Vec<usize>,
 }
 
@@ -67,7 +67,7 @@ impl<'w> Session<'w> {
         self
     }
 
-    /// Says of each step what share of `speed` it reached, as `speed::product_speed` measured it.
+    /// Reports which share of `speed` each step reached; `speed::product_speed` measures it.
     pub fn against(mut self, speed: f64) -> Self {
         self.product_speed = speed;
         self
@@ -76,8 +76,8 @@ impl<'w> Session<'w> {
     /// Trains to the planned step.
     ///
     /// # Errors
-    /// `Error::Preempted` after a signal, when everything is saved; `Error::Data` when gradients stay
-    /// non-finite at a place that training went back from already.
+    /// `Error::Preempted` after a signal, once everything is saved; `Error::Data` when gradients stay
+    /// non-finite at a step that training has already gone back from.
     pub fn train<E: Distributed>(
         &mut self,
         trainer: &mut Trainer<E>,
@@ -98,7 +98,7 @@ impl<'w> Session<'w> {
         }
     }
 
-    /// Takes up the weights, the optimiser and the place of a checkpoint, and cuts the metrics.
+    /// Loads a checkpoint's weights, optimiser and position, and cuts the metrics.
     ///
     /// # Errors
     /// As `resume::load`.
@@ -117,7 +117,7 @@ impl<'w> Session<'w> {
         self.cut_metrics(trainer)
     }
 
-    /// Leaves in metrics.jsonl the steps that the weights have seen and continues after them.
+    /// Keeps in metrics.jsonl only the steps that the weights have seen, and continues after them.
     pub fn cut_metrics<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         let path = self.dir.join("metrics.jsonl");
         self.meter = None;
@@ -128,7 +128,7 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// Whether step `step` is followed by a validation: at the set interval, and after the last.
+    /// Whether a validation follows step `step`: at the set interval, and after the last.
     fn validates(&self, step: u64) -> bool {
         let due = self.validate_every > 0 && step.is_multiple_of(self.validate_every);
         self.validation.is_some() && (due || step == self.steps)
@@ -149,7 +149,7 @@ impl<'w> Session<'w> {
         Ok(())
     }
 
-    /// Signs of trouble: on the terminal, and a rank that is slow again in the log alone.
+    /// Reports signs of trouble on the terminal; a rank that is slow again, in the log alone.
     fn report(&mut self, update: &Update) {
         let known = update.signs.slow.is_some_and(|slow| self.slow.contains(&slow.rank));
         self.slow.extend(update.signs.slow.map(|slow| slow.rank).filter(|_| !known));
@@ -158,7 +158,7 @@ impl<'w> Session<'w> {
         }
     }
 
-    /// Where to go back to, said to the user; an error where that cannot help.
+    /// The checkpoint to go back to, which the user is told; an error if that cannot help.
     fn last_checkpoint(&mut self, step: u64) -> Result<PathBuf> {
         self.saver.complete(self.world)?;
         let advice = format!(

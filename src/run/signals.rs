@@ -1,11 +1,11 @@
-//! Signals that ask a run to end. A batch system sends one before the time limit or a preemption; the
-//! training loop looks once a step, all ranks agree, everything is saved, and the program ends with
-//! exit code 75 ("start me again").
+//! Signals that ask a run to stop. A batch system sends one before the time limit or a preemption; the
+//! training loop looks once a step, all ranks agree, everything is saved, and the program ends with exit code
+//! 75 ("start me again").
 //!
-//! Under Open MPI 4 (measured with 4.1.4): `mpirun` passes SIGUSR1 and SIGUSR2 on to every rank and
-//! returns their exit code. SIGTERM or SIGINT (Ctrl-C) to `mpirun` is another thing: it sends the
-//! ranks SIGTERM one second later, SIGKILL one second after that, and ends with code 1. So SIGUSR1 is
-//! the signal to send to `mpirun`; launch/local.sh turns Ctrl-C and SIGTERM into it.
+//! Under Open MPI 4 (measured with 4.1.4): `mpirun` passes SIGUSR1 and SIGUSR2 on to every rank and returns
+//! their exit code. SIGTERM or SIGINT (Ctrl-C) to `mpirun` is different: it sends the ranks SIGTERM one
+//! second later, SIGKILL one second after that, and ends with code 1. So SIGUSR1 is the signal to send to
+//! `mpirun`; launch/local.sh turns Ctrl-C and SIGTERM into it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,13 +15,13 @@ use signal_hook::flag;
 
 use crate::{Error, Result};
 
-/// Exit code of the second SIGINT, as shells report a process that SIGINT ended.
+/// Exit code after a second SIGINT: what shells report for a process that SIGINT ended.
 const INTERRUPTED: i32 = 130;
 
-/// The last signal that asked for the end; 0 is none.
+/// The last signal that asked the run to stop; 0 is none.
 static ASKED: OnceLock<Arc<AtomicUsize>> = OnceLock::new();
 
-/// From now on SIGTERM, SIGINT and SIGUSR1 ask for the end instead of being it. A second SIGINT ends
+/// From now on SIGTERM, SIGINT and SIGUSR1 ask the run to stop instead of killing it. A second SIGINT ends
 /// the process at once.
 ///
 /// # Errors
@@ -46,7 +46,7 @@ pub fn listen() -> Result<()> {
     Ok(())
 }
 
-/// Name of the signal that asked this process to end, if one did.
+/// Name of the signal that asked this process to stop, if one did.
 pub fn asked() -> Option<&'static str> {
     match ASKED.get()?.load(Ordering::Relaxed) as i32 {
         SIGTERM => Some("SIGTERM"),

@@ -1,5 +1,5 @@
-//! The stages `pretrain` and `coarse`: from shards and a plan to a trained model folder. They differ in
-//! the samples alone: documents by themselves, or the query log's pairs.
+//! The stages `pretrain` and `coarse`: from shards and a plan to a trained model folder. They differ only in
+//! their samples: documents on their own, or the query log's pairs.
 
 use std::sync::Arc;
 
@@ -86,8 +86,8 @@ fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &Worl
     let memory = forecast.map(|forecast| forecast.report(&trainer.model.engine, world)).transpose()?;
     let mut facts = vec![("steps", json!(steps)), ("memory", json!(memory))];
     facts.extend(samples.facts());
-    directory::create(config, &identity, &facts, world)?; // what can be wrong with the plan has been seen
-    signals::listen()?; // until here a signal ends the process as any other
+    directory::create(config, &identity, &facts, world)?; // by now the plan has passed every check
+    signals::listen()?; // until here a signal kills the process as usual
     let tokenizer = samples.shards.dir().to_owned();
     let saver = Saver::new(dir.join("checkpoints"), &config.checkpoint, identity, steps, tokenizer, world);
     let validation = validation(config.train.pack_tokens, &samples, world)?;
@@ -118,7 +118,7 @@ fn open_samples(config: &Config, stage: Stage, world: &World) -> Result<Samples>
     }
 }
 
-/// What the run is: from the plan without what these commands do not read.
+/// What identifies the run: the plan without what these commands do not read.
 fn identity(config: &Config, stage: Stage, samples: &Samples) -> Result<Identity> {
     let unused = [
         "fine",

@@ -1,6 +1,6 @@
-//! A study from one plan: arms x numbers of training topics x folds. Every task is one small
-//! fine-tuning on one rank, so ranks work side by side; finished tasks are kept and not repeated, so
-//! a study that was cut off goes on where it stopped. Ends with the table and the report.
+//! A study from one plan: arms x numbers of training topics x folds. Every task is one small fine-tuning on
+//! one rank, so ranks work side by side. Finished tasks are kept, so an interrupted study continues where it
+//! stopped. It ends with the table and the report.
 
 use std::fs;
 use std::path::Path;
@@ -54,7 +54,7 @@ fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<
         if claim(&claims, i)? {
             let done = run_task(engine, &study, config.experiment.split, task, dir);
             if let Err(error @ Error::Preempted(_)) = &done {
-                world.fail(error); // the others are at other tasks: there is nothing to agree on
+                world.fail(error); // the other ranks are busy with other tasks: there is nothing to agree on
             }
             done?;
         }
@@ -69,12 +69,12 @@ fn run_on<E: Distributed>(engine: &E, config: &Config, world: &World) -> Result<
     Ok(())
 }
 
-/// Folder of the tasks that are taken: a rank that is done takes the next free one, so none waits for
-/// another's long task, and kept tasks cost their rank nothing.
+/// Folder of claimed tasks. A rank that is done takes the next free task, so no rank waits for another's long
+/// task, and kept tasks cost their rank nothing.
 const CLAIMS: &str = "claims";
 
 fn empty_folder(dir: &Path) -> Result<()> {
-    remove_folder(dir)?; // of a study that was cut off
+    remove_folder(dir)?; // left by an interrupted study
     make_folder(dir)
 }
 
@@ -85,7 +85,7 @@ fn remove_folder(dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether a task is this rank's: it is of the first that makes its file.
+/// Claims a task: the rank that creates its file owns it.
 fn claim(dir: &Path, task: usize) -> Result<bool> {
     let path = dir.join(task.to_string());
     match fs::File::create_new(&path) {

@@ -1,4 +1,4 @@
-//! The `fine` command: a model fine-tuned and ranked fold by fold, the runs of all test folds joined and
+//! The `fine` command: a model fine-tuned and ranked fold by fold, and the runs of all test folds joined and
 //! measured.
 
 use std::fs;
@@ -20,8 +20,8 @@ use crate::ranks::{Distributed, World};
 use crate::run::engine::{announce, on_engine};
 use crate::run::{directory, resume, signals};
 
-/// All folds of `model.path` one after the other, each data-parallel over the
-/// ranks; test runs joined into `run.txt`, the measures of all topics in `results.txt`.
+/// Fine-tunes `model.path` on all folds in turn, each data-parallel over the ranks. Joins the test runs into
+/// `run.txt` and writes the measures of all topics to `results.txt`.
 pub fn run(config: &Config, world: &World) -> Result<()> {
     on_engine!(config, world, engine => run_on(&engine, config, world))
 }
@@ -102,15 +102,15 @@ struct FoldRun<'a> {
 }
 
 impl FoldRun<'_> {
-    /// Makes the fold, or takes it from an earlier start. A fold that is finished is kept, one that was cut
-    /// off starts at its beginning: folds take minutes, and early stopping has its own state.
+    /// Runs the fold, or takes its result from an earlier start. A finished fold is kept; an interrupted one
+    /// starts from its beginning, since folds take minutes and early stopping has its own state.
     fn finish<E: Distributed>(&self, engine: &E, world: &World) -> Result<Run> {
         let Self { study, model: path, number, seed, .. } = *self;
         let (fold, fine) = (&study.folds[number - 1], study.settings.fine);
         let folder = self.dir.join(format!("fold-{number}"));
         let (run_path, done) = (folder.join("run.txt"), folder.join(resume::FINISHED));
         let topics = format!("{:#}\n", json!([fold.train, fold.validation, fold.test]));
-        // rank 0 looks: all ranks must take the same way
+        // rank 0 decides: all ranks must do the same
         let kept =
             world.agree(world.leads().then(|| Ok(fs::read_to_string(&done).is_ok_and(|t| t == topics))))?;
         let mut word = String::from(if kept == Some(true) { "kept" } else { "" });

@@ -1,5 +1,5 @@
-//! A study's fine-tunings: a cross-encoder on the training topics of one fold, its best weights by the
-//! validation fold, its run on the topics to rank.
+//! One fine-tuning of a study: a cross-encoder trained on the training topics of one fold, the weights that
+//! are best on the validation fold, and their run on the topics to rank.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -66,7 +66,7 @@ pub struct Study<'a> {
     hard: Option<HashMap<String, Vec<String>>>,
     teacher: Option<Run>,
     pub folds: Vec<Fold>,
-    /// CRC-32 of all that is read besides weights and folds.
+    /// CRC-32 of everything that is read besides weights and folds.
     pub inputs: u32,
 }
 
@@ -87,15 +87,14 @@ pub struct FoldTask<'a> {
     pub ranked: &'a [String],
     /// Folder for its metrics.
     pub dir: &'a Path,
-    /// Keys the head's initial weights, the draws and the dropout; folds and sets of training topics
-    /// stay those of the plan's seed.
+    /// Seeds the head's initial weights, the draws and the dropout. Folds and sets of training topics keep to
+    /// the plan's seed.
     pub seed: u32,
 }
 
 impl<'a> Study<'a> {
-    /// Reads the collection and the folds. Folds are those of `data.folds`, or drawn over the usable
-    /// topics and written to `dir/folds.json`; topics that cannot be used are named, on the
-    /// terminal and in `dir/run.json`.
+    /// Reads the collection and the folds. Folds come from `data.folds`, or are drawn over the usable topics
+    /// and written to `dir/folds.json`. Unusable topics are named on the terminal and in `dir/run.json`.
     pub fn read(settings: StudySettings<'a>, model: &Path, dir: &Path, world: &World) -> Result<Self> {
         let StudySettings { data, fine, .. } = settings;
         let tokenizer = Tokenizer::load(model)?;
@@ -145,8 +144,8 @@ impl<'a> Study<'a> {
         Ok(Self { settings, collection, pieces, qrels, hard, teacher, folds, inputs })
     }
 
-    /// Fine-tunes `base` as `task` says and ranks the task's topics. Without training topics the
-    /// model ranks as it is.
+    /// Fine-tunes `base` as `task` says and ranks the task's topics. Without training topics the model ranks
+    /// untrained.
     pub fn run_fold<E: Distributed>(
         &self,
         engine: E,
@@ -223,7 +222,7 @@ impl<'a> Study<'a> {
         Ok(model)
     }
 
-    /// The groups of some topics; those that cannot teach are named.
+    /// The groups of some topics; topics without anything to contrast are named.
     fn groups(&self, topics: &[String], seed: u32, world: &World) -> Result<GroupSource> {
         let StudySettings { train, fine, .. } = self.settings;
         let options = GroupOptions {
@@ -270,7 +269,7 @@ impl<'a> Study<'a> {
         let mut trainer = Trainer::new(model, world, train, steps)?.check_every(check);
         let metrics = world.leads().then(|| dir.join("metrics.jsonl"));
         if let Some(metrics) = &metrics {
-            resume::cut_metrics(metrics, Progress::default())?; // of a try that was cut off
+            resume::cut_metrics(metrics, Progress::default())?; // left by an interrupted attempt
         }
         let mut validator = Validator {
             collection: &self.collection,
@@ -303,7 +302,7 @@ impl<'a> Study<'a> {
     }
 }
 
-/// Fine-tuning was asked to end.
+/// The error when fine-tuning was asked to stop.
 fn preempted() -> Error {
     let signal = signals::asked().unwrap_or("a signal to another rank");
     Error::Preempted(format!(

@@ -8,12 +8,12 @@ use crate::ir::folds::{Fold, make_folds, read_folds, write_folds};
 use crate::ranks::World;
 use crate::{Error, Result};
 
-/// The folds of a file, without the topics that cannot be used; and a line for each kind of topic that is
-/// in one of file and collection alone.
+/// The folds of a file without unusable topics, and a line for each kind of topic that only the file or only
+/// the collection has.
 ///
 /// # Errors
-/// `Error::Data` when a fold is left without a training or a test topic (or, where training is to
-/// `validate`, a validation topic), or two folds test one topic.
+/// `Error::Data` when a fold is left without a training or test topic (or, if training is to `validate`,
+/// without a validation topic), or two folds test the same topic.
 pub fn folds_from_file(path: &Path, topics: &TopicUse, validate: bool) -> Result<(Vec<Fold>, String)> {
     let mut folds = read_folds(path)?;
     let usable: HashSet<&String> = topics.usable.iter().collect();
@@ -59,7 +59,7 @@ pub fn folds_from_file(path: &Path, topics: &TopicUse, validate: bool) -> Result
 /// `k` folds over the usable topics, kept in `dir/folds.json`.
 ///
 /// # Errors
-/// `Error::Config` when there are too few topics for that.
+/// `Error::Config` when there are too few topics for `k` folds.
 pub fn drawn_folds(k: usize, seed: u32, usable: &[String], dir: &Path, world: &World) -> Result<Vec<Fold>> {
     if k < 3 || k > usable.len() {
         return Err(Error::config(format!(

@@ -12,7 +12,7 @@ use crate::run::checkpoints::Identity;
 use crate::run::{agreement, resume};
 use crate::{Error, Result};
 
-/// The scores that are learnt from: every one a number.
+/// The teacher's scores to learn from; every one must be a number.
 pub fn read_teacher(path: &Path) -> Result<Run> {
     let run = Run::read(path)?;
     for topic in run.topics() {
@@ -39,7 +39,7 @@ pub fn hard_negatives(path: &Path, depth: usize) -> Result<HashMap<String, Vec<S
     Ok(run.topics().map(first).collect())
 }
 
-/// What ranks must find alike: the files under some keys, and documents by their size.
+/// What ranks must find equal: the contents of files under some keys, and the size of documents.
 pub fn facts(read: &[(&str, &Option<PathBuf>)], sources: &[Source]) -> Result<Facts> {
     let named = read.iter().filter_map(|(key, path)| Some((*key, path.as_deref()?)));
     let mut facts: Facts = named.map(|(key, path)| agreement::contents(key, path)).collect::<Result<_>>()?;
@@ -51,8 +51,8 @@ pub fn facts(read: &[(&str, &Option<PathBuf>)], sources: &[Source]) -> Result<Fa
     Ok(facts)
 }
 
-/// What a fine-tuning is: the plan, and the contents of what it reads. Documents count by their size,
-/// as there may be gigabytes of them.
+/// What identifies a fine-tuning: the plan, and the contents of what it reads. Of documents only the size
+/// counts, as there may be gigabytes of them.
 pub fn identity(config: &Config, sources: &[Source], model: &Path) -> Result<Identity> {
     let mut sum = crc32fast::Hasher::new();
     let (data, fine) = (&config.data, &config.fine);
@@ -75,7 +75,8 @@ pub fn identity(config: &Config, sources: &[Source], model: &Path) -> Result<Ide
     })
 }
 
-/// CRC-32 of all that a task of a study reads besides weights and folds: what documents became, not their files.
+/// CRC-32 of everything that a study's task reads besides weights and folds: the documents' tokens, not their
+/// files.
 pub fn fingerprint(fine: &Fine, qrels: &Path, collection: &Collection) -> Result<u32> {
     let mut sum = crc32fast::Hasher::new();
     sum.update(&collection.fingerprint().to_le_bytes());
@@ -86,7 +87,7 @@ pub fn fingerprint(fine: &Fine, qrels: &Path, collection: &Collection) -> Result
     Ok(sum.finalize())
 }
 
-/// Adds a file, or (of folds as CEDR has them) the files of a folder by name.
+/// Adds a file, or the files of a folder by name (CEDR's folds are a folder).
 fn add_contents(path: &Path, sum: &mut crc32fast::Hasher) -> Result<()> {
     let failed = |e| Error::io("read", path, e);
     if !path.is_dir() {

@@ -1,7 +1,6 @@
-//! Studies on a collection with judgements. `fold` fine-tunes and ranks one fold, watched by
-//! `validator`; `fine` does so for all folds. `experiment` does so for arms and numbers of topics too, one
-//! `task` after the other, up to the `outcome`. `rerank` is the ranking by itself, `retrieve`
-//! the first stage that it ranks anew.
+//! Studies on a collection with judgements. `fold` fine-tunes and ranks one fold, watched by `validator`;
+//! `fine` does so for all folds. `experiment` also varies arms and numbers of topics, one `task` after the
+//! other, up to the `outcome`. `rerank` only ranks; `retrieve` is the first stage, whose run it re-ranks.
 
 pub mod experiment;
 pub mod fine;

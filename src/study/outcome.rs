@@ -16,7 +16,7 @@ use crate::report::results::{Cell, Results, Training};
 use crate::report::{table_text, write_experiment_report};
 use crate::{Error, Result};
 
-/// Rows of the table that are no arm's.
+/// Rows of the table that belong to no arm.
 pub const FIRST_STAGE: &str = "first stage";
 pub const ZERO_SHOT: &str = ", zero-shot";
 
@@ -41,7 +41,7 @@ pub fn conclude(
     for ((arm, topics), repeats) in &runs {
         let Arm { name, start, .. } = &experiment.arms[*arm];
         if *topics == Some(0) && *start == HeadStart::QdppHead {
-            // QDPP ranks without fine-tuning: a row of the table, not only a point of the curve
+            // QDPP ranks without fine-tuning, so it has a row of the table as well as a point of the curve
             let zero_shot =
                 cell(&experiment.measures, study, &format!("{name}{ZERO_SHOT}"), None, &repeats[..1], &list)?;
             cells.push(Cell { train_topics: None, ..zero_shot });
@@ -82,8 +82,8 @@ fn first_stage(experiment: &Experiment, study: &Study, list: &[Measure]) -> Resu
     Ok(Cell { train_topics: None, ..cell(&experiment.measures, study, FIRST_STAGE, None, &[run], list)? })
 }
 
-/// Measures of an arm: each topic's value is its mean over the repetitions, so that a test over
-/// topics tests what a repetition is expected to give.
+/// Measures of an arm. Each topic's value is its mean over the repetitions, so that a test over topics is
+/// about the value expected of one repetition.
 fn cell(
     names: &[String],
     study: &Study,

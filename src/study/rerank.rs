@@ -1,5 +1,5 @@
-//! Re-ranking: a model scores the candidates of topics; the order of the scores is the run. Scores
-//! are logits.
+//! Re-ranking: a model scores the candidates of topics, and the order of the scores is the run. Scores are
+//! logits.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -24,7 +24,7 @@ use crate::run::engine::on_engine;
 use crate::text::Tokenizer;
 use crate::{Error, Result};
 
-/// Topics that are scored between two entries in the file that a stopped run goes on from.
+/// Topics scored between two writes to the file from which a stopped run continues.
 const TOPICS_AT_ONCE: usize = 16;
 
 /// One passage to score beside its query.
@@ -41,9 +41,9 @@ impl Pair<'_> {
     }
 }
 
-/// Scores every candidate of `topics`; ranks share the work. Pairs of like length share a pack; a
-/// document's score is put together from its passages' as `aggregate` says. Topics without
-/// candidates are left out.
+/// Scores every candidate of `topics`; ranks share the work. Pairs of similar length share a pack.
+/// `aggregate` says how a document's score follows from its passages'. Topics without candidates are left
+/// out.
 pub fn rerank<E: Engine>(
     model: &mut Bert<E>,
     collection: &Collection,
@@ -69,7 +69,7 @@ pub fn rerank<E: Engine>(
             score_pack(model, collection, pack, &mut scores)?;
         }
     }
-    // every score is set by one rank and 0 on the others
+    // one rank sets each score; it is 0 on the others
     world.sum_f64(&mut scores);
     let mut run = Run::default();
     let mut rest = &scores[..];

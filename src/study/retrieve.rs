@@ -1,5 +1,5 @@
-//! `retrieve`: a collection and its topics, or the queries of a click log, to a BM25 run. The search itself is
-//! `ir::bm25`, which knows no file; the run's tag names analysis and parameters.
+//! `retrieve`: makes a BM25 run from a collection and its topics, or the queries of a click log. The search
+//! itself is `ir::bm25`, which knows no files; the run's tag names analysis and parameters.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -19,17 +19,16 @@ use crate::{Error, Result, files, ir};
 pub struct RetrieveOptions {
     /// The collection, in any format that `prepare` reads.
     pub documents: Vec<Source>,
-    /// A file with one document id a line: only these are indexed, and their statistics are the
-    /// collection's.
+    /// A file with one document id per line. Only these documents are indexed, and the statistics are theirs.
     pub only: Option<PathBuf>,
     pub topics: PathBuf,
     /// `topics` is a click log, whose queries are the topics.
     pub clicks: bool,
-    /// Parts of a topic that make the query.
+    /// Parts of a topic that form the query.
     pub topic_fields: Vec<TopicField>,
     /// The TREC run to write.
     pub out: PathBuf,
-    /// Documents a topic.
+    /// Documents per topic.
     pub depth: usize,
     pub k1: f32,
     pub b: f32,
@@ -41,9 +40,9 @@ pub struct RetrieveOptions {
     pub stop_words: bool,
 }
 
-/// Reads documents and topics, searches with all threads and writes a TREC run. A topic without any
-/// hit is not in the run, which is warned of. Errors: no document, none of the `only` ids found, an id
-/// twice, k1 or b out of range, unknown fields.
+/// Reads documents and topics, searches with all threads and writes a TREC run. A topic without any hit is
+/// not in the run and causes a warning. Errors: no document, none of the `only` ids found, an id twice, k1 or
+/// b out of range, unknown fields.
 pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     if !(o.k1 >= 0.0 && o.k1.is_finite() && (0.0..=1.0).contains(&o.b)) || o.depth == 0 {
         return Err(Error::config("BM25 needs k1 of at least 0, b from 0 to 1 and a depth of at least 1"));
@@ -84,7 +83,7 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
     write_run(&retriever, topics, o)
 }
 
-/// Topics that are searched between two writings: a log has millions of queries.
+/// Topics searched between two writes: a log has millions of queries.
 const TOPICS_AT_ONCE: usize = 10_000;
 
 fn write_run(retriever: &Retriever, mut topics: Vec<Topic>, o: &RetrieveOptions) -> Result<()> {
@@ -137,7 +136,7 @@ pub fn tag(o: &RetrieveOptions) -> String {
     format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, fields.join("+"))
 }
 
-/// One id a line.
+/// Reads one id per line.
 fn read_ids(path: &Path) -> Result<HashSet<String>> {
     let text = ir::read_text(path)?;
     let ids =

@@ -1,5 +1,5 @@
-//! The tasks of an experiment: which there are, where their results are kept, and what a kept result
-//! must have been made from to count.
+//! The tasks of an experiment: which ones there are, where their results are kept, and what a kept result
+//! must have been made from to still count.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::ranks::{Distributed, World};
 /// One fine-tuning.
 pub struct Task<'a> {
     pub arm: &'a Arm,
-    /// Training topics; `None` is all of the fold.
+    /// Training topics; `None` means all of the fold's.
     pub topics: Option<usize>,
     fold: usize,
     /// Number of the repetition, from 0.
@@ -36,7 +36,7 @@ impl Task<'_> {
     }
 }
 
-/// Largest first, so that ranks end together.
+/// All tasks, largest first, so that ranks finish at about the same time.
 pub fn tasks(settings: &Experiment, seeds: u32, folds: usize) -> Vec<Task<'_>> {
     let mut sizes: Vec<Option<usize>> = settings.train_topics.iter().copied().map(Some).collect();
     sizes.push(None);
@@ -44,7 +44,7 @@ pub fn tasks(settings: &Experiment, seeds: u32, folds: usize) -> Vec<Task<'_>> {
     sizes.dedup();
     let mut tasks = Vec::new();
     for &topics in &sizes {
-        // without fine-tuning there is nothing to repeat but the draw of a new head
+        // without fine-tuning, only the draw of a new head can be repeated
         for repeat in 0..seeds {
             for arm in &settings.arms {
                 tasks.extend((0..folds).map(|fold| Task { arm, topics, fold, repeat }));
@@ -62,7 +62,7 @@ pub fn ranked(split: Split, fold: &Fold) -> Vec<String> {
     }
 }
 
-/// Makes a task below `out`, on this rank alone, unless it is there already.
+/// Runs a task below `out`, on this rank alone, unless its result is there already.
 pub fn run_task<E: Distributed>(
     engine: &E,
     study: &Study,
@@ -91,7 +91,7 @@ fn seed(study: &Study, task: &Task) -> u32 {
     study.settings.seed.wrapping_add(task.repeat)
 }
 
-/// Everything that a task's result depends on: a kept result counts only if all of it is the same.
+/// Everything that a task's result depends on: a kept result counts only if all of this is the same.
 fn describe(study: &Study, split: Split, task: &Task) -> Result<Value> {
     let StudySettings { data, train, fine, .. } = study.settings;
     let fold = &study.folds[task.fold];
@@ -105,16 +105,16 @@ fn describe(study: &Study, split: Split, task: &Task) -> Result<Value> {
         "seed": seed(study, task),
         "data": data,
         "train": train,
-        "fine": Fine { seeds: 1, ..fine.clone() }, // another number of repetitions changes none
+        "fine": Fine { seeds: 1, ..fine.clone() }, // the number of repetitions changes no result
     }))
 }
 
-/// How many training topics, in names of files and folders.
+/// The number of training topics as names of files and folders have it.
 pub fn size_name(topics: Option<usize>) -> String {
     topics.map_or("all".into(), |n| n.to_string())
 }
 
-/// A name for files: letters and digits, the rest dashes.
+/// A name as files have it: letters and digits stay, anything else becomes a dash.
 pub fn slug(name: &str) -> String {
     let dash = |c: char| if c.is_alphanumeric() { c } else { '-' };
     name.to_lowercase().chars().map(dash).collect::<String>().trim_matches('-').to_owned()

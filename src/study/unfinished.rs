@@ -1,5 +1,5 @@
-//! What a re-ranking has scored so far, beside the run it will become: `OUT.part`. Started again with
-//! the same model and data, it goes on from there; with others, it starts over.
+//! `OUT.part`, beside the run that it will become: the topics that a re-ranking has scored so far. Started
+//! again with the same model and data, re-ranking continues from there; with others, it starts over.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -10,13 +10,12 @@ use crate::files::{Held, Lock, Target};
 use crate::ir::run::Run;
 use crate::{Error, Result, files};
 
-/// Tag of the runs that `rerank` writes: their scores are logits, no probabilities.
+/// Tag of the runs that `rerank` writes: their scores are logits, not probabilities.
 const TAG: &str = "ctune-dist-logits";
 
-/// The file of finished topics: a line `# identity`, then each topic's lines and, when they are all
-/// there, `# topic done`.
+/// The file of finished topics: a line `# identity`, then each topic's lines followed by `# topic done`.
 pub struct Unfinished {
-    /// Absent where the run goes into a pipe or a device, which nothing can be continued in.
+    /// Absent if the run goes to a pipe or a device, which cannot be continued.
     part: Option<(File, PathBuf)>,
     /// Finished topics.
     pub done: Vec<String>,
@@ -24,18 +23,18 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// Where the part of `out` lies.
+    /// The path of the part of `out`.
     pub fn path(out: &Path) -> PathBuf {
         let mut name = out.as_os_str().to_owned();
         name.push(".part");
         name.into()
     }
 
-    /// Keeps other re-rankings away from `out` and its part. Where the file system has no locks, nobody is kept
+    /// Keeps other re-rankings away from `out` and its part. On a file system without locks, nobody is kept
     /// away.
     ///
     /// # Errors
-    /// `Error::Data` when another process is writing it, with who that is.
+    /// `Error::Data` that names the other process when one is writing it.
     pub fn lock(out: &Path) -> Result<Option<Held>> {
         if let Target::Stream(_) = files::target(out)? {
             return Ok(None);
@@ -51,8 +50,8 @@ impl Unfinished {
         }
     }
 
-    /// Takes over what an earlier start with the same `identity` finished; else begins anew. Topics whose lines
-    /// are not as they were written are left out, and so made again.
+    /// Takes over what an earlier start with the same `identity` finished; otherwise starts over. Topics
+    /// whose lines are damaged are left out, and so scored again.
     ///
     /// # Errors
     /// `Error::Data` when the file cannot be read or written; `Error::Config` when it is something else.
@@ -64,7 +63,7 @@ impl Unfinished {
         let head = format!("# {identity}\n");
         let text = match fs::read_to_string(&path) {
             Ok(text) if text.starts_with(&head) => text,
-            // one that was cut off while its head was written is a part too
+            // a file that was cut off within its head is a part too
             Ok(text) if !text.starts_with("# {") && !"# {".starts_with(&text) => return Err(foreign(&path)),
             Err(cause) if cause.kind() == ErrorKind::InvalidData => return Err(foreign(&path)),
             _ => head.clone(),
@@ -98,9 +97,9 @@ impl Unfinished {
     }
 }
 
-/// The topics of a part that are finished, as they are written, and there for the first time; and their text.
-/// What follows the last mark was being written when the process ended; anything else that does not fit is from
-/// two processes that wrote at once, or from a disk that was full.
+/// The finished topics of a part, and their text. A topic counts if its lines are intact and it has not
+/// occurred before. What follows the last mark was being written when the process ended; anything else that
+/// does not fit comes from two processes that wrote at once, or from a full disk.
 fn whole_topics(text: &str) -> (Vec<String>, String) {
     let (mut done, mut kept) = (Vec::new(), String::new());
     let (mut block, mut sound, mut docs) = (String::new(), true, HashSet::new());

@@ -1,5 +1,5 @@
-//! What watches a fine-tuning: it measures the validation fold, keeps the best weights, and ends the
-//! training when they get no better.
+//! Watches a fine-tuning: it measures the validation fold, keeps the best weights, and stops training when
+//! they no longer improve.
 
 use super::rerank::rerank;
 use crate::Result;
@@ -23,7 +23,7 @@ pub struct Validator<'a> {
     pub measure: Measure,
     pub meter: Meter,
     pub world: &'a World,
-    /// Value and weights.
+    /// The best value so far and its weights.
     pub best: Option<(f64, Vec<f32>)>,
     /// Validations since the best.
     pub worse: usize,
