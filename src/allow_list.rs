@@ -47,7 +47,7 @@ pub enum Verdict {
     Followed,
     /// Nothing depends on it.
     NoEffect,
-    /// The program does something else, which this names, and goes on.
+    /// The program does something else, which this names, and continues.
     Warned(String),
     /// The program would do something else, which this names, and stops.
     Refused(String),

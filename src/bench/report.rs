@@ -64,7 +64,7 @@ pub struct StepSpeed {
 pub struct ReduceSpeed {
     pub bytes: usize,
     pub ms: f64,
-    /// 2 (n - 1) / n of the bytes a second: what a ring sends.
+    /// 2 (n - 1) / n of the bytes per second, which is what a ring sends.
     pub bus_bytes_per_s: f64,
 }
 

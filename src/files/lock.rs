@@ -49,7 +49,7 @@ impl Drop for Held {
 /// Makes the file and locks it, without waiting.
 ///
 /// # Errors
-/// `Error::Data` where the file cannot be made.
+/// `Error::Data` if the file cannot be made.
 pub fn lock(path: &Path) -> Result<Lock> {
     let failed = |cause| Error::io("written", path, cause);
     loop {

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// The file and its length in bytes.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be opened.
+/// `Error::Data` if it cannot be opened.
 pub fn open(path: &Path) -> Result<(File, u64)> {
     let failed = |cause| Error::io("read", path, cause);
     let file = File::open(path).map_err(failed)?;
@@ -23,7 +23,7 @@ pub fn open(path: &Path) -> Result<(File, u64)> {
 /// temporary name.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be mapped.
+/// `Error::Data` if it cannot be mapped.
 pub fn map(file: &File, path: &Path) -> Result<Mmap> {
     // SAFETY: mapped read-only; the documentation asks of every caller that the file does not change in place.
     unsafe { Mmap::map(file) }.map_err(|cause| Error::io("mapped", path, cause))
@@ -33,7 +33,7 @@ pub fn map(file: &File, path: &Path) -> Result<Mmap> {
 /// the threads that will read them.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be mapped.
+/// `Error::Data` if it cannot be mapped.
 pub fn map_range(file: &File, path: &Path, start: u64, length: usize) -> Result<Mmap> {
     // SAFETY: mapped read-only and viewed as bytes alone. If a user shortens an input file while it is read,
     // a signal ends the program; no finished part is lost.
@@ -48,7 +48,7 @@ pub fn map_range(file: &File, path: &Path, start: u64, length: usize) -> Result<
 /// memory.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be read.
+/// `Error::Data` if it cannot be read.
 pub fn crc32(path: &Path) -> Result<u32> {
     const PIECE: u64 = 16 << 20;
     let (file, length) = open(path)?;

@@ -46,7 +46,7 @@ pub struct Opened {
 
 impl Opened {
     /// # Errors
-    /// `Error::Data` where the file cannot be opened.
+    /// `Error::Data` if the file cannot be opened.
     pub fn new(path: &Path) -> Result<Self> {
         let failed = |cause| Error::io("read", path, cause);
         let mut file = File::open(path).map_err(failed)?;
@@ -82,7 +82,7 @@ impl Opened {
 /// The first `most` bytes of the text of a file, without a byte order mark.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be read.
+/// `Error::Data` if it cannot be read.
 pub fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let stream = Opened::new(path)?.stream(path, Arc::default())?;
@@ -106,7 +106,7 @@ pub fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
 /// The text of a whole small file, without a byte order mark.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be read or decompressed.
+/// `Error::Data` if it cannot be read or decompressed.
 pub fn read_unpacked(path: &Path) -> Result<Vec<u8>> {
     let opened = Opened::new(path)?;
     let action = if opened.packing == Packing::Plain { "read" } else { "decompressed" };

@@ -23,7 +23,7 @@ pub enum Target {
 /// Follows the links of `path`; the last may lead to a file that does not exist yet.
 ///
 /// # Errors
-/// `Error::Data` where a link cannot be followed.
+/// `Error::Data` if a link cannot be followed.
 pub fn target(path: &Path) -> Result<Target> {
     let failed = |cause| Error::io("written", path, cause);
     let mut at = path.to_owned();

@@ -15,7 +15,7 @@ const UNFINISHED: &str = ".unfinished-";
 /// The bytes of a file.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be read.
+/// `Error::Data` if it cannot be read.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|cause| Error::io("read", path, cause))
 }
@@ -23,7 +23,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// The text of a file.
 ///
 /// # Errors
-/// `Error::Data` where it cannot be read or is not UTF-8.
+/// `Error::Data` if it cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|cause| Error::io("read", path, cause))
 }
@@ -32,7 +32,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 /// written into.
 ///
 /// # Errors
-/// `Error::Data` where the disk refuses; what was at the place is then still there.
+/// `Error::Data` if the disk refuses; what was at the place is then still there.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_by(path, |file| file.write_all(bytes).map_err(|cause| Error::io("written", path, cause)))
 }
@@ -83,7 +83,7 @@ pub fn sweep(folder: &Path) {
 /// Puts a file's content, or a folder's names, on the disk.
 ///
 /// # Errors
-/// `Error::Data` where the disk refuses.
+/// `Error::Data` if the disk refuses.
 pub fn sync(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|cause| Error::io("synced", path, cause))
 }

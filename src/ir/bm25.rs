@@ -32,7 +32,7 @@ pub struct Analysis {
 
 /// A term is at most this long in bytes; what is longer is no word (Lucene's limit is 255 characters).
 const LONGEST_TERM: usize = 256;
-/// Index writer's memory a thread. More means fewer segments, which changes speed and no score.
+/// Index writer's memory per thread. More means fewer segments, which changes speed and no score.
 const WRITER_BYTES: usize = 100 << 20;
 const ANALYSER: &str = "ctune";
 

@@ -1,5 +1,5 @@
-//! Two runs, topic by topic: for each measure how far they differ, and whether that is more than the
-//! luck of the topics.
+//! Two runs, topic by topic: how far they differ in each measure, and whether that is more than the luck of
+//! the topics.
 
 use super::measures::{Evaluation, Measure};
 use super::significance::{PairedT, bootstrap_interval, holm, paired_t, randomisation, wins_ties_losses};
@@ -13,7 +13,7 @@ pub const DRAWS: u32 = 10_000;
 pub struct Comparison {
     /// In byte order.
     pub topics: Vec<String>,
-    /// Measured topics that only one of the two has; they are in no number here.
+    /// Measured topics that only one of the two has; no number here includes them.
     pub left_out: usize,
     pub seed: u32,
     pub measures: Vec<Compared>,
@@ -37,12 +37,12 @@ pub struct Compared {
     pub wins: usize,
     pub ties: usize,
     pub losses: usize,
-    /// Run minus baseline, one a topic.
+    /// Run minus baseline, one per topic.
     pub differences: Vec<f64>,
 }
 
-/// Compares all measures that have a value for each topic and are no count. Errors: no topic of both, no
-/// such measure.
+/// Compares all measures that have a value per topic and are not counts. Errors: no common topic, no such
+/// measure.
 pub fn compare(run: &Evaluation, baseline: &Evaluation, seed: u32) -> Result<Comparison> {
     let is_common = |topic: &&String| baseline.topics.contains_key(*topic);
     let topics: Vec<String> = run.topics.keys().filter(is_common).cloned().collect();

@@ -68,7 +68,7 @@ fn place(path: &Path) -> &Path {
     if path == Path::new("-") { Path::new("/dev/stdin") } else { path }
 }
 
-/// The named measures in trec_eval's order, each once. As for trec_eval, `-m all_trec -m P.3` has `P_3`
+/// The named measures in trec_eval's order, each once. As in trec_eval, `-m all_trec -m P.3` gives `P_3`
 /// instead of all the usual cut-offs of `P`.
 fn measures(names: &[String]) -> Result<Vec<Measure>> {
     if names.is_empty() {

@@ -48,7 +48,7 @@ enum TopicId {
 /// * Pyserini: a list of lists of topics; fold i tests on list i and validates on the next, as `make_folds` does;
 /// * CEDR: a folder of `f1.train.pairs`, `f1.valid.run`, `f1.test.run`, `f2...`, of which only the topics count.
 ///
-/// Topics that stand twice in a list (GOV2's lists are padded) are kept once. Errors: any other form, no
+/// Topics that occur twice in a list (GOV2's lists are padded) are kept once. Errors: any other form, no
 /// fold, a fold without test topics, a topic in two lists of a fold.
 pub fn read_folds(path: &Path) -> Result<Vec<Fold>> {
     let fail = |text: String| Error::data(format!("{}: {text}", path.display()));

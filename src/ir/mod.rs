@@ -1,6 +1,6 @@
-//! Retrieval and measuring: topics, relevance judgements (qrels), runs, the BM25 first stage, folds,
-//! and measures that equal trec_eval's to the last printed digit. It stands alone: nothing here knows
-//! a model or a shard, so that what judges a model cannot be bent by it.
+//! Retrieval and measuring: topics, relevance judgements (qrels), runs, the BM25 first stage, folds, and
+//! measures that equal trec_eval's to the last printed digit. It stands alone: nothing here knows a model or
+//! a shard, so that no model can influence how it is judged.
 
 pub mod bm25;
 pub mod compare;
@@ -38,7 +38,7 @@ pub(crate) fn line_of(bytes: &[u8], offset: usize) -> usize {
     1 + bytes[..offset.min(bytes.len())].iter().filter(|&&byte| byte == b'\n').count()
 }
 
-/// The error of a file that is wrong at a byte, or as a whole.
+/// The error of a file with a fault at a byte, or as a whole.
 fn file_error(path: &Path, bytes: &[u8], (offset, text): lines::LineError) -> Error {
     match offset {
         usize::MAX => Error::data(format!("{}: {text}", path.display())),

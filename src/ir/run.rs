@@ -1,4 +1,4 @@
-//! Runs: ranked lists of documents a topic, in trec_eval's order. That order compares scores as f32
+//! Runs: ranked lists of documents per topic, in trec_eval's order. That order compares scores as f32
 //! and breaks ties by document id descending, so a run that is written with f64 scores, or with ties
 //! in another order, is measured in an order that its author never meant. `insert` therefore settles
 //! the order once, in scores that f32 keeps apart; what is measured in memory is what is measured
@@ -205,7 +205,7 @@ fn decimal(score: f64) -> String {
     }
 }
 
-/// Makes the scores of hits in their order f32 values that say the same order.
+/// Turns the scores of ordered hits into f32 values that keep the order.
 fn keep_apart(hits: &mut [Hit]) {
     let mut above: Option<(f64, f32)> = None;
     for hit in hits {

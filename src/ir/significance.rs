@@ -22,8 +22,8 @@ pub struct PairedT {
 }
 
 /// Tests whether the mean of `a[i] - b[i]` is zero. One pair, or differences that are all zero, are no
-/// evidence: t = 0, p = 1. Differences that are all the same other number: t infinite, p = 0.
-/// Errors: no pair, different lengths.
+/// evidence: t = 0, p = 1. If all differences are the same other number, t is infinite and p = 0. Errors: no
+/// pair, different lengths.
 pub fn paired_t(a: &[f64], b: &[f64]) -> Result<PairedT> {
     let differences = differences(a, b)?;
     let n = differences.len() as f64;
@@ -44,13 +44,13 @@ pub fn paired_t(a: &[f64], b: &[f64]) -> Result<PairedT> {
     Ok(PairedT { mean_difference, t, df, p: (2.0 * student.cdf(-t.abs())).min(1.0) })
 }
 
-/// Fisher's randomisation test, two-sided: the share of `permutations` random swaps of the two runs,
-/// topic by topic, whose mean difference is at least as far from zero, the given labelling counted as
-/// one of them (so p is never 0). Errors: no pair, different lengths.
+/// Fisher's randomisation test, two-sided: the share of `permutations` random swaps of the two runs, topic by
+/// topic, whose mean difference is at least as far from zero, counting the actual assignment as one of them
+/// (so p is never 0). Errors: no pair, different lengths.
 pub fn randomisation(a: &[f64], b: &[f64], permutations: u32, seed: u32) -> Result<f64> {
     let differences = differences(a, b)?;
     let observed = differences.iter().sum::<f64>().abs();
-    // Sums of the same numbers with other signs differ by rounding; that is not "less extreme".
+    // Sums of the same numbers with other signs differ by rounding, which must not count as "less extreme".
     let slack = 1e-12 * differences.iter().map(|d| d.abs()).sum::<f64>();
     let extreme = (0..permutations)
         .into_par_iter()

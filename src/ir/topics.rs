@@ -68,9 +68,9 @@ pub fn read_topics(path: &Path) -> Result<Vec<Topic>> {
     read_topics_fields(path, &[TopicField::Title])
 }
 
-/// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `files` knows it; several
-/// fields are joined with a space, runs of white space become one space. Errors: a line that is none of
-/// these, a topic without id or without one of the fields, an id twice, no topic at all.
+/// Reads topics in file order from SGML, XML, JSON lines or `id<TAB>text`, packed as `files` knows it;
+/// several fields are joined with a space, runs of white space become one space. Errors: a line in none of
+/// these forms, a topic without id or without one of the fields, an id twice, no topic at all.
 pub fn read_topics_fields(path: &Path, fields: &[TopicField]) -> Result<Vec<Topic>> {
     if fields.is_empty() {
         return Err(Error::config("no topic field is chosen: choose title, description or narrative"));

@@ -373,7 +373,7 @@ fn costs(gpu: &Gpu, operations: &[Timed], exposed_ms: f64, step_ms: f64) -> Vec<
         ("attention below the peak", attention),
         ("row kernels (memory)", of(&|kind| kind == Kind::Rows)),
         ("optimiser (memory)", of(&|kind| kind == Kind::Update)),
-        ("all-reduce that nothing hides", exposed_ms),
+        ("all-reduce not hidden", exposed_ms),
     ]
     .map(|(what, ms)| (what.to_owned(), 100.0 * ms / step_ms))
     .to_vec()

@@ -49,7 +49,7 @@ pub fn run(options: &EvaluateOptions, format: OutputFormat, plot: Option<&Path>)
 /// What `run` prints.
 ///
 /// # Errors
-/// `Error::Data` where JSON cannot be written.
+/// `Error::Data` if JSON cannot be written.
 pub fn render(options: &EvaluateOptions, outcome: &Outcome, format: OutputFormat) -> Result<String> {
     Ok(match format {
         OutputFormat::Json => json(options, outcome)?,

@@ -19,7 +19,7 @@ pub struct Lengths {
 /// Writes a page with a plot of each distribution and `description` verbatim.
 ///
 /// # Errors
-/// `Error::Data` where a plot cannot be drawn or the file cannot be written.
+/// `Error::Data` if a plot cannot be drawn or the file cannot be written.
 pub fn write_lengths_page(path: &Path, title: &str, lengths: Vec<Lengths>, description: &str) -> Result<()> {
     let mut body = format!("<h1>{}</h1>\n", escape(title));
     for Lengths { name, unit, points } in lengths {

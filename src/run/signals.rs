@@ -1,6 +1,6 @@
 //! Signals that ask a run to stop. A batch system sends one before the time limit or a preemption; the
-//! training loop looks once a step, all ranks agree, everything is saved, and the program ends with exit code
-//! 75 ("start me again").
+//! training loop checks once per step, all ranks agree, everything is saved, and the program ends with exit
+//! code 75 ("start me again").
 //!
 //! Under Open MPI 4 (measured with 4.1.4): `mpirun` passes SIGUSR1 and SIGUSR2 on to every rank and returns
 //! their exit code. SIGTERM or SIGINT (Ctrl-C) to `mpirun` is different: it sends the ranks SIGTERM one

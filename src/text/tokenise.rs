@@ -155,7 +155,7 @@ impl Tokenizer {
         added.into_iter().map(entry).collect()
     }
 
-    /// The settings of BERT's normaliser; `None` where the tokenizer has another.
+    /// The settings of BERT's normaliser; `None` if the tokenizer has another.
     fn flags(&self) -> Option<Flags> {
         match self.inner.get_normalizer() {
             Some(tokenizers::NormalizerWrapper::BertNormalizer(bert)) => Some(bert.into()),
@@ -167,7 +167,7 @@ impl Tokenizer {
     /// same order give the same vocabulary. `[PAD] [UNK] [CLS] [SEP] [MASK]` are ids 0 to 4.
     ///
     /// # Errors
-    /// `Error::Config` for a size below 16, `Error::Data` where the texts hold no word.
+    /// `Error::Config` for a size below 16, `Error::Data` if the texts hold no word.
     pub fn train(texts: impl Iterator<Item = String>, vocab: usize) -> Result<Self> {
         let mut words = WordCounts::default();
         for text in texts {
@@ -226,7 +226,7 @@ impl Tokenizer {
     /// other files that were given; given files stay as they are. Returns the names.
     ///
     /// # Errors
-    /// `Error::Data` where a file cannot be written.
+    /// `Error::Data` if a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<Vec<&'static str>> {
         let mut files = self.given.clone();
         if files.contains_key(given::JSON) {
@@ -263,7 +263,7 @@ impl Tokenizer {
     /// As in transformers, a text that spells out a special token (`[MASK]`) gets that token.
     ///
     /// # Errors
-    /// `Error::Data` where the tokenizer itself refuses a text.
+    /// `Error::Data` if the tokenizer itself refuses a text.
     pub fn encode_batch(&self, texts: &[&str], at_most: usize) -> Result<Vec<Vec<u32>>> {
         let encode = |chunk: &[&str]| {
             let mut encoder = self.encoder();
@@ -285,7 +285,7 @@ impl Tokenizer {
     /// What the `tokenizers` crate itself makes of `text`: the slow way, and the one that tests trust.
     ///
     /// # Errors
-    /// `Error::Data` where the crate refuses the text.
+    /// `Error::Data` if the crate refuses the text.
     pub fn encode_by_crate(&self, text: &str, at_most: usize) -> Result<Vec<u32>> {
         let encoding = self
             .inner
@@ -357,7 +357,7 @@ impl Encoder<'_> {
     /// read.
     ///
     /// # Errors
-    /// `Error::Data` where the tokenizer refuses the text.
+    /// `Error::Data` if the tokenizer refuses the text.
     pub fn append(&mut self, parts: &[&str], at_most: usize, out: &mut Vec<u32>) -> Result<()> {
         let end = out.len().saturating_add(at_most);
         match (&self.tokenizer.fast, &mut self.cache) {

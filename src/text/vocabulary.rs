@@ -39,7 +39,7 @@ impl WordCounts {
     /// Counts the words of a text.
     ///
     /// # Errors
-    /// `Error::Data` where the text cannot be normalised.
+    /// `Error::Data` if the text cannot be normalised.
     pub(crate) fn add(&mut self, text: &str) -> Result<()> {
         let counts = &mut self.counts;
         each_word(&self.normalizer, text, |word| {

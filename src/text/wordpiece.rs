@@ -18,7 +18,7 @@ use crate::{Error, Result};
 
 /// The byte that every special token of BERT begins with, so that one fast search finds all of them.
 const SPECIAL_START: u8 = b'[';
-/// Words that one cache holds before it starts anew: about 10 MB.
+/// Words that one cache holds before it starts over: about 10 MB.
 const CACHE_WORDS: usize = 1 << 17;
 
 /// BERT normaliser + BERT pre-tokeniser + WordPiece, without offsets.

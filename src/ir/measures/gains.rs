@@ -19,13 +19,13 @@ impl Ranking {
         if ideal > 0.0 { sum(&self.labels) / ideal } else { 0.0 }
     }
 
-    /// The gain at a place of the best order; 0 behind its end.
+    /// The gain at a place of the best order; 0 after its end.
     fn ideal_gain(&self, place: usize) -> f64 {
         f64::from(self.ideal.get(place).copied().unwrap_or(0))
     }
 
-    /// The mean over documents with a gain of the nDCG at their rank; for one that was not retrieved,
-    /// the gains of the whole list over those of the whole best order.
+    /// The mean, over documents with a gain, of the nDCG at their rank. A document that was not retrieved
+    /// counts with the gains of the whole list over those of the whole best order.
     pub fn ndcg_at_relevant(&self) -> f64 {
         if self.ideal.is_empty() {
             return 0.0;
@@ -44,8 +44,8 @@ impl Ranking {
         sum / self.ideal.len() as f64
     }
 
-    /// The mean of the nDCG at each rank where the best order goes down to a lower label, and at the end
-    /// of the list where that lies beyond. 0 where no label reaches the level, which else does not matter.
+    /// The mean of the nDCG at each rank where the best order goes down to a lower label, and at the end of
+    /// the list if that lies beyond. It is 0 if no label reaches the level, which otherwise does not matter.
     pub fn ndcg_at_levels(&self) -> f64 {
         if self.relevant == 0 {
             return 0.0;
@@ -67,14 +67,14 @@ impl Ranking {
         if levels == 0 { 0.0 } else { sum / f64::from(levels) }
     }
 
-    /// The discounted gain at a place of the list; 0 behind its end.
+    /// The discounted gain at a place of the list; 0 after its end.
     fn gain_at(&self, place: usize) -> f64 {
         let label = self.labels.get(place).copied().unwrap_or(0);
         discounted(f64::from(label.max(0)), place)
     }
 
-    /// Each gain over log2(2 + what the best order has gathered by then, at least 1 a document, minus
-    /// what the list has), over the sum of all gains that there are.
+    /// Each gain over log2(2 + what the best order has gathered by then, at least 1 per document, minus what
+    /// the list has), over the sum of all gains.
     pub fn normalised_gain(&self) -> f64 {
         let (mut gathered, mut best, mut sum) = (0.0, 0.0, 0.0);
         for (place, &label) in self.labels.iter().enumerate() {

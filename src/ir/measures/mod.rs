@@ -1,5 +1,5 @@
-//! Measures of a run, topic by topic, and their means. Names and formulas are trec_eval's; those that
-//! are not have names of their own (see `Measure`).
+//! Measures of a run, topic by topic, and their means. Names and formulas are trec_eval's; other measures
+//! have names that trec_eval does not use (see `Measure`).
 
 mod gains;
 mod name;
@@ -22,22 +22,22 @@ use crate::{Error, Result};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     pub measures: Vec<Measure>,
-    /// topic -> values in the order of `measures`. Topics without a relevant document are here, with 0.
+    /// topic -> values in the order of `measures`. Topics without a relevant document are included, with 0.
     /// The geometric means have the topic's `map` and `bpref` here.
     pub topics: BTreeMap<String, Vec<f64>>,
-    /// topic -> its labels in rank order as text, as long as the longest `relstring` that is asked for.
+    /// topic -> its labels in rank order as text, as long as the longest `relstring` asked for.
     pub relstrings: BTreeMap<String, String>,
     /// The summary of each measure: the mean over `topics`, the sum for counts, the geometric mean for
     /// `gm_map` and `gm_bpref`, the sum over all topics of the qrels divided by their number for `msmarco_mrr_k`.
     pub means: Vec<f64>,
-    /// Judged topics that the run lacks. Without `complete` they are in no mean: worth a warning.
+    /// Judged topics that the run lacks. Without `complete` no mean includes them, which deserves a warning.
     pub missing: usize,
     /// Topics of the run that have no judgement; they count nowhere.
     pub unjudged: usize,
 }
 
 impl Evaluation {
-    /// The values of one measure, topics in byte order; `None` where it was not asked for.
+    /// The values of one measure, topics in byte order; `None` if it was not asked for.
     pub fn column(&self, measure: Measure) -> Option<Vec<f64>> {
         let place = self.measures.iter().position(|&other| other == measure)?;
         Some(self.topics.values().map(|values| values[place]).collect())

@@ -1,6 +1,6 @@
-//! The names of measures. A name means exactly what trec_eval means by it; what trec_eval does not
-//! have (the MS MARCO MRR, the exponential nDCG, judged_k) has a name that trec_eval does not use, so
-//! that two numbers of one name can always be compared.
+//! The names of measures. A name means exactly what it means in trec_eval. Measures that trec_eval lacks (the
+//! MS MARCO MRR, the exponential nDCG, judged_k) have names that it does not use, so that two numbers of one
+//! name can always be compared.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,7 +23,7 @@ pub enum Measure {
     NumRelRet,
     /// Average precision: the sum of precisions at relevant ranks over `num_rel`.
     Map,
-    /// Average precision, its geometric mean over topics (each at least 0.00001).
+    /// Geometric mean over topics of average precision (each at least 0.00001).
     GmMap,
     /// Precision at rank `num_rel`.
     RPrec,
@@ -41,7 +41,7 @@ pub enum Measure {
     Recall(usize),
     /// Inferred average precision (Yilmaz and Aslam, CIKM 2006): label -1 is "in the pool, not judged".
     InfAp,
-    /// `bpref`, its geometric mean over topics (each at least 0.00001).
+    /// Geometric mean over topics of `bpref` (each at least 0.00001).
     GmBpref,
     /// Precision at a multiple of `num_rel`, in hundredths.
     RPrecMult(u32),
@@ -51,25 +51,25 @@ pub enum Measure {
     ElevenPtAvg,
     /// `G` with gain 1 for every relevant document.
     BinG,
-    /// Gains, each over the logarithm of what better ranks could have held and did not.
+    /// Gains, each over the logarithm of the gain that better ranks could have held and did not.
     G,
     /// Sum of label / log2(rank + 1) over the same sum of the best order of all judged.
     Ndcg,
     /// `ndcg` at each relevant rank, averaged.
     NdcgRel,
-    /// `ndcg` at the ranks where the best order goes down a label, averaged.
+    /// `ndcg` at the ranks where the best order goes down to a lower label, averaged.
     Rndcg,
     /// As `ndcg`, both sums cut at k.
     NdcgCut(usize),
     /// `map` of the first k.
     MapCut(usize),
-    /// `P_k` over the highest `P_k` that there can be.
+    /// `P_k` over the highest possible `P_k`.
     RelativeP(usize),
-    /// 1 where a relevant document is in the first k.
+    /// 1 if a relevant document is in the first k.
     Success(usize),
     /// Relevant retrieved documents over all retrieved.
     SetP,
-    /// `set_P` over the highest that there can be.
+    /// `set_P` over the highest possible `set_P`.
     SetRelativeP,
     /// Relevant retrieved documents over `num_rel`.
     SetRecall,
@@ -195,7 +195,7 @@ impl Suffix {
         }
     }
 
-    /// What the name stands for with `list` behind it; `None` where that cannot be.
+    /// What the name stands for with `list` after it; `None` if it cannot have a list.
     fn with(self, list: &str) -> Option<Vec<Measure>> {
         let mut measures = match self {
             Self::Plain(_) => None,
@@ -223,8 +223,7 @@ fn hundredths(text: &str) -> Option<u32> {
 
 impl Measure {
     /// The measures that one name asks for: a nickname of trec_eval's (`official`, `set`, `all_trec`), a
-    /// name, whose cut-offs are then trec_eval's, or a name with a list, as `ndcg_cut.5,10` or
-    /// `ndcg_cut_5,10`.
+    /// name, which has trec_eval's cut-offs, or a name with a list, as `ndcg_cut.5,10` or `ndcg_cut_5,10`.
     pub fn expand(name: &str) -> Result<Vec<Self>> {
         match name {
             "official" => return Ok(Self::official()),
@@ -245,7 +244,7 @@ impl Measure {
         with_list.into_iter().next().ok_or_else(|| unknown(name))
     }
 
-    /// Whether a name is a nickname or has no list behind it.
+    /// Whether a name is a nickname or has no list after it.
     pub fn is_bare(name: &str) -> bool {
         ["official", "set", "all_trec"].contains(&name) || NAMES.iter().any(|(plain, _)| *plain == name)
     }

@@ -1,20 +1,19 @@
-//! The measures of one topic, computed from the labels of its ranked documents. The formulas and their
-//! corner cases are trec_eval's (m_*.c and form_res_rels.c of 9.0.8 and 10.0), including which label
-//! counts as what: a document outside the qrels or with a negative label is unjudged, gains nothing
-//! and is not relevant.
+//! The measures of one topic, computed from the labels of its ranked documents. The formulas and their corner
+//! cases are trec_eval's (m_*.c and form_res_rels.c of 9.0.8 and 10.0), including how labels count: a
+//! document outside the qrels or with a negative label is unjudged, gains nothing and is not relevant.
 
 use super::super::run::{Hit, NO_RANK, RankedList, order_f64};
 use super::{Measure, Options};
 use crate::ir::qrels::Labels;
 
-/// In place of the label of a document that is not in the qrels, and of one that is with a negative
-/// label: in the pool, but not judged. Only `infAP` and `relstring` tell them apart.
+/// Stand in for the label of a document outside the qrels, and of one with a negative label (in the pool, but
+/// not judged). Only `infAP` and `relstring` tell them apart.
 const OUTSIDE: i32 = -1;
 const UNJUDGED: i32 = -2;
 
 /// What `infAP` adds to counts so that none is 0.
 const INFERRED_LEAST: f64 = 0.00001;
-/// Chance that the reader of `rbp` goes on to the next document.
+/// Chance that the reader in `rbp` continues to the next document.
 const PERSISTENCE: f64 = 0.9;
 
 /// What the measures of one topic need to know.
@@ -28,7 +27,7 @@ pub(super) struct Ranking {
     level: i32,
     /// Relevant documents, retrieved or not.
     pub relevant: usize,
-    /// Judged documents below the level, which is not relevant but known.
+    /// Judged documents below the level: known not to be relevant.
     nonrelevant: usize,
 }
 
@@ -61,7 +60,7 @@ impl Ranking {
     }
 
     /// The value of a measure; 0 for one that this topic cannot have, and for texts. `msmarco_mrr_k` is
-    /// not among them: it looks at the rank column (`msmarco_reciprocal_rank`).
+    /// computed elsewhere, from the rank column (`msmarco_reciprocal_rank`).
     pub fn value(&self, measure: Measure) -> f64 {
         let retrieved = self.labels.len();
         let found = self.ranks.len();
@@ -129,7 +128,7 @@ impl Ranking {
         ratio(self.relevant_in(k), k)
     }
 
-    /// The rank at a share of `num_rel`, in hundredths; trec_eval adds 0.9 and cuts.
+    /// The rank at a share of `num_rel`, in hundredths; trec_eval adds 0.9 and truncates.
     fn multiple(&self, share: u32) -> usize {
         (f64::from(share) / 100.0 * self.relevant as f64 + 0.9) as usize
     }
@@ -155,8 +154,8 @@ impl Ranking {
         if self.relevant == 0 { 0.0 } else { sum / self.relevant as f64 }
     }
 
-    /// Of the documents above a relevant one, those in the pool count, and as many of them as relevant as
-    /// of the judged ones.
+    /// Of the documents above a relevant one, those in the pool count; the share of them taken as relevant is
+    /// that of the judged ones.
     fn inferred_average_precision(&self) -> f64 {
         let (mut pool, mut relevant, mut nonrelevant, mut sum) = (0, 0, 0, 0.0);
         for (above, &label) in self.labels.iter().enumerate().filter(|&(_, &label)| label != OUTSIDE) {
@@ -174,8 +173,8 @@ impl Ranking {
         if self.relevant == 0 { 0.0 } else { sum / self.relevant as f64 }
     }
 
-    /// `level` in hundredths. The recall is reached at recall * num_rel relevant documents, rounded to
-    /// the nearest as trec_eval 10 does and its published outputs have it (9 added 0.9 and cut).
+    /// `level` in hundredths. The recall is reached at recall * num_rel relevant documents, rounded to the
+    /// nearest as in trec_eval 10 and its published outputs (9 added 0.9 and truncated).
     fn interpolated_precision(&self, level: u32) -> f64 {
         let needed = (f64::from(level) / 100.0 * self.relevant as f64).round() as usize;
         let precisions = (1..).zip(&self.ranks).skip(needed.saturating_sub(1));
@@ -191,7 +190,7 @@ impl Ranking {
         2.0 * precision * recall / (precision + recall)
     }
 
-    /// Labels are gains; where the topic has one above 1, all are divided by the highest.
+    /// Labels are gains; if the topic has one above 1, all are divided by the highest.
     fn rank_biased_precision(&self) -> f64 {
         let (mut weight, mut sum) = (1.0, 0.0);
         let highest = f64::from(self.ideal.first().copied().unwrap_or(1));
@@ -221,7 +220,7 @@ impl Ranking {
     }
 }
 
-/// A sum from +0: that of `Iterator::sum` over nothing is -0, which prints with its sign.
+/// A sum from +0: `Iterator::sum` over nothing gives -0, which prints with its sign.
 pub(super) fn total(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |sum, value| sum + value)
 }
@@ -230,8 +229,8 @@ pub(super) fn ratio(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// Reciprocal rank as the MS MARCO script has it: documents in the order of the rank column, ties by
-/// document id ascending, only the first `k`; scores are not looked at.
+/// Reciprocal rank as in the MS MARCO script: documents in the order of the rank column, ties by document id
+/// ascending, only the first `k`; scores play no part.
 pub(super) fn msmarco_reciprocal_rank(
     judged: &Labels,
     list: &RankedList,

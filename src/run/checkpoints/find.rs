@@ -1,5 +1,5 @@
-//! Checkpoints read back: which one is the last that is whole, what it says, and its arrays for
-//! whatever ranges of the arena the reading rank owns.
+//! Reads checkpoints back: which is the last complete one, what it says, and its arrays for whatever ranges
+//! of the arena the reading rank owns.
 
 use std::fs;
 use std::io::Read;
@@ -13,8 +13,8 @@ use crate::files;
 use crate::train::state::SavedOptimiser;
 use crate::{Error, Result};
 
-/// The last whole checkpoint below `root` that is not after step `last`, and what is wrong with those
-/// that were passed over, a line each.
+/// The last complete checkpoint below `root` that is not after step `last`; and, for each one passed over, a
+/// line on what is wrong with it.
 ///
 /// # Errors
 /// `Error::Data` when the folder cannot be read.
@@ -108,7 +108,7 @@ pub fn read_state(dir: &Path) -> Result<State> {
     serde_json::from_value(value).map_err(bad)
 }
 
-/// The optimiser's arrays of `owned`, whoever wrote them; `master` empty where the checkpoint has none.
+/// The optimiser's arrays of `owned`, whoever wrote them; `master` is empty if the checkpoint has none.
 ///
 /// # Errors
 /// `Error::Data` naming the file and what is wrong with it, or the part of the arena that is missing.
@@ -121,7 +121,7 @@ pub fn read_optimiser(dir: &Path, state: &State, owned: &[Range<usize>]) -> Resu
     }
     if filled != out.len() {
         return Err(Error::data(format!(
-            "{}: its optimiser files hold {filled} of the {} values that are needed: it belongs to another model",
+            "{}: its optimiser files hold {filled} of the {} values needed here: it belongs to another model",
             dir.display(),
             out.len()
         )));
@@ -153,7 +153,7 @@ fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
     let text = header.metadata().as_ref().and_then(|facts| facts.get("ranges"));
     let ranges: Option<Vec<[usize; 2]>> = text.and_then(|text| serde_json::from_str(text).ok());
     let ranges = ranges.ok_or_else(|| no_optimiser(path, "its header has no ranges"))?;
-    // Ascending and apart, as they are written: then their sum cannot overflow, and no value comes twice.
+    // Ascending and disjoint, as they are written: then their sum cannot overflow, and no value comes twice.
     let mut before = 0;
     for range in &ranges {
         if range[0] < before || range[1] < range[0] {
@@ -164,7 +164,7 @@ fn ranges(path: &Path, bytes: &[u8]) -> Result<Vec<[usize; 2]>> {
     Ok(ranges)
 }
 
-/// Copies what one file holds of `out.owned`; returns how many elements of each array.
+/// Copies what one file holds of `out.owned`; returns the number of elements copied of each array.
 fn copy_part(path: &Path, out: &mut SavedOptimiser) -> Result<usize> {
     let bad = |cause: String| no_optimiser(path, cause);
     let bytes = files::read(path)?;

@@ -1,19 +1,19 @@
-//! Checkpoints from which a run goes on as if nothing had happened: the model as a Hugging Face
-//! folder, and beside it what only training needs.
+//! Checkpoints, from which a run continues as if nothing had happened: the model as a Hugging Face folder
+//! and, beside it, what only training needs.
 //!
 //! ```text
 //! checkpoints/step-0001000/
 //!   model/                              config.json, model.safetensors, tokenizer
 //!   state/state.json                    step, place in the data, plan, fingerprint of the data
-//!   state/optimiser-000-of-001.safetensors   moments, f32 weights; a file a rank when they are sharded
+//!   state/optimiser-000-of-001.safetensors   moments, f32 weights; one file per rank when sharded
 //!   state/files-000.json                size and CRC-32 of every file that rank 0 wrote, ...
 //!   DONE                                size and CRC-32 of the files-*.json: there when all is
 //! ```
 //!
-//! Every rank writes and syncs its share in `checkpoints/.step-0001000.partial`; when all have, rank 0
-//! renames the folder and writes `DONE`. So a kill at any moment leaves the checkpoints before this
-//! one as they were. `write` makes the shares, `find` reads and verifies, `saver` decides when and
-//! keeps the number of checkpoints down.
+//! Every rank writes and syncs its share in `checkpoints/.step-0001000.partial`; once all have, rank 0
+//! renames the folder and writes `DONE`. So a kill at any moment leaves earlier checkpoints as they were.
+//! `write` makes the shares, `find` reads and verifies, `saver` decides when to save and removes old
+//! checkpoints.
 
 pub mod find;
 pub mod saver;
@@ -29,20 +29,20 @@ use crate::model::tensor_file::Written;
 use crate::train::trainer::Progress;
 use crate::{Error, Result};
 
-/// Version of the folder's form; another one is refused.
+/// Version of the folder's format; another one is refused.
 pub const FORMAT: u32 = 1;
 
 /// Name of the file that makes a checkpoint count.
 pub const DONE: &str = "DONE";
 
-/// What a checkpoint belongs to: a run resumes only where all of it is the same.
+/// What a checkpoint belongs to: a run resumes only if all of it is the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     pub command: String,
     /// Fingerprint of the shards.
     pub data: String,
-    /// What the command reads of the resolved plan, as TOML: its numbers come back as they were, which
-    /// JSON's reader does not promise.
+    /// What the command reads of the resolved plan, as TOML: numbers come back exactly, which JSON's reader
+    /// does not promise.
     pub plan: String,
 }
 
@@ -52,14 +52,14 @@ pub struct State {
     pub format: u32,
     pub identity: Identity,
     pub progress: Progress,
-    /// Updates of the whole run, which the learning rate's schedule ends with.
+    /// Updates of the whole run, at the end of which the learning rate's schedule ends.
     pub steps: u64,
-    /// How good the weights are, lower is better: the loss on validation data, or without one the mean
-    /// training loss since the checkpoint before.
+    /// How good the weights are, lower is better: the loss on validation data or, without any, the mean
+    /// training loss since the previous checkpoint.
     pub value: Option<f64>,
     /// Elements of the arena.
     pub arena: usize,
-    /// Ranks that made it; any number may go on.
+    /// Ranks that made it; any number may continue.
     pub ranks: usize,
     /// Optimiser files.
     pub parts: usize,
@@ -75,7 +75,7 @@ pub fn folder(root: &Path, step: u64) -> PathBuf {
     root.join(format!("step-{step:07}"))
 }
 
-/// Where it is written.
+/// The folder while it is being written.
 pub fn partial(root: &Path, step: u64) -> PathBuf {
     root.join(format!(".step-{step:07}.partial"))
 }
@@ -104,7 +104,7 @@ pub fn steps_in(root: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// Removes what a killed run left half written.
+/// Removes checkpoints that a killed run left half written.
 ///
 /// # Errors
 /// `Error::Data` with what cannot be removed.
@@ -123,7 +123,7 @@ pub fn sweep(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes names in a folder last through a power cut.
+/// Makes names in a folder survive a power cut.
 fn sync_folder(dir: &Path) -> Result<()> {
     fs::File::open(dir).and_then(|folder| folder.sync_all()).map_err(|e| Error::io("synced", dir, e))
 }

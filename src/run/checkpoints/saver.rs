@@ -1,6 +1,6 @@
-//! When checkpoints are made, and how without stopping: training waits for a copy to host memory; a
-//! thread writes it. The ranks learn of each other's threads with the exchange that every step makes
-//! anyway, so saving adds no collective of its own.
+//! When checkpoints are made, and how without stopping: training waits for a copy to host memory; a thread
+//! writes it. The ranks learn of each other's threads with the exchange that every step makes anyway, so
+//! saving adds no further collective.
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -28,14 +28,14 @@ pub struct Saver {
     tokenizer: PathBuf,
     rank: usize,
     ranks: usize,
-    /// Since the last save.
+    /// Runs since the last save.
     clock: Instant,
     /// Sum and number of the training losses since the last save.
     losses: (f64, u64),
     validation: Option<f64>,
     /// The last step that was saved, complete or not.
     saved: Option<u64>,
-    /// A save whose shares are not known to be written.
+    /// A save whose shares are not yet known to be written.
     pending: Option<Pending>,
     /// Rank 0 gives the complete checkpoint its name and removes others.
     publishing: Option<JoinHandle<Result<()>>>,
@@ -90,8 +90,8 @@ impl Saver {
         self.validation = Some(loss);
     }
 
-    /// What this rank tells the others of saving: whether its clock wants a save, and what its thread has
-    /// done.
+    /// What this rank tells the others about saving: whether its clock asks for a save, and what its thread
+    /// has done.
     ///
     /// # Errors
     /// What a thread could not write.
@@ -128,7 +128,7 @@ impl Saver {
             self.publish()?;
         }
         let due = update.agreed.save || self.due(update.step);
-        // weights whose gradients are not finite are nothing to go back to
+        // weights whose gradients are not finite are no place to go back to
         if due && update.skipped_in_row == 0 {
             match finite::count(&trainer.model, trainer.world())? {
                 0 => self.save(trainer)?,
@@ -144,10 +144,10 @@ impl Saver {
         Ok(())
     }
 
-    /// Copies the state, whose weights are finite, and lets the thread write it; waits for the save before.
+    /// Copies the state, whose weights are finite, and has the thread write it; waits for the previous save.
     ///
     /// # Errors
-    /// `Error::Data` when the save before could not be written.
+    /// `Error::Data` when the previous save could not be written.
     pub fn save<E: Distributed>(&mut self, trainer: &Trainer<E>) -> Result<()> {
         self.complete(trainer.world())?;
         let start = Instant::now();
@@ -199,7 +199,7 @@ impl Saver {
         world.agree_all(join(self.publishing.take()))
     }
 
-    /// The run has been taken up from the checkpoint of this step.
+    /// Notes that the run has been resumed from the checkpoint of this step.
     pub fn resumed_at(&mut self, step: u64) {
         self.saved = Some(step);
         self.clock = Instant::now();
@@ -235,7 +235,7 @@ impl Saver {
         })
     }
 
-    /// All shares are written: rank 0's thread makes them a checkpoint.
+    /// All shares are written: rank 0's thread turns them into a checkpoint.
     fn publish(&mut self) -> Result<()> {
         let Some(Pending { step, .. }) = self.pending.take() else { return Ok(()) };
         if self.rank > 0 {
@@ -264,7 +264,7 @@ fn join(thread: Option<JoinHandle<Result<()>>>) -> Result<()> {
     thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(ended))
 }
 
-/// Removes complete checkpoints besides the last `keep` and the best one.
+/// Removes complete checkpoints except the last `keep` and the best one.
 fn prune(root: &Path, keep: usize) -> Result<()> {
     let mut whole = Vec::new();
     for step in steps_in(root)? {
@@ -280,7 +280,7 @@ fn prune(root: &Path, keep: usize) -> Result<()> {
         .map(|(_, step)| step);
     for (step, _) in whole.iter().skip(keep.max(1)).filter(|(step, _)| Some(*step) != best) {
         let dir = folder(root, *step);
-        // DONE goes first: a removal that is cut off leaves nothing that looks whole
+        // DONE goes first: an interrupted removal leaves nothing that looks complete
         let done = dir.join(super::DONE);
         std::fs::remove_file(&done).map_err(|e| Error::io("removed", &done, e))?;
         std::fs::remove_dir_all(&dir).map_err(|e| Error::io("removed", &dir, e))?;

@@ -1,5 +1,5 @@
-//! One rank's share of a checkpoint, and what rank 0 does when all shares are there. Works on host
-//! copies alone, so that another thread can do it while training goes on.
+//! One rank's share of a checkpoint, and what rank 0 does when all shares are there. Works only on host
+//! copies, so that another thread can do it while training continues.
 
 use std::collections::HashMap;
 use std::fs;
@@ -31,12 +31,12 @@ impl<R: Elem> Share<R> {
     /// Writes and syncs the share below `root`.
     ///
     /// # Errors
-    /// `Error::Data` with the file that cannot be written. What was written of the share is removed, so
-    /// that a full disk is left with the room it had.
+    /// `Error::Data` with the file that cannot be written. The part that was written is removed, so that a
+    /// full disk gets its space back.
     pub fn write(&self, root: &Path) -> Result<()> {
         let dir = partial(root, self.state.progress.updates);
         self.write_in(&dir).inspect_err(|_| {
-            let _ = fs::remove_dir_all(&dir); // the error to report is the one before
+            let _ = fs::remove_dir_all(&dir); // the error to report is the earlier one
         })
     }
 
@@ -92,7 +92,7 @@ fn write_optimiser(path: &Path, state: &SavedOptimiser) -> Result<crate::model::
     write_tensors(path, &entries, facts)
 }
 
-/// Gives a checkpoint its name and its `DONE`; all shares are written.
+/// Gives a checkpoint its name and its `DONE`, once all shares are written.
 ///
 /// # Errors
 /// `Error::Data` with the file that is missing or cannot be written.
@@ -108,7 +108,7 @@ pub fn publish(root: &Path, step: u64, ranks: usize) -> Result<()> {
         lists.insert(name, written);
     }
     if to.exists() {
-        // An earlier try at the same step, damaged or made before training went back.
+        // An earlier attempt at the same step, damaged or made before training went back.
         fs::remove_dir_all(&to).map_err(|e| Error::io("replaced", &to, e))?;
     }
     fs::rename(&from, &to).map_err(|e| Error::io("written", &to, e))?;
