@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets, writes their seeds and runs each target for a while, one after the other.
 #
-#     fuzz/run.sh [SECONDS [TARGET...]]       60 seconds each, all targets, when nothing is named
+#     fuzz/run.sh [SECONDS [TARGET...]]       default: all targets, 60 seconds each
 #
-# Needs `cargo install cargo-fuzz`, a nightly toolchain and a C++ compiler. A line a target: executions, edges reached,
+# Needs `cargo install cargo-fuzz`, a nightly toolchain and a C++ compiler. Prints a line per target: executions, edges reached,
 # inputs kept. Inputs that crash, hang for 20 s or take more than 2 GB stay in artifacts/TARGET/, and the script
 # ends with 1. CARGO_TARGET_DIR moves the build, 2 GB, elsewhere.
 set -euo pipefail
@@ -12,7 +12,7 @@ seconds=${1:-60}
 shift || true
 target=${CARGO_TARGET_DIR:-target}
 
-# The same versions of all crates as the project's.
+# All crates in the project's versions.
 [[ -f Cargo.lock ]] || cp ../Cargo.lock .
 mapfile -t all < <(sed -n 's/^name = "\([a-z0-9_]*\)"$/\1/p' Cargo.toml)
 (($# > 0)) || set -- "${all[@]}"
@@ -20,7 +20,7 @@ mapfile -t all < <(sed -n 's/^name = "\([a-z0-9_]*\)"$/\1/p' Cargo.toml)
     cargo test --release --quiet --test tests -- readers::every_reader >/dev/null)
 cargo +nightly fuzz build --target-dir "$target" 2>&1 | grep -v '^warning' | tail -1
 
-# Small files, and memory where there is any: a disk would be the slowest part.
+# Files are small, so they go to memory if possible: a disk would be the slowest part.
 if [[ -w /dev/shm ]]; then export TMPDIR=/dev/shm; fi
 failed=0
 for name in "$@"; do

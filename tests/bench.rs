@@ -1,4 +1,4 @@
-//! `bench` on a tiny model: every number is there and possible, alone and on two ranks.
+//! `bench` on a tiny model: every number is there and plausible, on one rank and on two.
 
 use std::process::{Command, Output};
 
@@ -51,8 +51,8 @@ fn every_number_is_there() {
     for op in operations {
         positive(op, "ms");
         positive(op, "bytes");
-        // no bound above: this model lives in caches, which are many times faster than the memory that
-        // the bandwidth is measured in
+        // no upper bound: this model lives in caches, which are many times faster than the memory whose
+        // bandwidth is measured
         positive(op, "share_of_light");
         assert!(op["calls"].as_u64().unwrap() >= 3);
     }

@@ -1,4 +1,4 @@
-//! What a plan may say, and what is said of one that may not.
+//! What a plan may say, and what the program says of a bad one.
 
 mod examples;
 mod places;
@@ -8,14 +8,15 @@ mod reference;
 use ctune_dist::config::keys::{Kind, Section};
 use ctune_dist::config::plan;
 
-/// A key of the plan with the tables that it is in, as `fine.lora.rank`.
+/// A key of the plan with its tables, such as `fine.lora.rank`.
 pub struct Found {
     pub path: String,
     pub kind: Kind,
     pub text: &'static str,
 }
 
-/// Every key of the plan that is no table, in the order of the sections. Tables of a list are looked into.
+/// Every key of the plan that is not a table, in the order of the sections, including keys in lists of
+/// tables.
 pub fn every_key() -> Vec<Found> {
     let mut found = Vec::new();
     collect("", &plan(), &mut found);

@@ -1,5 +1,5 @@
-//! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. What needs
-//! the shared data folder says so when the folder is missing, and replaces nothing that runs everywhere.
+//! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. Tests that need
+//! the shared data folder say so when it is missing; what they cover is also tested without it.
 
 mod damage;
 mod debian;
@@ -29,7 +29,7 @@ fn small_tokenizer(vocab: usize) -> Tokenizer {
     Tokenizer::train(TEXTS.iter().map(ToString::to_string), vocab).unwrap()
 }
 
-/// A file of the shared data folder, `None` (and a line that says so) where there is no such folder.
+/// A file of the shared data folder; `None`, and a line that says so, if there is no such folder.
 fn shared(path: &str) -> Option<PathBuf> {
     let folder =
         std::env::var_os("CTUNE_SHARED_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
@@ -41,7 +41,7 @@ fn shared(path: &str) -> Option<PathBuf> {
     Some(file)
 }
 
-/// The one line of an error.
+/// The text of an error, which must be one line.
 fn message<T>(result: ctune_dist::Result<T>) -> String {
     match result {
         Ok(_) => panic!("no error"),

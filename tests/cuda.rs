@@ -1,5 +1,5 @@
-//! The GPU path, run whole on the software device: single kernels, the engine in this process, and the
-//! program as users start it.
+//! The whole GPU path on the software device: single kernels, the engine in this process, and the program as
+//! users start it.
 
 mod attention;
 mod buffers;

@@ -1,5 +1,5 @@
-//! Model and tokenizer folders as other programs leave them: what is followed, what is refused by name, and what
-//! is warned of. Nothing that changes a score or a token may pass unsaid.
+//! Model and tokenizer folders as other programs write them: what is followed, what is refused by name, and
+//! what causes a warning. Nothing that changes a score or a token may be ignored silently.
 
 mod config;
 mod elsewhere;

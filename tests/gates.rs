@@ -1,11 +1,11 @@
-//! The committed table of what NVIDIA's compilers make of the kernels (kernels/TABLE.md), held to the
-//! kernels' sources and to its own rules, with no compiler at hand: a kernel that was changed without its
-//! table fails here.
+//! The committed table of what NVIDIA's compilers make of the kernels (kernels/TABLE.md), checked against the
+//! kernels' sources and its own rules without a compiler: a kernel that was changed without its table fails
+//! here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What to do about it.
+/// What to do about a stale table.
 const RENEW: &str = "renew it: $(tests/gates/toolchain.sh)/python tests/gates/kernels.py write";
 const ARCHITECTURES: [&str; 3] = ["sm_80", "sm_90", "sm_100"];
 

@@ -190,8 +190,8 @@ impl Golden {
         largest / f64::from(scale)
     }
 
-    /// What a float32 implementation may be off, in terms of `relative_error`: twice the largest
-    /// error of PyTorch's own float32 run over the outputs and gradients of the case.
+    /// How far off a float32 implementation may be, in terms of `relative_error`: twice the largest error of
+    /// PyTorch's own float32 run over the outputs and gradients of the case.
     pub fn bound(&self, case: Case) -> f64 {
         2.0 * self.float32_errors[case.name()].values().fold(0.0, |max: f64, error| max.max(*error))
     }

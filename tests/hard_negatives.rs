@@ -1,5 +1,5 @@
-//! Negatives from a run of the log's own queries, and pairs that weigh what their clicks say: the lists beside the
-//! shards, what is drawn from them, and the program from `retrieve --clicks` to the losses.
+//! Negatives from a run of the log's own queries, and pairs weighted by their clicks: the lists beside the
+//! shards, the draws from them, and the program from `retrieve --clicks` to the losses.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -57,7 +57,7 @@ const ROWS: [(&str, &str, f64); 11] = [
     ("3", "D7", 2.0),
     ("nobody", "D1", 1.0),
     ("0", "D5", 2.0),
-    ("0", "D6", 2.0), // equals stay in the order of the file
+    ("0", "D6", 2.0), // ties stay in the order of the file
     ("0", "D4", 3.0),
     ("1", "D1", 1.0), // nothing is left of this one
     ("1", "gone", 0.5),
@@ -98,7 +98,7 @@ fn a_run_becomes_lists_once() {
     let hard_of_marco = HardNegatives::open(&shards, &marco, [1, 2]).unwrap();
     assert_eq!(listed(&hard_of_marco, "3"), ["D8", "D9"]);
 
-    // Made once: the same again, until the run, the ranks or the files change.
+    // The lists are made once and reused until the run, the ranks or the files change.
     let folders = || {
         let names = fs::read_dir(place.path("shards")).unwrap().map(|e| e.unwrap().file_name());
         let names = names.filter(|n| n.to_string_lossy().starts_with("negatives-"));
@@ -278,7 +278,7 @@ fn clicks_that_happened_several_times_are_counted() {
         let count = if i == 5 { "some".into() } else { (1 + i % 4).to_string() };
         format!("{}\t{}\t{}\t{count}\n", columns[0], columns[1], columns[2])
     });
-    // The damaged row's pair is there once more, whole.
+    // The damaged row's pair also occurs in an undamaged row.
     let whole = text.lines().nth(5).unwrap().split('\t').take(3).collect::<Vec<_>>().join("\t");
     place.write("counted.tsv", &format!("{}{whole}\t9\n", counted.collect::<String>()));
     place.write(

@@ -27,7 +27,7 @@ struct Rules<'a> {
 /// Something that a rule forbids.
 #[derive(Debug)]
 struct Fault {
-    /// The same for as long as the fault is there: what `KNOWN` lists.
+    /// Stays the same while the fault is there; `KNOWN` lists it.
     what: String,
     /// What to do about it.
     detail: String,
@@ -79,7 +79,7 @@ fn between_files(files: &[Facts], rules: &Rules) -> Vec<Fault> {
     found
 }
 
-/// What is wrong with one file by itself.
+/// What is wrong within one file.
 fn in_file(file: &Facts, rules: &Rules) -> Vec<Fault> {
     let path = file.path.as_str();
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Inputs that changed, do not fit together or would be written over: what must not pass in silence.
+//! Inputs that changed, do not fit together or would be overwritten: none may pass silently.
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
@@ -22,7 +22,7 @@ fn experiment(place: &Place, more: &[&str]) -> Output {
     place.run(&args.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// A study keeps a task only where everything that it read is as it was.
+/// A study keeps a task only if everything that the task read is unchanged.
 #[test]
 fn a_study_trains_anew_what_its_inputs_changed() {
     let place = ready();
@@ -35,7 +35,7 @@ fn a_study_trains_anew_what_its_inputs_changed() {
     for name in ["qrels.txt", "documents.tsv"] {
         let before = made();
         let text = fs::read_to_string(place.path(name)).unwrap();
-        // as long as before: size alone would not tell
+        // as long as before: the size alone would not reveal it
         place.write(
             name,
             &if name == "qrels.txt" {
@@ -76,7 +76,7 @@ fn arms_have_names_of_their_own_and_curves_that_are_there() {
     assert!(place.path("arms/粗調-all.run").exists());
 }
 
-/// Killed while it wrote (a limit on file sizes does it at a known place), re-ranking goes on; with other
+/// Killed while it wrote (a limit on file sizes does it at a known place), re-ranking continues; with other
 /// documents of the same size it starts over.
 #[test]
 fn reranking_goes_on_with_what_it_read_and_nothing_else() {
@@ -141,7 +141,7 @@ fn an_untrained_qdpp_head_does_not_rank() {
     let rerank = ["rerank", "--config", "plan.toml", "--model", "model/model", "--run-out", "out.run"];
     assert_refused(&place.run(&rerank), 2, &["model/model", "never trained"]);
     assert_refused(&fine(&place, "x", &["fine.start=qdpp-head"]), 2, &["model/model", "never trained"]);
-    // QDPP trains it, and MLM behind that leaves it trained
+    // QDPP trains it, and MLM afterwards leaves it trained
     let coarse = |from: &str, out: &str, set: &str| {
         let path = format!("model.path={from}/model");
         let args = ["coarse", "--config", "plan.toml", "--out", out, "--set", &path, "--set", set];
@@ -197,7 +197,8 @@ fn fold_files_and_topics_that_do_not_match_are_said() {
     assert!(warned.contains("1 of 73 rows") && warned.contains("torn.tsv, line 73"), "{warned}");
 }
 
-/// Nobody reads on: no panic, and the work is done. A full disk: one line, and the work is done too.
+/// If nobody reads the output, there is no panic and the work is done. If the disk is full, there is one line
+/// and the work is done too.
 #[test]
 fn a_terminal_that_is_gone_ends_no_work() {
     let place = ready();

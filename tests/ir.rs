@@ -24,8 +24,8 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// A path below the folder of real data sets, `CTUNE_SHARED_DATA` or `../shared/data`; where it is
-/// missing the caller's test ends early and says so.
+/// A path in the folder of real data sets, `CTUNE_SHARED_DATA` or `../shared/data`. If it is missing, the
+/// caller's test ends early and says so.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("CTUNE_SHARED_DATA")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);

@@ -276,8 +276,8 @@ fn compare(actual: &Tensors, expected: &BTreeMap<String, Vec<f32>>) {
     }
 }
 
-/// Documents of several passages, put together in every way, with factors of pairs' losses in the other
-/// objective: the engine against the reference's autograd.
+/// Documents of several passages, aggregated in every way, and pairs' loss factors in the other objective:
+/// the engine against the reference's autograd.
 #[test]
 fn passages_and_factors_are_the_references() {
     let golden = golden::load();
@@ -372,7 +372,7 @@ fn checkpoints_go_out_and_in() {
     let report = read.fill(&mut ranker, Fill::Head(HeadStart::NewHead), 1).unwrap();
     assert_eq!(report.missing, ["classifier.weight", "classifier.bias"]);
     assert!(report.unexpected.contains(&"cls.predictions.bias".to_owned()));
-    // a body with a hole is refused by name
+    // an encoder that lacks a tensor is refused, and the tensor named
     let mut holed = read;
     holed.tensors.remove("bert.encoder.layer.1.output.dense.weight");
     let error = holed.fill(&mut ranker, Fill::Head(HeadStart::NewHead), 1).unwrap_err().to_string();

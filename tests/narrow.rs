@@ -1,5 +1,5 @@
-//! Training in bf16 on the CPU (`train.precision = "bf16"`), as users start it: near the losses of f32,
-//! the same on any number of ranks as far as bf16 permits, and resumed to the bit.
+//! Training in bf16 on the CPU (`train.precision = "bf16"`), as users start it: losses close to f32's, the
+//! same on any number of ranks as far as bf16 permits, and resumed to the bit.
 
 use std::fs;
 
@@ -93,7 +93,7 @@ fn a_killed_run_is_resumed_to_the_bit() {
     }
 }
 
-/// Fine-tuning, with parts frozen and with adapters, and ranking by what it leaves.
+/// Fine-tuning with frozen parts and with adapters, and ranking with the result.
 #[test]
 fn fine_and_rerank() {
     let place = Place::with_shards();

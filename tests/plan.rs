@@ -28,13 +28,13 @@ fn options(capacity: Capacity) -> Options {
     }
 }
 
-/// What a device puts aside for `len` elements.
+/// Bytes that a device sets aside for `len` elements.
 fn size<T: Elem>(buffer: &Buffer<T>) -> usize {
     CudaBuf::<T>::size(buffer.len())
 }
 
 /// Every buffer that the CPU engine allocates for a small model, with everything kept and with parts computed
-/// again, is in what is counted, and nothing else.
+/// again, is counted, and nothing else is.
 #[test]
 fn memory_is_what_the_engine_allocates() {
     for recompute in [Recompute::None, Recompute::GeluNorm, Recompute::Layer] {
@@ -197,7 +197,7 @@ fn bert_base_by_hand() {
     // an epoch of a million samples of 512 tokens
     assert!((p.epoch_hours - 512e6 / p.tokens_per_s / 3600.0).abs() < 1e-9);
     assert!((p.epoch_cost.unwrap() - 16.0 * p.epoch_hours).abs() < 1e-9);
-    // the parts of the step are the step
+    // the parts add up to the step
     assert!((p.costs.iter().map(|c| c.1).sum::<f64>() - 100.0).abs() < 0.5, "{:?}", p.costs);
     // no operation is below the time its bytes and FLOPs need at the data sheet's best
     for timed in &p.operations {
@@ -209,7 +209,7 @@ fn bert_base_by_hand() {
 }
 
 /// The aim for BERT-base at 512 tokens, packs of 16,384 and dropout 0.1: half of an A100's peak, 0.4 of an
-/// H100's. A prediction: it holds the program to its launches and bytes, not a card to them.
+/// H100's. It is a prediction: it tests the program's launches and bytes, not a card.
 #[test]
 fn bert_base_is_predicted_to_reach_its_targets() {
     // on eight cards with a pack each, the update is a larger part of the step, and ranks share it

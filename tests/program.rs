@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_ctune-dist");
 
-/// Words of six themes; documents of a theme share words, queries ask for a theme.
+/// Words of six themes: documents on one theme share words, and a query asks for a theme.
 const THEMES: [&str; 6] = [
     "editor text buffer syntax cursor",
     "network packet socket router proxy",
@@ -87,7 +87,7 @@ impl Place {
         );
     }
 
-    /// Makes the shards anew.
+    /// Makes the shards again.
     pub fn prepare(&self) {
         let out = self.run(&[
             "prepare",
@@ -306,8 +306,8 @@ fn weights_differ(a: &Path, b: &Path) -> f32 {
     values.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Whatever the optimiser and wherever its state lies, ranks make one process's updates; packs that a
-/// rank has more of are summed in its gradients.
+/// Whatever the optimiser and wherever its state lies, ranks make one process's updates; a rank with several
+/// packs sums them in its gradients.
 #[test]
 fn optimisers_do_not_depend_on_ranks_or_sharding() {
     let place = Place::with_shards();
@@ -347,7 +347,7 @@ fn optimisers_do_not_depend_on_ranks_or_sharding() {
     }
 }
 
-/// What validation reports does not depend on the ranks, and what it says of each part is there.
+/// What validation reports does not depend on the ranks, and each part of the loss is reported.
 #[test]
 fn validation_is_the_same_on_any_number_of_ranks() {
     let place = Place::with_shards();

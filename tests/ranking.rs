@@ -98,7 +98,7 @@ fn every_loss_trains_and_passages_too() {
     );
 }
 
-/// MaxP of a document is the best score that its passages get as documents of their own.
+/// MaxP of a document is the best score that its passages get as separate documents.
 #[test]
 fn passages_score_as_documents_of_their_own() {
     let place = ready();
@@ -148,7 +148,7 @@ fn passages_score_as_documents_of_their_own() {
     }
 }
 
-/// What cannot be used is counted and named, by reason, on the terminal and in run.json.
+/// Unusable topics are counted and named, by reason, on the terminal and in run.json.
 #[test]
 fn topics_that_teach_nothing_are_named() {
     let place = ready();
@@ -206,7 +206,7 @@ fn early_stopping_keeps_the_best_by_the_named_measure() {
     let place = ready();
     let coarse = ["coarse", "--config", "plan.toml", "--set", "model.path=model/model", "--out", "coarse"];
     assert_done(&place.run(&coarse));
-    // A learning rate of nearly nothing: no validation is better than the first.
+    // A learning rate close to 0: no validation is better than the first.
     let still = ["train.steps=40", "train.lr=1e-12", "fine.validate_every=2", "fine.measure=recip_rank"];
     let stop = [&still[..], &["fine.patience=3", "model.path=coarse/model", "fine.start=qdpp-head"]].concat();
     assert_done(&fine(&place, "stopped", &stop));
@@ -279,7 +279,7 @@ fn rerankers_have_one_or_two_labels() {
     assert_refused(&out, 3, &["classifier", "1 or 2 labels"]);
 }
 
-/// What is cut is counted and said.
+/// What is cut is counted and reported.
 #[test]
 fn reranking_counts_what_it_cuts() {
     let place = ready();

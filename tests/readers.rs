@@ -1,5 +1,5 @@
-//! Every reader of bytes (`fuzz/src/lib.rs` lists them) on good files, on good files that were damaged, and on what
-//! fuzzing found. The good files are the fuzz targets' seeds: `CTUNE_FUZZ_SEEDS=DIR` has them written.
+//! Every reader of bytes (`fuzz/src/lib.rs` lists them) on good files, on damaged copies of them, and on what
+//! fuzzing found. The good files are the fuzz targets' seeds; `CTUNE_FUZZ_SEEDS=DIR` writes them there.
 
 #[path = "../fuzz/src/lib.rs"]
 #[allow(dead_code, clippy::module_inception)]
@@ -124,7 +124,8 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
                 .map(|&(widest, clear)| crate::corpus::formats::compress(text.as_bytes(), widest, clear))
                 .collect()
         }
-        // Nothing is changed: in each of the directory's files, without and with new checksums; then text as it is.
+        // An empty change in each of the directory's files, without and with new checksums; then text as it
+        // is.
         "shards" => (0..17)
             .flat_map(|file| [vec![file, 0], vec![file, 1]])
             .chain(["manifest.json", "tokenizer.json"].map(readers::shard_file))
@@ -167,7 +168,7 @@ fn every_reader_accepts_its_seeds() {
     }
 }
 
-/// What happened to a file: bytes replaced, put in, taken out, or all behind a place lost.
+/// What happened to a file: bytes replaced, inserted or removed, or everything after a place lost.
 #[derive(Clone, Debug)]
 enum Harm {
     Replace(usize, u8),
@@ -228,7 +229,8 @@ fn harmed(seed: &[u8], harms: &[Harm]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Damaged in a few places, every file is read or refused; what the readers promise besides is in them.
+    /// A file damaged in a few places is read or refused. The readers themselves check their further
+    /// promises.
     #[test]
     fn damaged_files_are_read_or_refused(harms in prop::collection::vec(harm(), 1..5), which in any::<usize>()) {
         thread_local!(static SEEDS: Vec<(&'static str, Vec<Vec<u8>>)> = READERS.iter().map(|(name, _)| (*name, seeds(name))).collect());
@@ -239,7 +241,7 @@ proptest! {
         });
     }
 
-    /// So is what was never a file.
+    /// So are arbitrary bytes.
     #[test]
     fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
         for (name, _) in READERS {

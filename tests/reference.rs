@@ -63,9 +63,8 @@ fn narrow(values: &[f64]) -> Vec<f32> {
     values.iter().map(|x| *x as f32).collect()
 }
 
-/// In f64 the two models are the same function, so all that may differ is the rounding of the
-/// stored values to f32 (half a unit in the last place, 2^-24) and f64's own noise, which is some
-/// 1e-9 of that.
+/// In f64 the two models are the same function. They may differ only by the rounding of the stored values to
+/// f32 (half a unit in the last place, 2^-24) and by f64's own noise, about 1e-9 of that.
 #[test]
 fn double_precision_equals_pytorch_to_the_last_stored_digit() {
     let golden = golden::load();
@@ -84,7 +83,7 @@ fn double_precision_equals_pytorch_to_the_last_stored_digit() {
         let gradients = model.gradients_f64(&pass.total).unwrap();
         for (name, expected) in golden.gradients(case) {
             let scale = golden.output(case, name).iter().fold(0f32, |max, x| max.max(x.abs()));
-            // What f64 leaves of a sum of terms of this size.
+            // The error that f64 leaves in a sum of terms of this size.
             let noise = 1e-13 * f64::from(scale).max(1.0);
             for (i, (g, e)) in gradients[name].iter().zip(expected).enumerate() {
                 let e = f64::from(*e);
@@ -167,12 +166,12 @@ fn a_lost_gradient_is_named() {
     let ones = Tensor::ones(golden.shape.hidden, DType::F32, hidden.device()).unwrap();
     refused(&candle_nn::ops::layer_norm(&hidden, &ones, &ones, 1e-12).unwrap().sum_all().unwrap());
 
-    // A loss that no parameter enters at all.
+    // A loss that does not depend on any parameter.
     assert!(model.gradients(&ones.sum_all().unwrap()).is_err());
     assert!(model.gradients(&hidden.sum_all().unwrap()).is_ok());
 }
 
-/// Each loss alone reaches the encoder and its own head, and nothing of the other's.
+/// Each loss alone reaches the encoder and its own head, and nothing of the other head.
 #[test]
 fn each_objective_alone() {
     let golden = golden::load();
@@ -241,8 +240,8 @@ fn packed_equals_one_by_one() {
     }
 }
 
-/// Dropout is a pure function of (seed, epoch, sample, position): the same again, another one for
-/// another seed or epoch, none at rate 0.
+/// Dropout is a pure function of (seed, epoch, sample, position): the same for the same arguments, different
+/// for another seed or epoch, none at rate 0.
 #[test]
 fn dropout_is_a_function_of_its_key() {
     let golden = golden::load();

@@ -1,5 +1,4 @@
-//! Tests of report: every number arrives, nothing that a run wrote becomes markup, and the page
-//! needs nothing but itself.
+//! Reports: every number arrives, nothing that a run wrote becomes markup, and the page is self-contained.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -88,8 +87,8 @@ fn sizes_are_compared_with_the_baseline_at_that_size() {
     let found = at_size(&results, 8, "ndcg_cut_5").unwrap();
     assert_eq!(found.keys().copied().collect::<Vec<_>>(), ["coarse, fine", "third"]);
     let (first, third) = (found["coarse, fine"], found["third"]);
-    // differences .2 .21 .2 .23 and .01 -.02 .01 -.02, Student's t with 3 degrees of freedom in closed form; Holm: the
-    // smaller twice, the other as it is
+    // differences .2 .21 .2 .23 and .01 -.02 .01 -.02, Student's t with 3 degrees of freedom in closed form;
+    // Holm doubles the smaller p and leaves the other
     assert!((first.p - 8.384_904e-5).abs() < 1e-9 && (first.holm / first.p - 2.0).abs() < 1e-9, "{first:?}");
     assert!((third.p - 0.604_181).abs() < 1e-5 && third.holm == third.p, "{third:?}");
     assert!(at_size(&results, 16, "ndcg_cut_5").unwrap().is_empty());
@@ -136,7 +135,7 @@ fn contradictions_are_named() {
     assert!(disjoint.contains("share no topic"), "{disjoint}");
 }
 
-/// The page of results in a folder of their own, with its training runs beside them.
+/// The page of results in a temporary folder, with the training runs beside them.
 fn page_in(dir: &Path, results: &Results) -> String {
     std::fs::write(dir.join("results.json"), serde_json::to_vec(results).unwrap()).unwrap();
     let path = write_experiment_report(dir).unwrap();

@@ -1,5 +1,5 @@
-//! Runs that are killed, stopped and resumed, and checkpoints that are damaged: at the end the weights
-//! are those of a run that nothing happened to.
+//! Runs that are killed, stopped and resumed, and checkpoints that are damaged: at the end the weights are
+//! those of an undisturbed run.
 
 mod damage;
 mod drill;
@@ -143,7 +143,7 @@ fn a_directory_is_never_overwritten() {
     assert_refused(&train(&place, 1, "shards", &PLAN), 2, &["shards", "no run"]);
     assert_eq!(fs::metadata(place.path("run/model/model.safetensors")).unwrap().modified().unwrap(), weights);
 
-    // what is safe is taken: four steps more
+    // a safe change is accepted: four steps more
     assert_done(&changed(&["--set", "train.steps=44", "--resume-with-changes"]));
     assert_eq!(losses(&place, "run").len(), 44);
 

@@ -1,4 +1,4 @@
-//! The one integration binary: a module a subject, linked once.
+//! The one integration binary: one module per subject, linked once.
 
 mod bench;
 mod config;

@@ -1,6 +1,6 @@
 //! Every reader of bytes from outside, as a function from any bytes to whether they were accepted. The fuzz
-//! targets and the property tests (`tests/readers.rs`) call the same functions, so what the one finds the
-//! other keeps. A reader may return any error; it must not panic, hang, or take memory without bound.
+//! targets and the property tests (`tests/readers.rs`) call the same functions, so the tests keep what
+//! fuzzing finds. A reader may return any error; it must not panic, hang, or take memory without bound.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use ctune_dist::report::Results;
 use ctune_dist::run::checkpoints::find;
 use ctune_dist::text::Tokenizer;
 
-/// A reader and its name, which is its fuzz target's too.
+/// A reader and its name, which is also its fuzz target's.
 pub type Reader = (&'static str, fn(&[u8]) -> bool);
 
 pub const READERS: [Reader; 23] = [
@@ -52,13 +52,13 @@ pub const READERS: [Reader; 23] = [
 /// Calls the reader of that name.
 ///
 /// # Panics
-/// For a name that is not in the table, and where a reader breaks its promise.
+/// For a name that is not in the table, and if a reader breaks its promise.
 pub fn read(name: &str, data: &[u8]) -> bool {
     let reader = READERS.iter().find(|(known, _)| *known == name).expect("a name of the table");
     reader.1(data)
 }
 
-/// Inputs of readers that read several files: each but the last behind its length in two bytes.
+/// Inputs of readers that read several files: each but the last is preceded by its length in two bytes.
 pub fn joined(parts: &[&[u8]]) -> Vec<u8> {
     let mut all = Vec::new();
     for (i, part) in parts.iter().enumerate() {
@@ -93,7 +93,7 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     folder
 }
 
-/// One file of a folder, as long as `read` looks at it.
+/// One file in a folder that exists while `read` runs.
 fn with_file<T>(name: &str, content: &[u8], read: impl FnOnce(&Path) -> T) -> T {
     let folder = folder(&[(name, content)]);
     read(&folder.path().join(name))
@@ -182,7 +182,7 @@ fn beir(data: &[u8]) -> bool {
     rows(role, Some(Format::Beir), &[], data)
 }
 
-/// Any role, the format told by the bytes; the first byte chooses the role.
+/// Any role, with the format detected from the bytes; the first byte chooses the role.
 fn detect(data: &[u8]) -> bool {
     let Some((first, data)) = data.split_first() else { return false };
     let role = [Role::Documents, Role::Clicks, Role::Queries, Role::Qrels][usize::from(*first) % 4];
@@ -210,7 +210,7 @@ fn lookup(data: &[u8]) -> bool {
     read.is_ok()
 }
 
-/// Lines in a packing; its magic is put over the first bytes.
+/// Lines in a packing; its magic number overwrites the first bytes.
 fn packed(magic: &[u8], data: &[u8]) -> bool {
     let mut data = data.to_vec();
     data.resize(data.len().max(magic.len()), 0);
@@ -243,7 +243,7 @@ fn made() -> &'static Mutex<Made> {
     })
 }
 
-/// The input of `shards` that puts the file of this name in the place of itself.
+/// The input of `shards` that replaces the file of this name by itself.
 pub fn shard_file(name: &str) -> Vec<u8> {
     let made = made().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let (at, (_, bytes)) = made.files.iter().enumerate().find(|(_, (path, _))| path.ends_with(name)).unwrap();
@@ -251,8 +251,8 @@ pub fn shard_file(name: &str) -> Vec<u8> {
 }
 
 /// A shard directory with one damaged file, which the first byte chooses. An odd second byte makes all
-/// checksums agree with it, so that the checks behind them are reached. Binary files are XORed with
-/// the rest, so that headers and lengths often stay right; text is replaced by it.
+/// checksums agree with it, so that the checks after them are reached. Binary files are XORed with the rest,
+/// so that headers and lengths often stay right; text is replaced by it.
 fn shards(data: &[u8]) -> bool {
     let [first, second, content @ ..] = data else { return false };
     // A panic of an earlier input must not hide in a poisoned lock.

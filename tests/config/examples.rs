@@ -1,5 +1,5 @@
-//! The configs that come with the program: each resolves for every command, says in its head where its files
-//! are from, and, where the real topics and judgements are at hand, fits them to the last count.
+//! The configs that come with the program: each resolves for every command and says in its head where its
+//! files come from. If the real topics and judgements are at hand, it fits them to the last count.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -69,7 +69,7 @@ fn every_config_resolves_and_says_where_its_files_are_from() {
     }
 }
 
-/// A config, the files that are behind its paths, and what is in them.
+/// A config, the files at its paths, and what is in them.
 struct Collection {
     config: &'static str,
     topics: (&'static [&'static str], usize),

@@ -1,4 +1,4 @@
-//! Where a fault is said to be: the line of the file, or the flag, that wrote the value.
+//! Where a fault is reported: the line of the file, or the flag, that set the value.
 
 use std::path::Path;
 
@@ -73,7 +73,7 @@ fn a_fault_of_a_stage_has_its_line() {
     assert_eq!(refusal("[stage]\nfine = 1", &[]), "plan.toml:2: stage.fine: must be a table");
 }
 
-/// What is laid over a wrong value replaces it; what is wrong itself is told by its flag.
+/// An override replaces a wrong value; an override that is itself wrong is named by its flag.
 #[test]
 fn a_fault_of_a_flag_names_the_flag() {
     let plan = PLAN.replacen("lr = 1e-3", "lr = nan", 1);

@@ -35,7 +35,7 @@ pub fn load(text: &str, set: &[&str]) -> (String, Result<Config>) {
     (path.display().to_string(), Config::load(Some(&path), "fine", &overrides))
 }
 
-/// What is said of a plan that is refused, without the folder that it is in.
+/// The message for a refused plan, without the plan's folder.
 pub fn refusal(text: &str, set: &[&str]) -> String {
     let (path, loaded) = load(text, set);
     let error = loaded.expect_err(&format!("{text:?} {set:?}"));
@@ -94,7 +94,7 @@ fn every_number_of_every_key_is_taken_or_refused_in_one_line() {
     assert!(refused > 300, "{refused}");
 }
 
-/// The rule of each key as a table, so that a range that is lost in the code is missed here.
+/// The rule of each key as a table, so that a range lost in the code fails here.
 #[test]
 fn numbers_that_ruin_a_run_are_refused() {
     for (key, numbers) in [

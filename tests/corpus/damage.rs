@@ -1,5 +1,5 @@
-//! Damage that every format may have: Windows' line ends and byte order mark, Latin-1 bytes, empty fields, huge
-//! records, ids that come twice, flipped bytes in packed files. Each is read, counted, or refused in one line.
+//! Damage that any format may have: Windows' line ends and byte order mark, Latin-1 bytes, empty fields, huge
+//! records, duplicate ids, flipped bytes in packed files. Each is read, counted, or refused in one line.
 
 use std::io::Write;
 
@@ -42,7 +42,8 @@ fn latin_1_bytes_are_counted_and_the_row_is_kept() {
         let (all, counts) = rows(role, bytes).unwrap();
         assert_eq!((counts.kept, counts.damaged, counts.not_utf8), (1, 0, 1), "{record}");
         assert!(counts.shown[0].contains("not UTF-8"), "{:?}", counts.shown);
-        // Collections of before UTF-8 are read as what they are; elsewhere the byte is a mark of damage.
+        // Collections older than UTF-8 are read in their own encoding; elsewhere such a byte is a sign of
+        // damage.
         let wanted = if record.starts_with('<') { "caf\u{e9}" } else { "caf\u{fffd}" };
         assert!(all[0].iter().any(|column| column == wanted), "{all:?}");
     }
@@ -68,7 +69,7 @@ fn rows_with_an_empty_id_or_query_are_counted() {
         let line = record.matches('\n').count() + 1;
         assert!(counts.shown[0].contains(&format!("line {line}: ")), "{:?}", counts.shown);
     }
-    // A document of no text is a document: only its id must be there.
+    // A document without text is a document: only its id is required.
     assert_eq!(only(Role::Documents, "D1\t\t\t\n"), row(["D1", "", "", ""]));
 }
 
@@ -118,7 +119,7 @@ fn flipped_bytes_of_packed_files_are_found() {
     }
 }
 
-/// A page of nothing but open comments, ampersands or tags: the time is that of its bytes.
+/// A page of nothing but open comments, ampersands or tags takes time in proportion to its length.
 #[test]
 fn hostile_markup_takes_no_longer() {
     let start = std::time::Instant::now();

@@ -144,7 +144,7 @@ fn the_sample_can_be_prepared() {
     assert_eq!(shards.clicked(0).len(), 6, "all that share the synopsis");
 }
 
-/// The real thing, where the machine has apt and a network and the caller asks for it.
+/// The real package index, if the machine has apt and a network and the caller asks for it.
 #[test]
 fn the_real_index_has_the_known_size() {
     if std::env::var_os("CTUNE_TEST_APT").is_none() {

@@ -1,5 +1,5 @@
-//! `launch/fetch_orcas.sh` against a server of this process: complete files, transfers that break off, wrong sums, and
-//! machines without curl or wget. The files are small stand-ins.
+//! `launch/fetch_orcas.sh` against a server in this process: complete files, transfers that break off, wrong
+//! sums, and machines without curl or wget. The files are small stand-ins.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -31,7 +31,7 @@ impl Server {
         let url = format!("http://{}/data", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
-        // Ends with the process: nobody waits for it.
+        // The thread ends with the process: nobody waits for it.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 answer(stream, most, &log);
@@ -82,7 +82,8 @@ fn answer(mut stream: TcpStream, most: usize, log: &Mutex<Vec<String>>) {
     }
 }
 
-/// The script, asking nothing, with the stand-ins' sums; `tools` are all the programs it finds, where given.
+/// The script without its questions, with the stand-ins' sums; `tools`, if given, are the only programs that
+/// it finds.
 fn fetch(folder: &Path, url: &str, arguments: &[&str], tools: Option<&[&str]>) -> Output {
     let sums = folder.join("sums");
     let lines: Vec<String> = FILES

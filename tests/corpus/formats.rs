@@ -1,5 +1,5 @@
-//! Every format and packing that `prepare` reads: what each becomes, how each is told apart, and what is said of
-//! a file that is not what it should be.
+//! Every format and packing that `prepare` reads: what each becomes, how they are told apart, and what the
+//! program says of a file that is not what it should be.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -139,7 +139,7 @@ fn trecweb_pages() {
     assert_eq!(only(Role::Documents, deep)[3], "x");
 }
 
-/// `compress` 4.2 as its source has it; `clear` empties the table after so many codes.
+/// `compress` 4.2 as its source has it; `clear` empties the table after that many codes.
 pub fn compress(data: &[u8], widest: u32, clear: usize) -> Vec<u8> {
     let mut out = vec![0x1f, 0x9d, 0x80 | widest as u8];
     let (mut bits, mut held, mut width, mut codes) = (0u64, 0, 9, 0);
@@ -196,7 +196,7 @@ pub fn compress(data: &[u8], widest: u32, clear: usize) -> Vec<u8> {
     out
 }
 
-/// What gzip makes of a compressed file; `None` where there is no gzip.
+/// What gzip makes of a compressed file; `None` if there is no gzip.
 fn gunzip(path: &Path) -> Option<Vec<u8>> {
     let out = std::process::Command::new("gzip")
         .arg("-dc")
@@ -341,7 +341,7 @@ fn orcas_as_a_pair_of_files_and_vaswani() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
-    /// Any bytes in any role and format: no panic, and every row is either kept or damaged.
+    /// Any bytes in any role and format: no panic, and every row is either kept or counted as damaged.
     #[test]
     fn any_bytes_are_counted(
         start in prop_oneof![Just(""), Just("<DOC><DOCNO>1</DOCNO>"), Just("<DOC><DOCHDR>"), Just("{\"_id\": \"1\", "), Just("a\tb\tc\td\n"), Just("1 0 D1 1\n")],

@@ -1,4 +1,4 @@
-//! `prepare` from small files: what enters, what does not, and what is said of it.
+//! `prepare` from small files: what is kept, what is not, and what the program says about it.
 
 use std::path::Path;
 
@@ -87,12 +87,12 @@ impl Case {
     }
 
     fn documents(&mut self, path: std::path::PathBuf) {
-        // Behind the one or two files of the log.
+        // After the one or two files of the log.
         let last = self.options.sources.len() - 1;
         self.options.sources[last] = Source::documents(path);
     }
 
-    /// The error, and that nothing is left behind.
+    /// The error; also checks that nothing is left behind.
     fn error(&self) -> String {
         let text = message(run(&self.options));
         let out = self.options.out.parent().unwrap();

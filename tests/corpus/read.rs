@@ -183,7 +183,7 @@ fn the_published_sample_of_orcas_parses() {
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-    /// Any bytes: no panic, and every row is either kept or damaged.
+    /// Any bytes: no panic, and every row is either kept or counted as damaged.
     #[test]
     fn any_bytes_are_counted(bytes in proptest::collection::vec(prop_oneof![Just(b'\t'), Just(b'\n'), any::<u8>()], 0..400)) {
         if let Ok((all, counts)) = documents(&bytes, &ALL) {

@@ -1,4 +1,4 @@
-//! `prepare` killed at random moments: what comes out in the end is what an unbroken run makes, byte for byte.
+//! `prepare` killed at random moments ends with what an undisturbed run makes, byte for byte.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -72,7 +72,8 @@ fn is_there((folder, start): &(PathBuf, &str)) -> bool {
     entries.any(|entry| entry.file_name().as_encoded_bytes().starts_with(start.as_bytes()))
 }
 
-/// The moments around the manifest and the last rename are too short for chance to find, so each is waited for.
+/// The moments around the manifest and the last rename are too short for chance to hit, so the test waits for
+/// each.
 #[test]
 fn killed_while_the_directory_gets_its_name() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The shard format: what is written is what is read, and every kind of damage has its error.
+//! The shard format: what is written is read back, and every kind of damage has its error.
 
 use std::path::{Path, PathBuf};
 
@@ -108,7 +108,7 @@ fn nothing_stays_of_a_directory_that_was_not_finished() {
     assert!(second.contains("another prepare"), "{second}");
     drop(writer);
     assert_eq!(names(folder.path()), Vec::<String>::new());
-    // What a killed process leaves is taken over.
+    // A later start takes over what a killed process leaves.
     std::fs::create_dir_all(folder.path().join(".shards.partial/shards")).unwrap();
     std::fs::write(folder.path().join(".shards.partial/shards/documents-00007.tok"), "old").unwrap();
     write(&target, 9);
@@ -153,7 +153,7 @@ fn truncated_and_missing_files_are_named() {
     Shards::open(&target).unwrap().verify().unwrap();
 }
 
-/// A flipped bit anywhere is an error of `open` or of `verify`, never a panic and never unseen.
+/// A flipped bit anywhere is an error of `open` or of `verify`, never a panic and never missed.
 #[test]
 fn flipped_bits_are_found() {
     let (_folder, target) = made();

@@ -134,7 +134,7 @@ fn large_scores_stay_finite() {
     let pack = Pack::new(&[70], 50);
     let gpu = gpu::<half::bf16>(counts(&pack));
     let (batch, heads, drop) = (&device(&gpu, &pack), Heads { heads: 1, size: 32 }, Dropout::OFF);
-    // Keys all point away from the queries: every score is far below 0, so that a key behind the sequence,
+    // Keys all point away from the queries: every score is far below 0, so that a key after the sequence,
     // whose score is 0, would outweigh all others.
     let value = |i: usize| match i / 32 % 3 {
         0 => 40.0,

@@ -1,4 +1,4 @@
-//! Device buffers of any type with poison behind them, and packs, for the row operations and the optimiser.
+//! Device buffers of any type followed by poison, and packs, for the row operations and the optimiser.
 
 use super::support::{counts, gpu};
 use crate::engine::support::{POISON, Pack};
@@ -24,12 +24,12 @@ pub fn put<R: Real, B: Real>(gpu: &Cuda<B>, values: &[f32], behind: usize) -> Cu
     buffer
 }
 
-/// A buffer to be written: `len` values of poison, with room behind them.
+/// A buffer to be written: `len` values of poison, with room after them.
 pub fn unwritten<R: Real, B: Real>(gpu: &Cuda<B>, len: usize, behind: usize) -> CudaBuf<R> {
     put(gpu, &[], len + behind)
 }
 
-/// The first `len` values; `cleared` more are zeros, and what is behind them is still poison.
+/// The first `len` values; `cleared` more are zeros, and what follows them is still poison.
 #[track_caller]
 pub fn get<R: Real, B: Real>(gpu: &Cuda<B>, buffer: &CudaBuf<R>, len: usize, cleared: usize) -> Vec<f32> {
     let all: Vec<R> = gpu.download(buffer, 0..buffer.len()).unwrap();

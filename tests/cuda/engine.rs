@@ -20,7 +20,7 @@ fn gpu<R: Real>(graph: bool) -> Cuda<R> {
     Cuda::new(0, Settings { graph, narrow_sums: false, kernel_cache }).unwrap()
 }
 
-/// What rounding may leave of an operation's result, relative to it. Summation orders differ from
+/// The error that rounding may leave in an operation's result, relative to it. Summation orders differ from
 /// the CPU's, so f32 differs by some units in the last place; bf16 keeps 8 bits of every intermediate.
 fn operations_agree<R: Real>(cpu: &impl Engine, allowed: f64) {
     let gpu = gpu::<R>(true);
@@ -164,8 +164,8 @@ fn segments_are_recorded_the_second_time_and_replayed_after() {
     assert_eq!(counts, [0, 5, 5]);
 }
 
-/// A step with infinite weights leaves NaN in rows that the launches of a smaller pack cover. Its norm says
-/// so, and what it left is gone before the next step, whose gradient has the bits of a model that never saw it.
+/// A step with infinite weights leaves NaN in rows that the launches of a smaller pack cover. Its norm shows
+/// it, and the NaNs are gone before the next step, whose gradient has the bits of a model that never saw it.
 #[test]
 fn a_step_that_was_not_finite_leaves_nothing_behind() {
     let [large, small] = [&packs()[1], &packs()[4]];

@@ -1,4 +1,4 @@
-//! The memory that a run says it will take, against what it takes; and a run that cannot fit.
+//! The memory that a run predicts against what it takes, and a run that cannot fit.
 
 use serde_json::Value;
 
@@ -104,7 +104,7 @@ fn shares_and_narrow_sums_are_in_the_prediction() {
         needs.forecast(&gpu).unwrap().unwrap().predicted()
     };
     let whole = predicted(&Train::default());
-    // alone, nothing is shared and nothing is sent
+    // on one rank nothing is shared and nothing is sent
     assert_eq!(whole, predicted(&Train { sharding: Sharding::Optimizer, ..Train::default() }));
     assert_eq!(whole, predicted(&Train { reduce: Precision::Bf16, ..Train::default() }));
     assert!(whole < predicted(&Train { pack_tokens: 8192, ..Train::default() }));

@@ -1,5 +1,5 @@
-//! The program on the software device, as users start it: one, two and four ranks give the CPU's
-//! losses, and what is missing is said in one line.
+//! The program on the software device, as users start it: one, two and four ranks give the CPU's losses, and
+//! one line says what is missing.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Output};

@@ -1,5 +1,5 @@
-//! The table that launches are checked against (`build/signatures.rs`): that it says what the kernels' compilers
-//! say, and that a signature which it cannot read stops the build.
+//! The table that launches are checked against (`build/signatures.rs`) agrees with the kernels' compilers,
+//! and a signature that it cannot read stops the build.
 
 use std::collections::BTreeMap;
 use std::fs;

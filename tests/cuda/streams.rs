@@ -1,5 +1,5 @@
-//! The host and the three streams of a training step: in which order they run changes no bit, the host
-//! never waits until the device has nothing left to do, and each wait that could be forgotten shows.
+//! The host and the three streams of a training step: the order in which they run changes no bit, the host
+//! never leaves the device without work, and leaving out any wait is noticed.
 
 use std::fs;
 
@@ -21,8 +21,8 @@ fn graphs_and_the_order_of_streams_change_no_bit() {
     assert!(run("no-graph", &["--set", "run.graph=false"], "lazy") == eager, "graphs give other bits");
 }
 
-/// The host's waits of a run of so many steps on one rank, and those of them that left the device without
-/// work. Nothing but the steps differs from run to run.
+/// The host's waits in a run of `steps` steps on one rank, and how many of them left the device without work.
+/// Nothing but the steps differs from run to run.
 fn waits(place: &Place, ranks: usize, steps: usize) -> Vec<[i64; 2]> {
     let (out, file) = (format!("run-{ranks}-{steps}"), place.path(&format!("waits-{ranks}-{steps}")));
     let steps = format!("train.steps={steps}");
@@ -37,8 +37,8 @@ fn waits(place: &Place, ranks: usize, steps: usize) -> Vec<[i64; 2]> {
     text.lines().map(line).collect()
 }
 
-/// A step more costs the host one wait for its place in the pinned memory a pack, and one for the losses of
-/// the step before; behind none of them the device has nothing to do.
+/// Each further step costs the host one wait per pack for its place in pinned memory, and one for the losses
+/// of the step before. The device has work after each of them.
 #[test]
 fn the_host_never_leaves_the_device_without_work() {
     const MORE: i64 = 5;
@@ -58,9 +58,9 @@ fn the_host_never_leaves_the_device_without_work() {
 /// Streams as the software device numbers them; 0 is the host.
 const STREAMS: [&str; 4] = ["host", "compute", "copy", "communication"];
 
-/// Every wait of the third of four steps: who waits, for whom, what it orders, and which of the run's
-/// waits of that kind they are. The stream that is waited for runs as late as it can. All of a step's waits
-/// are there but one that orders nothing: the host's for the norm, which it waited for with the losses.
+/// Every wait of the third of four steps: who waits, for whom, what it orders, and its number among the run's
+/// waits of that kind. The stream that is waited for runs as late as it can. All of a step's waits are there
+/// but one that orders nothing: the host's for the norm, which it waited for with the losses.
 const WAITS: [(usize, usize, &str, std::ops::Range<usize>); 6] = [
     (3, 1, "gradients of the heads, two layers and the embeddings, and the norm, before their sums", 10..15),
     (1, 3, "the sums of gradients before the norm; the norm before the update", 4..6),

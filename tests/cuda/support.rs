@@ -1,5 +1,5 @@
-//! Packs and buffers on the software device, poisoned behind what an operation may touch, for tests
-//! of single kernels against plain double-precision arithmetic (`engine::naive`).
+//! Packs and buffers on the software device, poisoned after what an operation may touch, for tests of single
+//! kernels against plain double-precision arithmetic (`engine::naive`).
 
 use crate::engine::support::Pack;
 use crate::softgpu;
@@ -40,7 +40,7 @@ pub fn all_held<R: Real>(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&x| held::<R>(x)).collect()
 }
 
-/// `values` with `behind` NaNs behind them.
+/// `values` followed by `behind` NaNs.
 pub fn reals<R: Real>(gpu: &Cuda<R>, values: &[f32], behind: usize) -> CudaBuf<R> {
     let mut buffer = gpu.zeros(values.len() + behind).unwrap();
     gpu.upload_weights(&[values, &vec![f32::NAN; behind]].concat(), &mut buffer, 0).unwrap();
@@ -59,14 +59,14 @@ pub fn unwritten<R: Real>(gpu: &Cuda<R>, len: usize) -> CudaBuf<R> {
     reals(gpu, &[], len)
 }
 
-/// Indices with garbage behind them.
+/// Indices followed by garbage.
 pub fn words<R: Real>(gpu: &Cuda<R>, values: &[u32]) -> CudaBuf<u32> {
     let mut buffer = gpu.zeros(values.len() + ROOM).unwrap();
     gpu.upload(&[values, &[u32::MAX; ROOM]].concat(), &mut buffer, 0).unwrap();
     buffer
 }
 
-/// The first `len` values; fails unless `zeros` values behind them are zero and the rest is as it was.
+/// The first `len` values; fails unless the next `zeros` values are zero and the rest is as it was.
 #[track_caller]
 pub fn taken<R: Real>(gpu: &Cuda<R>, buffer: &CudaBuf<R>, len: usize, zeros: usize) -> Vec<f32> {
     split(gpu.download_weights(buffer, 0..buffer.len()).unwrap(), len, zeros)
@@ -97,7 +97,7 @@ pub fn counts(pack: &Pack) -> PackCounts {
     }
 }
 
-/// The pack on the device, with garbage behind every list.
+/// The pack on the device, with garbage after every list.
 pub fn device<R: Real>(gpu: &Cuda<R>, pack: &Pack) -> DeviceBatch<Cuda<R>> {
     let batch = DeviceBatch {
         tokens: pack.tokens(),

@@ -1,5 +1,5 @@
-//! What survives on GPUs: runs that are killed, preempted or taken up from a checkpoint end with the bits of
-//! an unbroken one, and gradients that are not finite are skipped, counted and left behind as on the CPU.
+//! What survives on GPUs: runs that are killed, preempted or continued from a checkpoint end with the bits of
+//! an undisturbed one. Gradients that are not finite are skipped, counted and left behind as on the CPU.
 
 use std::fs;
 use std::path::PathBuf;
@@ -62,7 +62,8 @@ fn a_run_from_a_checkpoint_has_the_bits_of_the_whole() {
         assert_eq!(losses(&whole)[4..], losses(&rest), "{name}: other losses");
         assert!(bits(&place, name) == bits(&place, &again), "{name}: other bits");
     }
-    // at another number of ranks; the f32 weights of bf16 differ in their last digits alone (5e-8 in the losses)
+    // at another number of ranks; the f32 weights of bf16 differ only in their last digits (5e-8 in the
+    // losses)
     for (name, ranks, precision) in [("f32-1", 2, &F32), ("bf16-1", 2, &BF16), ("bf16-2", 1, &BF16)] {
         let (from, out) = (format!("{name}/checkpoints/step-0000004"), format!("{name}-to-{ranks}"));
         let more = ["--out", out.as_str(), "--resume", from.as_str(), "--resume-with-changes"];

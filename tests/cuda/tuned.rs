@@ -1,4 +1,4 @@
-//! What learns in part: frozen layers and low-rank adapters, on GPUs as on the CPU.
+//! Partial training: frozen layers and low-rank adapters, on GPUs as on the CPU.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +72,7 @@ fn adapters_learn_as_on_the_cpu() {
             }
         }
     }
-    // the base is as it was but where adapters were merged into it
+    // the base is unchanged except where adapters were merged into it
     let (before, after) = (tensors(&place, "coarse/model"), tensors(&place, "gpu-1/fold-1/model"));
     for (tensor, bytes) in
         before.iter().filter(|(name, _)| name.contains("encoder") || name.contains("embeddings"))

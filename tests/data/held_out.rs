@@ -1,5 +1,5 @@
-//! Held-out pairs: every click on one side, every query on one side, the same ones whatever else
-//! the log holds.
+//! Held-out pairs: every click and every query is on one side only, and on the same side whatever else the
+//! log holds.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -89,7 +89,7 @@ fn packing_keeps_up() {
     let rate = samples as f64 / start.elapsed().as_secs_f64();
     println!("packing: {:.2} M samples/s", rate / 1e6);
     assert_eq!(samples, 400_000);
-    // An order below what an idle core does, so that a busy machine does not fail the test.
+    // A tenth of an idle core's speed, so that a busy machine does not fail the test.
     assert!(rate > 1e5, "{rate} samples/s");
 }
 

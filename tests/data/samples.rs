@@ -1,4 +1,4 @@
-//! What a sample is: the epoch's order, negatives, truncation, and that shards give what they hold.
+//! Samples: the epoch's order, negatives and truncation, and that shards return what they hold.
 
 use std::collections::HashSet;
 use std::sync::Arc;

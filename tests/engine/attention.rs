@@ -66,8 +66,8 @@ fn ragged_packs() {
 }
 
 fn ragged_case<R: Real, E: Engine<Real = R>>(cpu: &E) {
-    // In bf16 the largest error of a handful of values is chance: packs of one and two tokens stand among
-    // the others of a ragged pack.
+    // In bf16 the largest error of a handful of values is luck: packs of one and two tokens stand among the
+    // others of a ragged pack.
     for pack in packs(50).into_iter().filter(|pack| !R::NARROW || pack.tokens() > 60) {
         for drop in [Dropout::OFF, Dropout::new(0.2, 9, 7)] {
             case(cpu, &pack, 2, 32, drop);

@@ -1,5 +1,5 @@
-//! The same call gives the same bits: twice, on any number of threads, and with any instruction set. Every case of
-//! every operation, the widths of real models among them.
+//! The same call gives the same bits: twice, on any number of threads, and with any instruction set. Every
+//! case of every operation, including the widths of real models.
 
 use ctune_dist::engine::Engine;
 use ctune_dist::engine::cases::{Keep, Sizes, outcomes};

@@ -5,7 +5,7 @@ use ctune_dist::engine::op::{Dropout, LossScale};
 use ctune_dist::engine::{Device, DeviceBatch, Elem, Real, Words};
 use ctune_dist::random::philox;
 
-/// Elements behind what an operation may touch.
+/// Elements after those that an operation may touch.
 pub const BEHIND: usize = 70;
 /// Their value: a NaN that no arithmetic makes, in f32 or cut to bf16, so that reading it shows as well
 /// as writing it.
@@ -42,7 +42,7 @@ pub fn held<R: Real>(values: &[f32]) -> Vec<f32> {
     values.iter().map(|&x| R::from_f32(x).to_f32()).collect()
 }
 
-/// `values` with poison behind them.
+/// `values` followed by poison.
 pub fn poisoned<T: Real, D: Device>(device: &D, values: &[f32]) -> D::Buf<T> {
     let mut all: Vec<T> = values.iter().map(|&x| T::from_f32(x)).collect();
     all.resize(values.len() + BEHIND, T::from_f32(f32::from_bits(POISON)));
@@ -61,17 +61,17 @@ pub fn write<T: Real, D: Device>(device: &D, buffer: &mut D::Buf<T>, values: &[f
     device.upload(&values, buffer, 0).unwrap();
 }
 
-/// `len` poisoned values (to be overwritten) with poison behind them.
+/// `len` poisoned values (to be overwritten) followed by poison.
 pub fn unwritten<T: Real, D: Device>(device: &D, len: usize) -> D::Buf<T> {
     poisoned(device, &vec![f32::from_bits(POISON); len])
 }
 
-/// Indices with garbage behind them.
+/// Indices followed by garbage.
 pub fn indices<D: Device>(device: &D, values: &[u32]) -> Words<D> {
     on_device(device, &[values, &[u32::MAX; BEHIND]].concat())
 }
 
-/// The values of a buffer of `len`; fails when something behind them was written.
+/// The values of a buffer of `len`; fails when something after them was written.
 #[track_caller]
 pub fn taken<T: Real, D: Device>(device: &D, buffer: &D::Buf<T>, len: usize) -> Vec<f32> {
     let bits = |x: T| x.to_f32().to_bits();
@@ -171,7 +171,7 @@ impl Pack {
         self.lengths.iter().map(|&length| (length * length) as u64).sum()
     }
 
-    /// On the device, with garbage behind every list.
+    /// The pack on the device, with garbage after every list.
     pub fn device<D: Device>(&self, device: &D) -> DeviceBatch<D> {
         DeviceBatch {
             tokens: self.tokens(),

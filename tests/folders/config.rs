@@ -1,5 +1,5 @@
-//! Every key of `config.json` with every value of a list: followed, refused by name, warned of or without effect,
-//! never in silence.
+//! Every key of `config.json` with every value of a list: followed, refused by name, warned of or without
+//! effect, never ignored silently.
 
 use ctune_dist::allow_list::{self, Verdict};
 use ctune_dist::model::Shape;
@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::support::*;
 
-/// Values that a key may have by intent, by mistake or by another program's habit.
+/// Values that a key may have on purpose, by mistake or by another program's habit.
 fn values() -> Vec<Value> {
     let text = r#"[null, true, false, 0, 1, 2, 3, 12, 512, -1, 0.0, 0.02, 0.1, 0.5, 1.0, 1e-5, 1e-12, 1e-60, 1e60,
         "", "gelu", "gelu_new", "gelu_python", "relu", "absolute", "relative_key", "bert", "roberta", "bidi", "uni",
@@ -171,7 +171,7 @@ fn missing_sizes_are_named() {
     }
 }
 
-/// What has no effect here goes on to who reads the written folder.
+/// Keys without effect here are kept for whoever reads the written folder.
 #[test]
 fn settings_of_others_are_kept() {
     let mut given = config(&shape());

@@ -1,4 +1,4 @@
-//! The same tokens in transformers, where its Python package is: `CTUNE_PYTHON` or `python3`.
+//! The same tokens in transformers, if its Python package is installed for `CTUNE_PYTHON` or `python3`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ fn ask(python: &str, folders: &[PathBuf]) -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// What is here: as the script has it, but for the length.
+/// This program's answer in the script's form, except for the length.
 fn here(folder: &Path) -> [Value; 3] {
     let tokenizer = Tokenizer::load(folder).unwrap();
     let pair = tokenizer.encode_batch(&["Schön heron", "MÖGEN otter 北京"], usize::MAX).unwrap();

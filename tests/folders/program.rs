@@ -1,4 +1,4 @@
-//! The situations as a user meets them: through the program, with its exit code and the line that it says.
+//! The situations that a user meets, through the program: its exit code and the line that it prints.
 
 use std::fs;
 use std::path::Path;
@@ -182,7 +182,7 @@ fn prepare_follows_and_keeps_a_vocabularys_settings() {
     assert_refused(&out, 2, &["german/tokenizer_config.json", "strip_accents = \"no\""]);
 }
 
-/// Every rank reads the folder, and one says what is in it.
+/// Every rank reads the folder, and one reports on it.
 #[test]
 fn an_unknown_key_is_named_once() {
     let place = collection();

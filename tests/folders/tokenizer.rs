@@ -1,4 +1,4 @@
-//! Every key of a tokenizer's files with every value of a list, and files that come out as they went in.
+//! Every key of a tokenizer's files with every value of a list, and files that are written as they were read.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -162,7 +162,7 @@ fn files_that_contradict_each_other_are_refused_by_name() {
     assert!(refusal(Tokenizer::load(folder.path())).contains("tokenizer_config.json: not JSON"));
 }
 
-/// What was given comes out byte by byte; what it left to others' defaults is named.
+/// Given files are copied byte for byte; what they left to other programs' defaults is spelled out.
 #[test]
 fn a_written_folder_tokenises_as_the_given_one() {
     let mut count = 0;

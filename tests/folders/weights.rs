@@ -1,5 +1,5 @@
-//! Weights and the config's numbers: the engine against the reference model, which reads the same shape, and
-//! what is missing, too much or under another name.
+//! Weights and the config's numbers: the engine against the reference model of the same shape, and tensors
+//! that are missing, superfluous or misnamed.
 
 use std::collections::BTreeMap;
 use std::path::Path;

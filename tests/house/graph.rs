@@ -1,4 +1,5 @@
-//! Which file needs which, and what follows: arrows between rooms, and circles of files inside one.
+//! Which file needs which, and what follows from it: arrows between rooms, and circles of files inside a
+//! room.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -70,7 +71,7 @@ impl<'a> Graph<'a> {
         rooms
     }
 
-    /// For each file that needs itself through others of its room: the shortest way around.
+    /// For each file that depends on itself through others in its room, the shortest circle.
     pub fn circles(&self) -> Vec<Vec<&str>> {
         (0..self.files.len()).filter_map(|start| self.way_around(start)).collect()
     }
@@ -103,7 +104,7 @@ fn room(file: &Facts) -> String {
     file.module.first().cloned().unwrap_or_default()
 }
 
-/// Rooms that need themselves through others, after the table alone.
+/// Rooms that depend on themselves through others, according to the table alone.
 pub fn rings(table: &[(&str, &[&str])]) -> Vec<Names> {
     let next = |room: &str| table.iter().find(|(name, _)| *name == room).map_or(&[][..], |(_, to)| to);
     let reach = |start: &str| {

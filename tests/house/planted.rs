@@ -12,7 +12,7 @@ const RULES: Rules = Rules {
     may_use_cfg: &["src/low/mapped.rs"],
 };
 
-/// A file that may do what others may not.
+/// A file with rights that others lack.
 const MAPPED: (&str, &str) =
     ("src/low/mapped.rs", "//! Maps.\n#[cfg(unix)]\npub fn map() { unsafe { call() } }\n");
 

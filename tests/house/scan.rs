@@ -25,7 +25,7 @@ pub struct Facts {
     pub functions: Vec<(String, usize)>,
     /// Paths that its code outside tests follows, from the crate's root.
     pub paths: Vec<Names>,
-    /// Names that it passes on from elsewhere (`pub use`), and where they are.
+    /// Names that it re-exports (`pub use`), and where they come from.
     pub doors: Vec<(String, Names)>,
     /// Macros that it defines, and those that it calls.
     pub macros: Vec<String>,
@@ -45,7 +45,7 @@ fn module_of(path: &str) -> Names {
 /// Reads a file.
 ///
 /// # Panics
-/// Where the text is no Rust.
+/// If the text is not Rust.
 pub fn scan(path: &str, text: &str) -> Facts {
     let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{path}: {error}"));
     let facts = Facts {
@@ -121,7 +121,7 @@ impl Scanner {
         }
     }
 
-    /// Takes an attribute down; true where it says that what follows is for tests.
+    /// Records an attribute; true if it says that what follows is for tests.
     fn attribute(&mut self, content: TokenStream) -> bool {
         let text = content.to_string();
         let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
@@ -135,7 +135,7 @@ impl Scanner {
         tests
     }
 
-    /// Takes keywords and the names of macros and functions down.
+    /// Records keywords and the names of macros and functions.
     fn word(&mut self, rest: &[TokenTree]) {
         match rest {
             [TokenTree::Ident(word), ..] if word == "unsafe" => self.facts.has_unsafe = true,
@@ -159,7 +159,7 @@ impl Scanner {
         }
     }
 
-    /// Takes a path down that begins here; its length in tokens, or 0 where none does.
+    /// Records a path that begins here; returns its length in tokens, or 0 if none does.
     fn path(&mut self, rest: &[TokenTree], module: &[String], tests: bool) -> usize {
         let mut names = Names::new();
         let mut length = 0;
@@ -182,13 +182,13 @@ impl Scanner {
         length
     }
 
-    /// Takes an import down: what it names, and which of it is passed on.
+    /// Records an import: what it names, and which of that is re-exported.
     fn imports(&mut self, tree: &[TokenTree], module: &[String], public: bool, tests: bool) {
         let mut leaves = Vec::new();
         leaves_of(tree, &Names::new(), &mut leaves);
         for (path, name) in leaves {
             let Some(path) = self.rooted(&path, module).filter(|_| !tests) else { continue };
-            // What a module passes on of its own children is a door, not something it needs.
+            // What a module re-exports of its own children is a door, not a dependency.
             if !(public && path.len() > module.len() && path.starts_with(module)) {
                 self.facts.paths.push(path.clone());
             }
@@ -198,7 +198,7 @@ impl Scanner {
         }
     }
 
-    /// A path as written, from the crate's root; `None` where it leads to another crate.
+    /// A path as written, from the crate's root; `None` if it leads to another crate.
     fn rooted(&self, names: &[String], module: &[String]) -> Option<Names> {
         let (mut base, mut rest) = (module.to_vec(), names);
         match names[0].as_str() {

@@ -1,7 +1,6 @@
-//! What the rules allow. To let a room use another, list it here and say in the change why the one has to know
-//! the other.
+//! What the rules allow. To let a room use another, list it here and say in the commit why it has to.
 
-/// A room and those that it may use, which all stand further up: rooms have floors.
+/// A room and the rooms that it may use, all of which are listed above it.
 pub const ROOMS: [(&str, &[&str]); 28] = [
     // What everyone may use.
     ("error", &[]),
@@ -63,7 +62,7 @@ pub const ROOMS: [(&str, &[&str]); 28] = [
     ),
     // What draws.
     ("report", &["error", "files", "ir", "terminal"]),
-    // Commands, one a room.
+    // Commands, one per room.
     (
         "study",
         &[
@@ -135,6 +134,6 @@ pub const CFG: &[&str] = &[
     "src/engine/cpu/mod.rs",
 ];
 
-/// What is not as the rules ask and is still to be mended. An entry that no longer occurs must be taken out, so
-/// the list only shrinks.
+/// Known faults that are still to be mended. An entry that no longer occurs must be removed, so the list only
+/// shrinks.
 pub const KNOWN: &[&str] = &[];

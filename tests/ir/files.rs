@@ -192,7 +192,7 @@ fn runs_of_every_shape() {
     assert_eq!(Run::read(&path).unwrap().get("1").unwrap()[0].doc, "a");
 }
 
-/// A file large enough to be cut into pieces for several threads reads as its lines do.
+/// A file large enough to be cut into pieces for several threads gives the same as its lines one by one.
 #[test]
 fn lines_of_a_topic_may_stand_anywhere() {
     let lines =
@@ -249,7 +249,7 @@ fn a_written_run_has_six_columns() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "1 Q0 d1 1 3 tag\n1 Q0 d0 2 0.1 tag\n");
 }
 
-/// Scores that crowd into a few f32 values, ties among them.
+/// Scores crowded into a few f32 values, including ties.
 fn crowded() -> impl Strategy<Value = Vec<f64>> {
     let near = (0..40_i32, -2..3_i32)
         .prop_map(|(steps, power)| 10_f64.powi(power) * (1.0 + f64::from(steps) * 1e-9));
@@ -278,7 +278,7 @@ proptest! {
         }
     }
 
-    /// Bytes of any kind give a run or an error, never a panic.
+    /// Any bytes give a run or an error, never a panic.
     #[test]
     fn readers_survive_any_bytes(bytes in prop::collection::vec(prop_oneof![Just(b'\n'), Just(b' '), Just(b'\t'), Just(b'<'), Just(b'1'), any::<u8>()], 0..120)) {
         let folder = folder();

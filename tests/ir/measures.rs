@@ -12,7 +12,7 @@ const TIE_RUN: &str =
     "1 Q0 a 1 5 t\n1 Q0 b 2 5 t\n1 Q0 u 3 5 t\n1 Q0 c 4 1 t\n3 Q0 z 1 1 t\n4 Q0 n 1 2 t\n4 Q0 m 2 1 t\n";
 const NAMES: [&str; 3] = ["map", "recip_rank", "ndcg_cut_5"];
 
-/// As trec_eval prints.
+/// As trec_eval prints it.
 fn printed(values: &[f64]) -> Vec<String> {
     values.iter().map(|value| format!("{value:.4}")).collect()
 }
@@ -218,8 +218,8 @@ fn nist_outputs_to_the_last_byte() {
     }
 }
 
-/// NIST's output for measures with lists of cut-offs; gains, coefficients and recall points of one's own
-/// are not there and are refused.
+/// NIST's output for measures with lists of cut-offs; custom gains, coefficients and recall points are not
+/// supported and are refused.
 #[test]
 fn nist_output_of_other_cutoffs() {
     let Some(folder) = shared("fixtures/trec_eval/test") else { return };
@@ -249,7 +249,7 @@ fn nist_output_of_other_cutoffs() {
     }
 }
 
-/// trec_eval's own code, where its Python package can be imported: `CTUNE_PYTHON` or `python3`.
+/// trec_eval's own code, if its Python package can be imported: `CTUNE_PYTHON` or `python3`.
 #[test]
 fn random_files_agree_with_trec_evals_code() {
     let python = std::env::var("CTUNE_PYTHON").unwrap_or_else(|_| "python3".into());
@@ -269,7 +269,7 @@ fn random_files_agree_with_trec_evals_code() {
     assert_eq!(text.matches(" 0 disagree").count(), 6, "{text}");
 }
 
-/// The values of NIST's test files that stand in the project's documentation.
+/// The values of NIST's test files that the project's documentation quotes.
 #[test]
 fn nist_values() {
     let Some(folder) = shared("fixtures/trec_eval/test") else { return };

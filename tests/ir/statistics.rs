@@ -137,7 +137,7 @@ fn folds_of_pyserini_and_cedr() {
     assert_eq!((folds.len(), tested.len()), (5, 250));
 }
 
-/// All fold files in public use here, and their sizes.
+/// All public fold files that the configs use, and their sizes.
 #[test]
 fn public_fold_files() {
     let Some(root) = shared("topics_qrels") else { return };

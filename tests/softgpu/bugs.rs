@@ -1,5 +1,5 @@
-//! Tests of the tests: kernels with one planted mistake each (programs/bugs.cu) are found, each by the layer that is
-//! there for it, and the same kernels without the mistake are passed in silence.
+//! Tests of the tests: kernels with one planted mistake each (programs/bugs.cu) are caught, each by the layer
+//! meant for it, and the same kernels without the mistake pass silently.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::build::{SOURCES, Sanitizer};
 use super::{child, load, sanitizers};
 
-/// Kernel, floats in its input (0: it has none) and in its output, blocks.
+/// Kernel, floats in its input (0: none) and in its output, blocks.
 const KERNELS: [(&str, usize, usize, u32); 15] = [
     ("overrun", 0, 128, 2),
     ("misaligned", 264, 64, 1),
@@ -147,7 +147,7 @@ fn the_device_is_silent_about_kernels_without_mistakes() {
     }
 }
 
-/// All kernels' launches, recorded while they run without being ended by their reports.
+/// All kernels' launches, recorded while reports do not end the process.
 fn recording() -> &'static Path {
     static MADE: OnceLock<TempDir> = OnceLock::new();
     let folder = MADE.get_or_init(|| {
@@ -160,7 +160,7 @@ fn recording() -> &'static Path {
     Box::leak(folder.path().join("launches").into_boxed_path())
 }
 
-/// Every kernel that a sanitizer finds, with words of its message; all others are passed.
+/// Every kernel that a sanitizer catches, with words of its message; all others pass.
 fn check(sanitizer: Sanitizer, found: &[(&str, &[&str])]) {
     for (name, words) in found {
         let output = sanitizers::replay(sanitizer, &[source()], &[], recording(), Some(name));

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/softgpu");
-/// Library, its sources, whether it may use all instructions of this machine. The names are the first that cudarc asks for.
+/// Library, its sources, and whether it may use all of this machine's instructions. The names are the ones
+/// that cudarc tries first.
 pub const LIBRARIES: [(&str, &[&str], bool); 4] = [
     (
         "libcuda.so",
@@ -27,7 +28,7 @@ pub const LIBRARIES: [(&str, &[&str], bool); 4] = [
     ("libnvrtc.so", &["driver/compile.cpp", "driver/nvrtc.cpp"], false),
     ("libnccl.so", &["driver/nccl.cpp"], false),
 ];
-/// Other names under which programs look for them.
+/// Other names that programs look for.
 const ALIASES: [(&str, &str); 2] = [("libcuda.so.1", "libcuda.so"), ("libnccl.so.2", "libnccl.so")];
 
 /// What runs a launch, in the libraries and in the programs.
@@ -43,8 +44,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("softgpu")
 }
 
-/// Makes `folder` by `build`, unless that was done before. Ranks and parallel test processes build once; the lock
-/// goes when its file is closed.
+/// Makes `folder` with `build`, unless it is there already. Ranks and parallel test processes build once;
+/// closing the file releases the lock.
 fn once(folder: PathBuf, build: impl FnOnce(&Path)) -> PathBuf {
     fs::create_dir_all(root()).unwrap();
     let lock = File::create(folder.with_extension("lock")).unwrap();
@@ -58,7 +59,7 @@ fn once(folder: PathBuf, build: impl FnOnce(&Path)) -> PathBuf {
     folder
 }
 
-/// Of the sources, the compiler and the processor (`-march=native`).
+/// A hash of the sources, the compiler and the processor (`-march=native`).
 fn fingerprint() -> u64 {
     let mut hash = DefaultHasher::new();
     for folder in ["shim", "driver", "programs"] {
@@ -159,7 +160,8 @@ pub fn replay_program(sanitizer: Sanitizer, sources: &[PathBuf], flags: &[&str])
 }
 
 fn build_replay(folder: &Path, sanitizer: Sanitizer, sources: &[PathBuf], flags: &[&str]) {
-    // A copy without the header that the shim replaces: it would be found first, beside the kernels.
+    // A copy without the header that the shim replaces, which would otherwise be found first, beside the
+    // kernels.
     let copies = folder.join("kernels");
     fs::create_dir(&copies).unwrap();
     let headers = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
@@ -179,7 +181,7 @@ fn build_replay(folder: &Path, sanitizer: Sanitizer, sources: &[PathBuf], flags:
         run(command.args(sanitizer.flags()).args(flags));
         link.arg(object);
     }
-    // The runtime itself is not watched: it tells the sanitizer of fibers by hand.
+    // The runtime itself is not watched: it reports fibers to the sanitizer by hand.
     for source in RUNTIME.iter().chain(&["programs/replay.cpp"]) {
         let object = folder.join(Path::new(source).file_name().unwrap()).with_extension("o");
         run(compiler().args(["-O2", "-g", "-c"]).arg(Path::new(SOURCES).join(source)).arg("-o").arg(&object));

@@ -1,5 +1,5 @@
-//! Tests of what ends a process: this test binary is started again for a single test, which then plays the program
-//! under test, with an environment of its own.
+//! Tests of behaviour that ends a process. This test binary is started again for a single test, which then
+//! plays the program under test, in its own environment.
 
 use std::process::{Command, Output};
 
@@ -7,7 +7,7 @@ use super::REPORTED;
 
 const MARK: &str = "SOFTGPU_TEST_CHILD";
 
-/// What the started test is told to be; `None` in an ordinary run of the tests.
+/// The role of the started test; `None` in an ordinary run of the tests.
 pub fn role() -> Option<String> {
     std::env::var(MARK).ok()
 }

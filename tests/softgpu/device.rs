@@ -1,5 +1,5 @@
-//! The driver's own behaviour, seen through cudarc as the engine sees it: what works, and each misuse that must be
-//! reported. Misuse ends a process, so it happens in children.
+//! The driver's own behaviour, through cudarc as in the engine: what works, and each misuse that must be
+//! reported. Misuse ends a process, so it happens in child processes.
 
 use std::sync::Arc;
 

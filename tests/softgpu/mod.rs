@@ -1,13 +1,14 @@
 //! The software CUDA device: builds the libraries of `shim/` and `driver/` with g++, once, and puts them where the
 //! program (`library_path`, `command`) or this test process (`load`) finds them instead of NVIDIA's.
 //!
-//! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, late:ID, random:SEED, threads:SEED), `SOFTGPU_ORDER` of
-//! threads and blocks (forward, reverse, random:SEED; compare: each launch in three orders, which must agree),
-//! `SOFTGPU_STRICT` (1: a report ends the process with code 97), `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8),
-//! `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`, `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (A<B:K, the K-th
-//! wait of stream A for stream B, which is forgotten: a planted mistake), `SOFTGPU_WAITS` (a file for the number of the
-//! host's waits), `SOFTGPU_CACHE` (compiled kernels), `SOFTGPU_RECORD` (a file
-//! for launches, which a sanitizer program then repeats: sanitizers.rs).
+//! Environment variables of the device: `SOFTGPU_STREAMS` (eager, lazy, late:ID, random:SEED, threads:SEED),
+//! `SOFTGPU_ORDER` of threads and blocks (forward, reverse, random:SEED; compare: each launch in three
+//! orders, which must agree), `SOFTGPU_STRICT` (1: a report ends the process with code 97),
+//! `SOFTGPU_CAPABILITY` (90), `SOFTGPU_DEVICES` (8), `SOFTGPU_MEMORY_MB` (16384), `SOFTGPU_THREADS`,
+//! `SOFTGPU_NCCL_TIMEOUT` (60 s), `SOFTGPU_DROP_WAIT` (A<B:K, a planted mistake: the K-th wait of stream A
+//! for stream B is left out), `SOFTGPU_WAITS` (a file for the number of the host's waits), `SOFTGPU_CACHE`
+//! (compiled kernels), `SOFTGPU_RECORD` (a file for launches, which a sanitizer program then repeats; see
+//! sanitizers.rs).
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_uchar, c_uint, c_void};
@@ -23,7 +24,7 @@ mod nccl;
 mod ptx;
 mod sanitizers;
 
-/// Exit code of a process that the software device ended because of what it reported.
+/// Exit code of a process that the software device ended after a report.
 pub const REPORTED: i32 = 97;
 
 pub use build::library_path;
@@ -36,8 +37,8 @@ pub fn command(binary: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Makes the software device the CUDA of this process: cudarc's later `dlopen("libcuda.so")` finds what is loaded
-/// under that name already. To be called before the first CUDA call; any number of times.
+/// Makes the software device the CUDA of this process: cudarc's later `dlopen("libcuda.so")` finds the
+/// library already loaded under that name. Call it before the first CUDA call; more calls do no harm.
 pub fn load() {
     static LOADED: OnceLock<()> = OnceLock::new();
     LOADED.get_or_init(|| {
@@ -56,8 +57,8 @@ pub fn load() {
     });
 }
 
-/// How often each kernel, product (`cublasLtMatmul`), copy and clearing (`cuMemsetD8Async`) was put on a stream of this
-/// process since the last call.
+/// How often each kernel, product (`cublasLtMatmul`), copy and clearing (`cuMemsetD8Async`) has been put on a
+/// stream of this process since the last call.
 pub fn take_enqueued() -> BTreeMap<String, usize> {
     load();
     let handle = open(&library_path().join(LIBCUDA));
@@ -78,10 +79,10 @@ pub fn take_enqueued() -> BTreeMap<String, usize> {
     lines.lines().map(count).collect()
 }
 
-/// The driver's library, whose functions beyond CUDA's the tests call.
+/// The driver's library, for the functions beyond CUDA's that the tests call.
 const LIBCUDA: &str = "libcuda.so";
 
-/// A kernel as g++'s types describe it: its name, and of every argument the bytes and whether it is a pointer.
+/// A kernel as g++'s types describe it: its name, and the size of each argument and whether it is a pointer.
 pub type Described = (String, Vec<(u32, bool)>);
 
 /// The kernels of a compiled image (what `Settings::kernel_cache` keeps).

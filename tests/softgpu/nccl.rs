@@ -1,4 +1,4 @@
-//! Collectives between processes: sums, shares and gathers on two and four ranks, and what is said when ranks
+//! Collectives between processes: sums, shares and gathers on two and four ranks, and the reports when ranks
 //! disagree or one is missing.
 
 use std::path::Path;

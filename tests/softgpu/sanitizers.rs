@@ -1,8 +1,8 @@
 //! Kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 //!
-//! What is launched on the software device can be recorded (`SOFTGPU_RECORD`) and is then repeated by a program in
-//! which g++ watches the kernels. So every launch of a test comes under the sanitizers with the shapes, arguments and
-//! contents that it has, and a kernel's author adds nothing here.
+//! Launches on the software device can be recorded (`SOFTGPU_RECORD`); a program in which g++ watches the
+//! kernels then repeats them. So every launch of a test comes under the sanitizers with its own shapes,
+//! arguments and contents, and a kernel's author adds nothing here.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,8 +11,9 @@ use std::sync::OnceLock;
 use super::build::{Sanitizer, replay_program};
 use super::child;
 
-/// Blocks of a launch that ThreadSanitizer watches: the first, the last and some between. It looks for races between
-/// the threads of one block; blocks follow each other in its eyes (those between blocks are for `SOFTGPU_ORDER=compare`).
+/// Blocks of a launch that ThreadSanitizer watches: the first, the last and some between. It looks for races
+/// between the threads of one block, since here blocks run one after another. `SOFTGPU_ORDER=compare` finds
+/// races between blocks.
 const WATCHED_BLOCKS: &str = "6";
 
 /// Repeats a recording; `only` names a kernel, `first` is each kernel's first launch, none is all.
@@ -47,7 +48,7 @@ fn kernels() -> Vec<PathBuf> {
     files
 }
 
-/// What the trials of every operation launch: ragged packs, both head sizes, f32 and bf16.
+/// The launches of every operation's cases: ragged packs, both head sizes, f32 and bf16.
 fn recording() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {

@@ -15,7 +15,7 @@ fn size(dir: &Path) -> u64 {
     entries.map(|path| if path.is_dir() { size(&path) } else { fs::metadata(path).unwrap().len() }).sum()
 }
 
-/// A run whose last 4 steps are to be made again, with all its checkpoints.
+/// A run, with all its checkpoints, whose last 4 steps must be run again.
 fn unfinished(place: &Place, out: &str) -> PathBuf {
     assert_done(&train(place, 1, out, &PLAN));
     fs::remove_file(place.path(out).join("DONE")).unwrap();

@@ -1,5 +1,5 @@
-//! The drill: a job on two ranks is killed again and again at random moments, and ends with the bits
-//! of one that was left alone.
+//! The drill: a job on two ranks is killed again and again at random moments, and ends with the bits of an
+//! undisturbed one.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn ten_kills_at_random_moments_change_no_bit() {
     assert_eq!(losses(&place, "whole"), losses(&place, "broken"));
 }
 
-/// Numbers that differ from run to run (xorshift), as the moments should.
+/// Numbers (xorshift) that differ from run to run, as the moments should.
 fn random(seed: u32) -> impl FnMut() -> u64 {
     let mut state = u64::from(seed) | 1 << 40;
     move || {

@@ -69,7 +69,7 @@ impl Job {
         self.wait_until(name, |_| path.exists());
     }
 
-    /// Whether a checkpoint lies there that is being written, or was when the job ended.
+    /// Whether there is a checkpoint that is being written, or was when the job ended.
     pub fn partial(&self) -> bool {
         let entries = fs::read_dir(self.dir.join("checkpoints"));
         entries.is_ok_and(|mut all| {
@@ -163,7 +163,7 @@ pub fn model(place: &Place, run: &str) -> Vec<u8> {
     fs::read(place.path(run).join("model/model.safetensors")).unwrap()
 }
 
-/// The losses of a run, whose steps must follow each other without a gap and without a repetition.
+/// The losses of a run, whose steps must follow each other without gaps or repetitions.
 pub fn losses(place: &Place, run: &str) -> Vec<f64> {
     let metrics = place.metrics(run);
     let steps: Vec<u64> = metrics.iter().map(|line| line["step"].as_u64().unwrap()).collect();

@@ -1,5 +1,5 @@
-//! Ranks that die or hang, gradients that are not finite, disks that are full: the job ends soon, says
-//! why in a line, and what was saved stays good.
+//! Ranks that die or hang, gradients that are not finite, disks that are full: the job ends soon, says why in
+//! one line, and what was saved stays valid.
 
 use std::fs;
 use std::process::Command;
@@ -55,7 +55,7 @@ fn a_rank_that_hangs_ends_the_job_with_its_name() {
     }
 }
 
-/// Two ranks of one job, of which one is started as `other` says, in place of the plain program.
+/// Two ranks of one job; one is started as `other` says instead of as the plain program.
 fn two(place: &Place, other: (usize, &str), out: &str) -> std::process::Output {
     let args = format!("coarse --config plan.toml --out {out} {}", PLAN.join(" "));
     let plain = format!("exec {BINARY} {args}");
@@ -117,7 +117,7 @@ fn a_rank_that_panics_ends_the_job_with_its_reason() {
     assert!(text.contains("rank 0") && text.contains("Invalid argument"), "{text}");
 }
 
-/// What cannot be said on a full disk is said once, at the end of a training that is whole.
+/// If the disk is too full for output, training completes and says so once, at its end.
 #[test]
 fn a_rank_whose_terminal_is_full_finishes() {
     let place = Place::with_shards();
@@ -142,7 +142,7 @@ fn a_watchdog_names_the_rank_that_does_not_come() {
         |rank: usize| Watchdog::follow(rank, &address, limit, beats[rank].clone(), on_end(rank)).unwrap();
     let followers = [follow(1).expect("rank 0 is reached"), follow(2).expect("rank 0 is reached")];
     let armed: Vec<_> = beats.iter().map(|beat| beat.armed()).collect();
-    // all go on: nobody is blamed
+    // all continue: nobody is blamed
     for step in 1..=30 {
         beats.iter().for_each(|beat| beat.step(step));
         std::thread::sleep(Duration::from_millis(100));
@@ -163,7 +163,7 @@ fn a_watchdog_names_the_rank_that_does_not_come() {
     drop(armed);
     waiting.into_iter().for_each(|thread| thread.join().unwrap());
     drop((lead, followers));
-    // a stranger is not let in
+    // a process that is not of this job is not let in
     let (lead, mut address) = Watchdog::lead(2, limit, Arc::default(), on_end(0)).unwrap();
     let text = serde_json::to_string(&address).unwrap();
     let mut fields: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -1,5 +1,5 @@
-//! The debug check against the reference model: that it sees every tensor that learns, and that a wrong
-//! one cannot hide behind its size or its name.
+//! The debug check against the reference model: it sees every trained tensor, and a wrong one cannot hide
+//! behind its size or name.
 
 use std::collections::BTreeMap;
 

@@ -155,7 +155,7 @@ fn frozen_parts_stay_and_have_no_moments() {
     assert!(learning.iter().all(|p| part.weights[p.range()] != before[p.range()]));
 }
 
-/// Gradients that are not summed over ranks would let the ranks' weights drift apart in silence.
+/// Gradients that are not summed over ranks would silently let the ranks' weights drift apart.
 #[test]
 fn every_bucket_is_summed_once_before_an_update() {
     let golden = golden::load();

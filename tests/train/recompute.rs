@@ -1,4 +1,4 @@
-//! What backward computes again costs memory no more and changes no bit.
+//! What backward computes again no longer takes memory, and changes no bit.
 
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::model::activations::Activations;

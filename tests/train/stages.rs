@@ -1,4 +1,4 @@
-//! What `coarse` and `pretrain` look at before their first step.
+//! What `coarse` and `pretrain` check before their first step.
 
 use std::process::Command;
 

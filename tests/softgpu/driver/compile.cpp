@@ -1,7 +1,7 @@
 // From a .cu file to machine code of the host: preprocess, find the kernels, append their description, compile.
 //
-// Kernels are found after preprocessing by the attributes that the shim's keywords became, so macros that write kernels
-// work. For each `extern "C" __global__` function a trailer describes its arguments by templates.
+// Kernels are found after preprocessing, by the attributes that the shim's keywords expand to, so macros that write
+// kernels work. For each `extern "C" __global__` function a trailer describes its arguments by templates.
 #include "compile.h"
 #include "../shim/report.h"
 #include <cctype>
@@ -115,7 +115,7 @@ static std::string trailer(const std::vector<Found>& kernels, bool program) {
     for (auto& k : kernels)
         text += "  ::softgpu::describe(\"" + k.name + "\", " + k.name + ", ::softgpu::first_bound(" + k.bounds + ")),\n";
     text += "};\n";
-    if (program)  // after the table in the same file, so initialised after it
+    if (program)  // after the table in the same file, and so initialised later
         text += "static const bool softgpu_collected = (::softgpu::collect(softgpu_kernels, softgpu_kernel_count), true);\n";
     return text;
 }

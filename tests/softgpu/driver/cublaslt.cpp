@@ -40,7 +40,7 @@ struct Heuristic {
     int reserved[4];
 };
 static const uint64_t kMagic = 0x736f667467707521u;
-static const size_t kWorkspace = 65536;  // what an algorithm here claims to need, so that a missing one is seen
+static const size_t kWorkspace = 65536;  // what an algorithm here claims to need, so that a missing workspace is noticed
 
 SOFTGPU_API int cublasLtCreate(void** handle) { return *handle = new int(0), SUCCESS; }
 SOFTGPU_API int cublasLtDestroy(void* handle) { return delete static_cast<int*>(handle), SUCCESS; }
@@ -98,7 +98,7 @@ SOFTGPU_API int cublasLtMatmulDescSetAttribute(Description* d, int attribute, co
 }
 SOFTGPU_API int cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, const void* value, size_t bytes) {
     if (attribute == 1) return assign(p->workspace, value, bytes);  // CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES
-    return SUCCESS;  // the others guide a search that does not happen here
+    return SUCCESS;  // the other attributes guide a search that does not happen here
 }
 
 // Shapes, types and leading dimensions as the library checks them; empty when they agree.

@@ -19,7 +19,7 @@ static thread_local SoftContext* current;
 static int device_count() { return static_cast<int>(std::min(64L, setting("SOFTGPU_DEVICES", 8))); }
 static int capability() { return static_cast<int>(setting("SOFTGPU_CAPABILITY", 90)); }
 
-// SOFTGPU_WAITS=FILE: how often the host has waited for the device, and how often that left the device without work.
+// SOFTGPU_WAITS=FILE: how often the host waited for the device, and how often that left the device idle.
 static void write_waits() {
     std::string path = setting("SOFTGPU_WAITS", "");
     FILE* file = path.empty() ? nullptr : fopen(path.c_str(), "a");
@@ -30,13 +30,13 @@ static void write_waits() {
 }
 
 static bool leaks_are_reported = true;
-// For a test process: its tests share devices, and keep what they share until the end.
+// For a test process, whose tests share devices until the end.
 SOFTGPU_API void softgpu_ignore_leaks() { leaks_are_reported = false; }
 
 // ---- initialisation and devices -----------------------------------------------------------------------------------
 SOFTGPU_API CUresult cuInit(unsigned) {
     static bool once = [] {
-        // A program that ends with an error has no duty to tidy up.
+        // A program that ends with an error need not tidy up.
         on_exit(
             [](int status, void*) {
                 write_waits();
@@ -205,7 +205,7 @@ static CUresult copy(Stream* stream, const char* what, uintptr_t to, uintptr_t f
 }
 SOFTGPU_API CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, void* handle) {
     Stream* stream = resolve(handle);
-    // From pinned memory the copy reads when it runs, so a host that writes the buffer again too early is seen. Other
+    // From pinned memory the copy reads when it runs, so a host that overwrites the buffer too early is caught. Other
     // memory is staged before the call returns.
     if (is_pinned(from, bytes)) return copy(stream, "cuMemcpyHtoDAsync", to, reinterpret_cast<uintptr_t>(from), bytes, true, true);
     if (!check_range(to, bytes, "the destination of cuMemcpyHtoDAsync")) return CUDA_ERROR_INVALID_VALUE;
@@ -291,7 +291,7 @@ SOFTGPU_API CUresult cuEventDestroy_v2(SoftEvent* event) {
 SOFTGPU_API CUresult cuEventRecord(SoftEvent* event, void* stream) {
     return usable(event) ? record(resolve(stream), event->state) : CUDA_ERROR_INVALID_HANDLE;
 }
-// A planted mistake: SOFTGPU_DROP_WAIT=A<B:K forgets the K-th time, from 0, that stream A (0 is the host) waits for an
+// A planted mistake: SOFTGPU_DROP_WAIT=A<B:K leaves out the K-th wait, from 0, of stream A (0 is the host) for an
 // event that stream B recorded.
 static bool forgotten(int waiting, const SoftEvent* event) {
     static std::string text = setting("SOFTGPU_DROP_WAIT", "");

@@ -1,4 +1,4 @@
-// State of the software driver that its parts share: memory, streams, events, graphs, kernels.
+// State that the parts of the software driver share: memory, streams, events, graphs, kernels.
 //
 // The names of cuda.h that the project's binary reaches through cudarc are defined here with the values of the CUDA
 // driver API; cuda.h itself is not needed to build this.

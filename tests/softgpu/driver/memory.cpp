@@ -1,5 +1,5 @@
-// Device and pinned memory: poisoned when it is given and when it is taken back, with guard bytes behind each
-// allocation, and kept a while after its release so that a late use can be named.
+// Device and pinned memory. It is poisoned when allocated and when released, has guard bytes after each allocation,
+// and is kept a while after its release so that a late use can be named.
 #include "device.h"
 #include <cstdlib>
 #include <cstring>

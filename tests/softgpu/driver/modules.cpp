@@ -24,7 +24,8 @@ SOFTGPU_API CUresult cuModuleLoadData(SoftModule** module, const void* image) {
     if (strncmp(text, kMagic, sizeof kMagic - 1)) return CUDA_ERROR_INVALID_IMAGE;
     std::string path(text + sizeof kMagic - 1);
     path = path.substr(0, path.find('\n'));
-    // A program may keep images longer than the kernels' folder lives; it then compiles again, as after a new driver.
+    // A program may keep images for longer than the kernels' folder exists; it then compiles again, as after a driver
+    // update.
     if (access(path.c_str(), R_OK)) return CUDA_ERROR_INVALID_IMAGE;
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -75,7 +76,7 @@ SOFTGPU_API CUresult cuFuncSetAttribute(SoftFunction* function, int attribute, i
     return function->dynamic_limit = static_cast<unsigned>(value), CUDA_SUCCESS;
 }
 SOFTGPU_API CUresult cuFuncGetAttribute(int* value, int attribute, SoftFunction* function) {
-    // What a compiler for a real card knows (registers, local memory) is not known here, and reads as 0.
+    // Facts that only a compiler for a real card knows (registers, local memory) read as 0.
     *value = attribute == 0 ? static_cast<int>(function->kernel->max_threads)
            : attribute == 8 ? static_cast<int>(function->dynamic_limit)
                             : 0;
@@ -90,7 +91,7 @@ static std::string shape(dim3 d) {
     return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
 }
 
-// What is wrong with a launch's geometry; empty when nothing is.
+// What is wrong with a launch's geometry; empty if nothing is.
 static std::string wrong_with(const SoftFunction& f, dim3 grid, dim3 block, unsigned dynamic) {
     uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
     if (!grid.x || !grid.y || !grid.z) return "an empty grid " + shape(grid);
@@ -104,7 +105,7 @@ static std::string wrong_with(const SoftFunction& f, dim3 grid, dim3 block, unsi
     return "";
 }
 
-// A launch's arguments, copied when it is issued as the driver does.
+// A launch's arguments, copied when it is issued, as the real driver does.
 struct Arguments {
     std::vector<uint64_t> storage;
     std::vector<void*> values;
@@ -128,7 +129,7 @@ static uintptr_t pointer(const Arguments& a, unsigned i) {
     return value;
 }
 
-// Memory that a launch can reach through its arguments, as it was.
+// The memory that a launch can reach through its arguments, before the launch.
 class Snapshot {
 public:
     Snapshot(const Kernel& kernel, const Arguments& arguments) {

@@ -1,8 +1,8 @@
 // libnccl.so: collectives between processes of one machine, ordered on the software device's streams.
 //
-// Ranks meet in anonymous shared memory that the rank which made the id holds open and the others open through /proc: it
-// is gone with the processes, however they end. Each call is checked against the other ranks' call of the same number.
-// Sums are in rank order, in bf16 rounded after each addition, as a ring would.
+// Ranks meet in anonymous shared memory. The rank that made the id holds it open and the others open it through
+// /proc, so it disappears with the processes, however they end. Each call is checked against the other ranks' call of
+// the same number. Sums are in rank order; in bf16 they are rounded after each addition, as in a ring.
 #include "device.h"
 #include <atomic>
 #include <chrono>
@@ -142,7 +142,7 @@ static void combine(const Communicator* c, const Call& call, size_t first, size_
         store(out, call.type, call.kind == ReduceScatter ? at % part : at, sum);
     }
 }
-// What this rank brings to a chunk.
+// This rank's contribution to a chunk.
 static void contribute(const Communicator* c, const Call& call, size_t first, size_t elements, const char* in) {
     size_t size = type_size(call.type), part = call.count / static_cast<size_t>(c->ranks);
     char* slot = c->meeting->data[c->rank];

@@ -79,7 +79,8 @@ static bool build(Program& p, std::vector<std::string> flags, const std::string&
     return good;
 }
 
-// A program may keep what it compiled by this version: it must be nobody else's, and new with each build of the shim.
+// A program may key its compiled kernels by this version, so it must be unique to this library and to each build of
+// the shim.
 SOFTGPU_API int nvrtcVersion(int* major, int* minor) {
     *major = 12;
     *minor = 1000 + static_cast<int>(hash(own_folder()) % 1000000);

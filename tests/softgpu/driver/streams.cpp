@@ -61,8 +61,8 @@ static bool can_run(const Stream* s) {
     return !o.waits || o.event->done >= o.number;
 }
 
-// Carries out the first operation of a stream. The lock is open meanwhile, so that a collective that waits for other
-// ranks stops nobody.
+// Carries out the first operation of a stream. The lock is released meanwhile, so that a collective that waits for
+// other ranks holds nobody up.
 static void step(Stream* s, Lock& lock) {
     Operation o = std::move(s->queue.front());
     s->queue.pop_front();
@@ -127,7 +127,7 @@ static Stream* needed_by(Stream* blocked, const std::vector<Stream*>& able) {
     return able.front();
 }
 
-// A stream that does not wait to be asked.
+// A stream that runs without being asked.
 static Stream* hurried(const std::vector<Stream*>& streams) {
     for (Stream* s : streams)
         if (s->id != scheduler().late && can_run(s)) return s;
@@ -169,7 +169,7 @@ static CUresult drain(const std::function<bool()>& holds, Stream* wanted, Lock& 
     return all.error;
 }
 
-// The same for a host that stands still meanwhile.
+// The same for a host that blocks meanwhile.
 static CUresult host_waits_until(const std::function<bool()>& holds, Stream* wanted, Lock& lock) {
     if (holds()) return scheduler().error;
     CUresult result = drain(holds, wanted, lock);
@@ -233,13 +233,14 @@ static bool usable(const Stream* s) {
     return false;
 }
 
-// What streams were given since the last question, by name.
+// What has been put on streams since the last query, by name.
 static std::map<std::string, int>& enqueued() {
     static std::map<std::string, int> counts;
     return counts;
 }
 
-// Writes a line `name count` for each name into `out`, ended by a zero, and begins anew. Returns the bytes needed.
+// Writes a line `name count` for each name into `out`, terminated by a zero, and resets the counts. Returns the bytes
+// needed.
 SOFTGPU_API size_t softgpu_take_enqueued(char* out, size_t room) {
     Lock lock(scheduler().mutex);
     std::string text;
@@ -326,7 +327,7 @@ CUresult synchronize(const Event& event) {
             if (!o.waits && o.event == event) holder = s;
     return host_waits_until([&] { return event->done >= number; }, holder, lock);
 }
-// A query lets time pass: otherwise a host that polls would poll for ever.
+// A query lets time pass: otherwise a host that polls would poll forever.
 CUresult query(const Event& event) {
     Lock lock(scheduler().mutex);
     for (Stream* s : scheduler().streams)

@@ -1,4 +1,4 @@
-//! A launch: blocks one after another, a block's threads one at a time, each up to where it must wait.
+//! A launch: blocks run one after another, a block's threads one at a time, each until it must wait.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -55,7 +55,7 @@ pub(super) enum State {
     Done,
 }
 
-/// 16 bytes on their way to shared memory: offset there, source (none: zeros).
+/// 16 bytes on their way to shared memory: the offset there and the source (`None` for zeros).
 #[derive(Clone, Copy)]
 pub(super) struct Copy {
     to: u64,
@@ -81,7 +81,7 @@ pub(super) struct Block<'a> {
     pub shared: Shared,
 }
 
-/// A fault of one thread: what, and which.
+/// A fault: what went wrong, and in which thread.
 pub(super) type Found<T> = Result<T, (String, u32)>;
 
 impl Launch<'_> {
@@ -116,7 +116,7 @@ impl Launch<'_> {
         }
     }
 
-    /// The arguments as the kernel finds them.
+    /// The arguments as the kernel reads them.
     fn parameters(&self) -> Result<Vec<u8>, Fault> {
         let kernel = self.kernel;
         let bad = |what: String| Err(self.fault(what, [0; 3], 0, 0));
@@ -169,7 +169,7 @@ impl Block<'_> {
         }
     }
 
-    /// Every warp has come as far as it can: to the barrier, or to its end.
+    /// Every warp has run as far as it can: to the barrier, or to its end.
     fn pass_barrier(&mut self, threads: &mut [Thread]) -> Result<(), Fault> {
         for lanes in threads.chunks(32) {
             let waiting = || lanes.iter().filter(|lane| lane.state == State::Block);

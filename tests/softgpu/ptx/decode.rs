@@ -2,7 +2,7 @@
 
 use super::instruction::*;
 
-/// `name` and the `parts` behind its dots.
+/// `name` and the `parts` after its dots.
 pub fn decode(name: &str, parts: &[&str], args: &[Operand]) -> Result<Op, String> {
     let has = |part: &str| parts.contains(&part);
     let types: Vec<Type> = parts.iter().filter_map(|part| Type::parse(part)).collect();

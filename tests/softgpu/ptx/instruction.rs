@@ -249,7 +249,7 @@ pub enum Op {
     /// 16 bytes from global to shared memory.
     CopyAsync,
     CommitCopies,
-    /// At most so many groups stay under way.
+    /// At most this many groups stay under way.
     WaitCopies(usize),
     Trap,
 }

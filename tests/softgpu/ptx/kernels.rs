@@ -1,5 +1,5 @@
-//! The project's own kernels as NVRTC compiled them, on small shapes, against the CPU engine. Rows behind
-//! the true count hold NaN on the way in, and are looked at on the way out.
+//! The project's own kernels as NVRTC compiled them, on small shapes, against the CPU engine. Rows after the
+//! true count hold NaN on the way in, and are checked on the way out.
 
 use super::{Arg, Device, Launch, Module, asset};
 use crate::gates::launch_key;
@@ -28,7 +28,7 @@ fn random(len: usize, seed: u32) -> Vec<bf16> {
     (0..len as u32).map(|i| bf16::from_f32(value(i))).collect()
 }
 
-/// `values` behind which rows up to the capacity hold NaN.
+/// `values`, followed by rows of NaN up to the capacity.
 fn padded(values: &[bf16], width: usize) -> Vec<bf16> {
     let mut all = values.to_vec();
     all.resize(CAPACITY * width, bf16::NAN);
@@ -45,7 +45,7 @@ fn counts(device: &mut Device) -> Arg {
     Arg::Pointer(device.upload(&[counts]))
 }
 
-/// The pack as the CPU engine takes it.
+/// The pack in the CPU engine's form.
 fn batch(cpu: &Cpu) -> DeviceBatch<Cpu> {
     let capacity = Capacity { tokens: tokens(), sequences: LENGTHS.len(), masked: tokens() };
     let mut batch = device_batch(cpu, capacity).unwrap();
@@ -182,7 +182,7 @@ fn attention_on_tensor_cores() {
         Arg::U32(CAPACITY as u32),
     ];
     let args = [&head[..], &own, &drop_args(drop)].concat();
-    // blocks behind the pack's sequences leave zeros
+    // blocks after the pack's sequences leave zeros
     let grid = [SEQUENCES as u32, heads.heads as u32, 1];
     run(&module, "attention_backward_d64_bf16", grid, 256, &args, d);
     let got = d.read::<bf16>(at_dqkv);

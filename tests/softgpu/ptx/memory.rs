@@ -1,4 +1,4 @@
-//! Device memory with bounds, and a block's shared memory with a record of who touched each byte when.
+//! Device memory with bounds, and a block's shared memory with a record of who touched each byte and when.
 
 use std::collections::BTreeMap;
 
@@ -6,20 +6,20 @@ use bytemuck::Pod;
 
 /// Where shared memory lies among generic addresses.
 pub const SHARED_WINDOW: u64 = 0x7F00_0000_0000;
-/// The first allocation's address, and the least space behind each that belongs to nobody.
+/// The first allocation's address, and the least unowned space after each allocation.
 const FIRST: u64 = 0x1000_0000;
 const GAP: u64 = 4096;
 /// What memory holds before it is written: a NaN in every float type.
 const POISON: u8 = 0xFF;
 
-/// Global memory: allocations that are apart, so that no overrun lands in a neighbour.
+/// Global memory: allocations lie apart, so that no overrun lands in a neighbour.
 #[derive(Default)]
 pub struct Device {
     regions: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Device {
-    /// A buffer of `values`; its address.
+    /// Makes a buffer of `values`; returns its address.
     pub fn upload<T: Pod>(&mut self, values: &[T]) -> u64 {
         let bytes: Vec<u8> = bytemuck::cast_slice(values).to_vec();
         let end = self.regions.last_key_value().map_or(FIRST, |(base, data)| base + data.len() as u64 + GAP);
@@ -28,12 +28,12 @@ impl Device {
         base
     }
 
-    /// A buffer of `len` values that nobody has written.
+    /// Makes a buffer of `len` unwritten values.
     pub fn unwritten<T: Pod>(&mut self, len: usize) -> u64 {
         self.upload(&vec![POISON; len * size_of::<T>()])
     }
 
-    /// What the buffer at `base` holds.
+    /// The content of the buffer at `base`.
     #[track_caller]
     pub fn read<T: Pod>(&self, base: u64) -> Vec<T> {
         self.regions[&base].chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
@@ -49,7 +49,7 @@ impl Device {
     }
 }
 
-/// Who accesses shared memory: a thread at a point of its block's and its warp's barriers.
+/// An accessor of shared memory: a thread, and how many block and warp barriers it has passed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Who {
     pub thread: u32,
@@ -64,7 +64,7 @@ impl Who {
         self.thread / 32
     }
 
-    /// Whether an access by `self` is over, for all to see, before one by `now`.
+    /// Whether an access by `self` is complete and visible before one by `now`.
     fn before(self, now: Self) -> bool {
         self.thread == now.thread
             || self.epoch < now.epoch
@@ -131,7 +131,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Reads and writes that are one step: atomics do not race with each other.
+    /// Reads and writes in one step: atomics do not race with each other.
     pub fn exchange(&mut self, at: u64, len: usize) -> Result<&mut [u8], String> {
         let range = self.range(at, len, "atomic")?;
         Ok(&mut self.data[range])

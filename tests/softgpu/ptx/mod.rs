@@ -1,6 +1,6 @@
-//! An interpreter of PTX: runs the very text that NVRTC makes of the project's kernels, so that what the
-//! card's compiler understood is tested and not only what a host compiler did. Threads run one at a time
-//! up to their next barrier or warp-wide instruction; every access is checked:
+//! An interpreter of PTX: runs the text that NVRTC makes of the project's kernels, so that the tests cover
+//! what the card's compiler made of them, not only a host compiler. Threads run one at a time up to their
+//! next barrier or warp-wide instruction; every access is checked:
 //!
 //! * global memory: within one allocation, aligned;
 //! * shared memory: within the block's, aligned, never while an asynchronous copy to it is under way,

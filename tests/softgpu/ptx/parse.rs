@@ -58,11 +58,11 @@ impl Module {
     }
 }
 
-/// What all kernels of a text may name.
+/// Names that all kernels of a text may use.
 #[derive(Default)]
 struct Common {
     files: HashMap<u32, String>,
-    /// Names of dynamic shared memory: it starts behind the static.
+    /// Names of dynamic shared memory, which starts after the static.
     dynamic: Vec<String>,
     /// Static shared memory outside of kernels, which several of them use: name, bytes, alignment.
     shared: Vec<(String, usize, usize)>,
@@ -170,7 +170,7 @@ struct Scope {
     next: u32,
     shared: HashMap<String, usize>,
     shared_bytes: usize,
-    /// Names of dynamic shared memory: it starts behind the static.
+    /// Names of dynamic shared memory, which starts after the static.
     dynamic: Vec<String>,
     params: HashMap<String, usize>,
     sizes: Vec<(usize, usize)>,
@@ -181,7 +181,7 @@ struct Scope {
     source: (u32, u32),
 }
 
-/// Where dynamic shared memory starts: behind the static, aligned as the card aligns it.
+/// Where dynamic shared memory starts: after the static memory, aligned as on the card.
 pub fn dynamic_start(shared: usize) -> usize {
     shared.next_multiple_of(16)
 }
@@ -224,7 +224,7 @@ impl Scope {
                         let label = std::mem::take(&mut statement).trim().to_owned();
                         self.labels.insert(label, self.code.len());
                     }
-                    // braces around inline assembly, as against those of an operand
+                    // braces around inline assembly, as opposed to those of an operand
                     '{' | '}' if depth == 0 && statement.trim().is_empty() => {}
                     _ => {
                         depth += i32::from(c == '{' || c == '[') - i32::from(c == '}' || c == ']');
@@ -376,7 +376,7 @@ impl Scope {
     }
 }
 
-/// Parts between commas that are in no bracket.
+/// Parts between commas that are not inside brackets.
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut parts) = (0, 0, Vec::new());
     for (i, c) in text.char_indices() {

@@ -1,5 +1,5 @@
-//! The interpreter on kernels of its own (planted.cu): right ones give right numbers and no fault, each
-//! planted mistake is found and named with its line.
+//! The interpreter on kernels made for it (planted.cu): correct ones give correct numbers and no fault, and
+//! each planted mistake is found and named with its line.
 
 use super::{Arg, Device, Launch, Module, asset};
 use half::bf16;

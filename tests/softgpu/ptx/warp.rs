@@ -1,12 +1,12 @@
-//! What a warp does together: shuffles, votes, matrix loads, tensor-core products. Each needs all the
-//! lanes that it names at the very same instruction.
+//! What a warp does together: shuffles, votes, matrix loads, tensor-core products. Each needs all the lanes
+//! that it names at the same instruction.
 
 use half::bf16;
 
 use super::block::{Block, Found, State, Thread};
 use super::instruction::*;
 
-/// Carries out one warp-wide instruction for which all lanes have come.
+/// Carries out a warp-wide instruction that all its lanes have reached.
 pub fn step(block: &mut Block<'_>, lanes: &mut [Thread]) -> Found<()> {
     let waiting: Vec<usize> = (0..lanes.len()).filter(|&l| lanes[l].state == State::Warp).collect();
     for &leader in &waiting {

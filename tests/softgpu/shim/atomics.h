@@ -1,5 +1,6 @@
-// CUDA's atomics as the compiler's own, so that ThreadSanitizer sees an atomic as one and reports a plain access
-// beside it. Floats have none here: the project's kernels sum in a fixed order, and a float atomic does not compile.
+// CUDA's atomics as the compiler's own, so that ThreadSanitizer recognises atomics and reports a plain access that
+// races with one. Floats have none here: the project's kernels sum in a fixed order, and a float atomic does not
+// compile.
 #pragma once
 
 namespace softgpu {

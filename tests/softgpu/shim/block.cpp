@@ -10,8 +10,8 @@ namespace softgpu {
 __thread Context* context __attribute__((tls_model("initial-exec")));
 static thread_local Block* block_of_worker;
 
-// A stack is a multiple of a page plus five cache lines: with a plain power of two the hot lines of all stacks fall into
-// one set of the cache.
+// A stack is a multiple of a page plus five cache lines: with a plain power of two, the hot lines of all stacks would
+// fall into one set of the cache.
 static const size_t kStack = (has_asan() || has_tsan() ? 256 << 10 : 64 << 10) + 320;
 static const size_t kGuard = 256;  // bytes after dynamic shared memory that no kernel may touch
 static const unsigned char kPoison = 0xFF;  // NaN as f32 and bf16, -1 as an integer
@@ -148,8 +148,8 @@ bool Block::run(const Launch& launch, const Order& order, dim3 index) {
         warps_[f.warp].exist |= 1u << f.lane;
         prepare(f.registers, stacks_ + i * kStack, kStack, fiber_entry);
     }
-    // Made once, as each costs as much as a small block: a fiber that has returned is, for ThreadSanitizer, a thread
-    // that goes on. Start and end of a block order it with all others.
+    // Made once, as each costs as much as a small block. To ThreadSanitizer, a fiber that has returned is a thread
+    // that continues; start and end of a block order it with all others.
     if (has_tsan())
         while (tsan_.size() < threads_) tsan_.push_back(__tsan_create_fiber(0));
     for (Warp& w : warps_) w.ready = w.exist;
@@ -185,7 +185,7 @@ void Block::fiber_body() {
     abort();
 }
 
-// A lane of those that can run, as the order says.
+// One of the lanes that can run, chosen by the order.
 unsigned Block::pick(unsigned lanes) {
     if (order_.kind == Order::Forward) return static_cast<unsigned>(__builtin_ctz(lanes));
     if (order_.kind == Order::Reverse) return 31 - static_cast<unsigned>(__builtin_clz(lanes));
@@ -237,7 +237,7 @@ void Block::leave() {
     abort();
 }
 
-// Field by field: a whole Site handed on as a value would be read wider than it was written, which stalls the processor.
+// Field by field: a whole Site passed by value would be read wider than it was written, which stalls the processor.
 inline void Block::place(Fiber& fiber, const char* what, const char* file, int line) {
     fiber.site.file = file;
     fiber.site.line = line;

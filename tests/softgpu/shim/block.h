@@ -81,7 +81,7 @@ private:
     Registers home_{};                // the worker itself
     void* home_tsan_ = nullptr;
     Fiber* current_ = nullptr;
-    size_t warp_ = 0;                 // runs as far as it can before another one does: its stacks stay in the cache
+    size_t warp_ = 0;                 // runs as far as it can before the next one: its stacks stay in the cache
     unsigned threads_ = 0, alive_ = 0, waiting_ = 0;
     unsigned votes_ = 0;
     Site barrier_site_{};             // of the first thread that waits there
@@ -93,8 +93,8 @@ private:
     size_t dynamic_capacity_ = 0;
     const Kernel* static_of_ = nullptr;  // whose static shared memory lies between these two
     char *static_begin_ = nullptr, *static_end_ = nullptr;
-    // ThreadSanitizer keeps what happens before what by object address: one a warp, the barrier, start and end of a block;
-    // new ones each block.
+    // ThreadSanitizer orders events by object address: one per warp, the barrier, start and end of a block. Each
+    // block has new ones.
     enum { kBarrier = 32, kStart = 33, kEnd = 34 };
     char* sync(unsigned object) { return sync_[serial_][object]; }
     char sync_[64][35][8] = {};

@@ -1,5 +1,5 @@
-// CUDA's mathematics by libm's and the compiler's functions. The fast ones (__expf, rsqrtf) are exact here where a
-// card's are approximate: what they cost in accuracy is not seen on this device.
+// CUDA's mathematics through libm's and the compiler's functions. The fast ones (__expf, rsqrtf) are exact here and
+// approximate on a card, so this device does not show what they cost in accuracy.
 #pragma once
 
 extern "C" {

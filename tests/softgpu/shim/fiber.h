@@ -1,4 +1,4 @@
-// Switching between fibers: one a CUDA thread, each with a stack of its own.
+// Switching between fibers: one per CUDA thread, each with its own stack.
 //
 // On x86-64 a switch saves the six registers that a call must keep (3 ns); elsewhere, ucontext (300 ns, it saves the
 // signal mask with a system call). Sanitizers are told of each switch through their fiber interfaces, found by weak
@@ -69,7 +69,7 @@ inline void prepare(Registers& fiber, char* stack, size_t bytes, void (*entry)()
 inline void jump(Registers& from, Registers& to) { swapcontext(&from, &to); }
 #endif
 
-// What sanitizers must know of the fiber that is switched to.
+// What sanitizers must know about the fiber that is switched to.
 struct Destination {
     void* tsan;
     const void* stack;

@@ -33,13 +33,13 @@ const Order& chosen_order() {
     return order;
 }
 
-// SOFTGPU_BLOCKS: most blocks of a grid that are run, for sanitizers, which look at one block at a time anyway.
+// SOFTGPU_BLOCKS: the most blocks of a grid to run, for sanitizers, which watch one block at a time anyway.
 static uint64_t block_limit() {
     static const uint64_t limit = static_cast<uint64_t>(setting("SOFTGPU_BLOCKS", 0l));
     return limit;
 }
 
-// The workers beside the calling thread. One grid at a time has them; a grid that finds them busy runs alone.
+// The workers beside the calling thread. One grid at a time uses them; a grid that finds them busy runs without.
 class Workers {
 public:
     static Workers& get() {

@@ -1,5 +1,6 @@
 // Tensor-core and asynchronous-copy instructions of kernels/intrinsics.cuh, with the lane layouts of the PTX ISA
-// (sections "Matrix fragments for mma.m16n8k16" and "ldmatrix"). The same signatures; this file is found instead.
+// (sections "Matrix fragments for mma.m16n8k16" and "ldmatrix"). It has the same signatures and is included in its
+// place.
 //
 // mma sums k in ascending order in f32. A card's order is not documented, so equality of bits is not promised.
 #pragma once

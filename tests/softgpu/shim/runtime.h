@@ -3,7 +3,7 @@
 #pragma once
 
 namespace softgpu {
-// What a CUDA thread may ask about itself; the scheduler rewrites it at each switch of fibers.
+// What a CUDA thread can ask about itself; the scheduler rewrites it at each switch of fibers.
 struct Context {
     uint3 thread, block;
     dim3 block_dim, grid_dim;

@@ -1,6 +1,6 @@
 // Shuffles, votes, reductions and __syncwarp. Each lane leaves its value on its own stack; the last lane to arrive
-// computes all results. That exchange is no data race, so it is hidden from ThreadSanitizer; what lanes read and
-// write in memory around it is not.
+// computes all results. That exchange is not a data race, so it is hidden from ThreadSanitizer; the lanes' memory
+// accesses around it are not.
 #pragma once
 #define SOFTGPU_EXCHANGE __attribute__((no_sanitize("thread"), noinline))
 
