@@ -13,7 +13,7 @@ use crate::ir::evaluate;
 use crate::ir::measures::Options;
 use crate::plan;
 use crate::probe;
-use crate::ranks::World;
+use crate::ranks::{Facts, World};
 use crate::report::{Lengths, evaluate as evaluation, write_experiment_report, write_lengths_page};
 use crate::run::agreement;
 use crate::run::stage::{self, Stage};
@@ -44,10 +44,10 @@ pub fn run(command: Command) -> Result<()> {
             let ranks = Ranks { command: "bench", stage: "coarse", flags };
             ranks.run(args.run, |config, world| bench::run(config, seconds, json, world))
         }
-        Command::Doctor { device } => on_ranks(|world| {
-            world.same(|| Ok(agreement::program("doctor")))?;
-            doctor::run(device, world)
-        }),
+        Command::Doctor { device } => {
+            let about = |_: &()| Ok(agreement::program("doctor"));
+            on_ranks(Ok(()), about, |_, world| doctor::run(device, world))
+        }
         Command::Inspect { dir, report } => here(|| inspect_command(&dir, report.as_deref())),
     }
 }
@@ -92,21 +92,29 @@ struct Ranks<'a> {
 impl Ranks<'_> {
     /// Reads the plan and joins the ranks, which must all have the same plan.
     fn run(self, args: RunArgs, work: impl FnOnce(&Config, &World) -> Result<()>) -> Result<()> {
-        let config = config(self.stage, args);
-        on_ranks(|world| {
-            let config = world.agree_all(config)?;
-            world.same(|| agreement::plan(self.command, &self.flags, &config))?;
+        let about = |config: &Config| agreement::plan(self.command, &self.flags, config);
+        on_ranks(config(self.stage, args), about, |config, world| {
             world.watch(Duration::from_secs_f64(config.run.hang_limit_s))?;
-            work(&config, world)
+            work(config, world)
         })
     }
 }
 
-/// Joins the ranks; an error ends all of them from within.
-fn on_ranks(work: impl FnOnce(&World) -> Result<()>) -> Result<()> {
+/// Joins the ranks, which all must have a `plan`, and the same facts `about` it; an error ends all of them from
+/// within.
+fn on_ranks<T>(
+    plan: Result<T>,
+    about: impl FnOnce(&T) -> Result<Facts>,
+    work: impl FnOnce(&T, &World) -> Result<()>,
+) -> Result<()> {
     let world = World::start()?;
     threads::start(world.threads());
-    work(&world).or_else(|error| match error {
+    let together = || {
+        let plan = world.agree_all(plan)?;
+        world.same(|| about(&plan))?;
+        work(&plan, &world)
+    };
+    together().or_else(|error| match error {
         // All ranks end here together, so MPI shuts down cleanly and no rank is aborted.
         Error::Preempted(_) => Err(error),
         error => world.fail(&error),

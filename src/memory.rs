@@ -3,9 +3,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit code when the machine has run out of something.
 const EXHAUSTED: i32 = 4;
+
+/// One thread has found out, and says it for all.
+static SAID: AtomicBool = AtomicBool::new(false);
 
 /// The system's allocator, whose refusals end the process.
 pub struct Memory;
@@ -44,6 +48,11 @@ fn there(memory: *mut u8, bytes: usize) -> *mut u8 {
 /// Says so without allocating, and exits without running anything else.
 #[cold]
 fn exhausted(bytes: usize) -> ! {
+    if SAID.swap(true, Ordering::Relaxed) {
+        loop {
+            std::thread::park(); // another thread is ending the process
+        }
+    }
     let mut line = [0; 200];
     let mut rest = &mut line[..];
     let _ = writeln!(

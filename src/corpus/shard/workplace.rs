@@ -36,9 +36,17 @@ impl Workplace {
         check_free(target)?;
         let root = partial_of(target)?;
         let (work, dir) = (root.join("work"), root.join("shards"));
-        std::fs::create_dir_all(&root).map_err(|cause| Error::io("made", &root, cause))?;
-        let lock = lock(&root)?;
-        check_free(target)?; // another process may have made it while this one came here
+        let make = || std::fs::create_dir_all(&root).map_err(|cause| Error::io("made", &root, cause));
+        make()?;
+        let lock = match lock(&root) {
+            // the process that had it has just finished, and taken the folder with it
+            Err(_) if !root.exists() => make().and_then(|()| lock(&root))?,
+            lock => lock?,
+        };
+        check_free(target).inspect_err(|_| {
+            // another process has made it while this one came here: nothing is left to do
+            let _ = std::fs::remove_dir_all(&root);
+        })?;
         let resumed = std::fs::read_to_string(work.join(RECIPE)).is_ok_and(|old| old == recipe);
         if !resumed {
             for old in [&work, &dir].into_iter().filter(|old| old.exists()) {
