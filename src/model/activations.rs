@@ -28,11 +28,11 @@ pub struct LayerActivations<D: Device> {
     pub sum2: Reals<D>,
     /// [T, 2]
     pub stats2: Floats<D>,
-    /// Of each adapter the input's low-rank form, [T, r]
+    /// Each adapter's input in its low-rank form, [T, r]
     pub down: Vec<Reals<D>>,
 }
 
-/// What follows from a layer's other activations by operations that cost little.
+/// Activations that are cheap to compute from a layer's others.
 pub struct FfnActivations<D: Device> {
     /// LayerNorm(sum1), [T, H]
     pub normed1: Reals<D>,
@@ -113,8 +113,8 @@ pub struct Activations<D: Device> {
 }
 
 impl<D: Device> Activations<D> {
-    /// Allocates everything for packs up to `options.capacity`. For training, what backward needs is
-    /// kept layer by layer but for what it will `recompute`.
+    /// Allocates everything for packs up to `options.capacity`. For training, what backward needs is kept
+    /// layer by layer, except what it will `recompute`.
     pub fn new(device: &D, layout: &Layout, options: &Options, recompute: Recompute) -> Result<Self> {
         let (shape, heads, capacity) = (&layout.shape, options.heads, options.capacity);
         let (t, h, i) = (capacity.tokens, shape.hidden, shape.intermediate);
@@ -135,8 +135,8 @@ impl<D: Device> Activations<D> {
 }
 
 impl<D: Device> Activations<D> {
-    /// What the products of gradients of weights read of rows behind a pack's last, where a device's
-    /// launches cover them and an earlier pack's values still lie (`op::Forget`), with lengths.
+    /// Buffers, with lengths, whose rows after a pack's last are read by the products for weights' gradients.
+    /// A device's launches may cover those rows, where an earlier pack's values remain (`op::Forget`).
     pub fn read_behind(
         &mut self,
         layout: &Layout,

@@ -1,11 +1,12 @@
-//! Where low-rank adapters stand and which part of their tensors is in use (`lora` says what they are).
+//! Where low-rank adapters are attached and which part of their tensors is in use (`lora` says what they
+//! are).
 
 use std::ops::Range;
 
 use crate::config::Target;
 use crate::engine::op::LinearAt;
 
-/// A product of the engine that adapters may stand beside.
+/// A product of the engine that adapters may be attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// Query, key and value in one.
@@ -29,7 +30,7 @@ impl Target {
     }
 }
 
-/// The adapters beside one product.
+/// The adapters attached to one product.
 #[derive(Clone, Debug)]
 pub struct AdapterAt {
     pub place: Place,

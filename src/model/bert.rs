@@ -24,7 +24,7 @@ pub struct Bert<E: Engine> {
     pub options: Options,
     /// Parameters, [layout.len]
     pub weights: Reals<E>,
-    /// What its folder says of where it comes from.
+    /// What its folder says about where it comes from.
     pub(super) origin: Origin,
     /// Their gradients, [layout.len] (empty without training)
     pub grads: Floats<E>,
@@ -54,7 +54,7 @@ impl<E: Engine> Bert<E> {
     /// The same from its parameter table.
     ///
     /// # Errors
-    /// What the engine reports.
+    /// Any error of the engine.
     pub fn laid_out(engine: E, layout: Layout, options: Options, recompute: Recompute) -> Result<Self> {
         let engine = engine.for_packs(&options.capacity.counts())?;
         let mut continues = engine.zeros(layout.shape.vocab)?;
@@ -91,7 +91,7 @@ impl<E: Engine> Bert<E> {
         Ok(stats::read(&self.send_sums()?.wait()?))
     }
 
-    /// Leaves nothing of a step whose `norm_sq` is not finite behind for the next.
+    /// Clears what a step whose `norm_sq` is not finite would leave to the next.
     pub fn forget(&mut self, norm_sq: &Floats<E>) -> Result<()> {
         let buffers = self.acts.read_behind(&self.layout, self.options.heads, self.options.capacity);
         self.engine.run(op::Forget { norm_sq, buffers })
@@ -111,8 +111,8 @@ impl<E: Engine> Bert<E> {
         ] {
             if used > most {
                 return Err(Error::config(format!(
-                    "a pack has {used} {what}, room was made for {most}: raise train.pack_tokens or lower \
-                     objective.mask_rate"
+                    "a pack has {used} {what}, but the model has room for {most}: raise train.pack_tokens or \
+                     lower objective.mask_rate"
                 )));
             }
         }

@@ -14,9 +14,9 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Room for packs of `tokens` tokens of which a share of `mask_rate` is masked. The number of
-    /// masked tokens is binomial; ten standard deviations above its mean (twenty when words are
-    /// masked whole and choices come in clumps) are never seen.
+    /// Room for packs of `tokens` tokens of which a share of `mask_rate` is masked. The number of masked
+    /// tokens is binomial; it never gets ten standard deviations above its mean (twenty when words are masked
+    /// whole, because choices then come in clumps).
     pub fn of_pack(tokens: usize, mask_rate: f32, whole_word: bool) -> Self {
         let mean = tokens as f32 * mask_rate;
         let spread = if whole_word { 20.0 } else { 10.0 } * mean.sqrt();

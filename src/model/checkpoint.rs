@@ -1,6 +1,6 @@
-//! Hugging Face model folders in: `config.json`, `model.safetensors` and the tokenizer's files, as
-//! `transformers` writes them, so that a model comes from anywhere. Loading names every tensor that is missing
-//! or unexpected; nothing is dropped in silence. The way out is in `save`.
+//! Loads Hugging Face model folders: `config.json`, `model.safetensors` and the tokenizer's files, as
+//! `transformers` writes them, so that a model may come from anywhere. Loading names every tensor that is
+//! missing or unexpected; nothing is dropped silently. `save` writes such folders.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ pub use crate::config::HeadStart;
 use crate::engine::Engine;
 use crate::{Error, Result, allow_list, files, journal};
 
-/// The MLM head's matrix and bias under names of their own, as some programs save them a second time.
+/// The MLM head's matrix and bias under their own names; some programs save them a second time.
 const DECODER: &str = "cls.predictions.decoder.weight";
 const BIAS: &str = "cls.predictions.bias";
 const DECODER_BIAS: &str = "cls.predictions.decoder.bias";
@@ -45,7 +45,7 @@ pub struct LoadReport {
 }
 
 impl LoadReport {
-    /// Warns of what a fine-tuned model does not have of the given one: everything but heads.
+    /// Warns of tensors that the file lacks and of tensors in it that are not used, heads left out.
     pub fn warn(&self, path: &Path) {
         let drawn: Vec<&String> =
             self.missing.iter().filter(|name| !name.starts_with("classifier")).collect();
@@ -56,7 +56,7 @@ impl LoadReport {
         }
     }
 
-    /// Names on the terminal what was not simply copied.
+    /// Prints the names of what was not simply copied.
     pub fn print(&self, path: &Path) {
         if !self.missing.is_empty() {
             tell!("{}: not in the file, drawn anew: {}", path.display(), allow_list::list(&self.missing));
@@ -99,11 +99,11 @@ impl Checkpoint {
             if !values.iter().all(|value| value.is_finite()) {
                 return Err(wrong(
                     &name,
-                    "holds a value that is not finite: the training that made it had failed",
+                    "holds a value that is not finite: the training that made it failed",
                 ));
             }
             if tensors.insert(canonical(&name), (tensor.dims().to_vec(), values)).is_some() {
-                return Err(wrong(&name, "is there under two names"));
+                return Err(wrong(&name, "is in the file under two names"));
             }
         }
         if !tensors.contains_key(BIAS)
@@ -182,13 +182,13 @@ impl Checkpoint {
         Ok(clicked.iter().zip(negative).map(|(a, b)| a - b).collect())
     }
 
-    /// Puts the weights into `model`. What training is to learn anyway and the file lacks (a new head, the
-    /// pooler under it) is drawn from `seed` and named in the report.
+    /// Puts the weights into `model`. If the file lacks what training will learn anyway (a new head, the
+    /// pooler under it), that is drawn from `seed` and named in the report.
     ///
     /// # Errors
-    /// `Error::Data` when a tensor of the embeddings or the encoder is missing: a model that is partly
-    /// random would train and rank without a word. `Error::Config` when a head is to rank and it, or the
-    /// pooler under it, is not in the file; when the MLM head is not the one that the engine computes.
+    /// `Error::Data` when a tensor of the embeddings or the encoder is missing: a model that is partly random
+    /// would train and rank without a warning. `Error::Config` when a head is to rank and it, or the pooler
+    /// under it, is not in the file; when the MLM head is not the one that the engine computes.
     pub fn fill<E: Engine>(&self, model: &mut Bert<E>, start: Fill, seed: u32) -> Result<LoadReport> {
         if model.layout.mlm.is_some() {
             self.check_decoder()?;
@@ -249,7 +249,7 @@ impl Checkpoint {
         }
     }
 
-    /// What stands before the names of the file, where that is why `lacking` were not found.
+    /// The prefix of the file's names, if that is why `lacking` were not found.
     fn prefix(&self, lacking: &[&String]) -> Option<String> {
         let bare = |name: &str| name.strip_prefix("bert.").unwrap_or(name).to_owned();
         let first = bare(lacking.first()?);
@@ -265,8 +265,8 @@ impl Checkpoint {
         let path = self.path.display();
         if !self.tied {
             return Err(Error::config(format!(
-                "{path}: config.json: tie_word_embeddings = false: an MLM head with a matrix of its own is not \
-                 computed here; say true there, and the word embedding serves as its matrix"
+                "{path}: config.json: tie_word_embeddings = false: an MLM head with its own matrix is not \
+                 supported; set it to true to use the word embedding as the matrix"
             )));
         }
         let values = |name: &str| self.tensors.get(name).map(|(_, values)| values);
@@ -279,7 +279,7 @@ impl Checkpoint {
         }
         if !same(DECODER, "bert.embeddings.word_embeddings.weight") {
             journal::warn_once(&format!(
-                "{path}: {DECODER} is not the word embedding; as in transformers the word embedding serves, because \
+                "{path}: {DECODER} is not the word embedding; as in transformers the word embedding is used, because \
                  config.json does not say tie_word_embeddings = false"
             ));
         }
@@ -289,7 +289,7 @@ impl Checkpoint {
     /// The ranking head that the file holds: one label, or two of which the second is "relevant".
     fn saved_head(&self, param: &Param) -> Result<Option<Vec<f32>>> {
         let Some((shape, values)) = self.tensors.get(&param.name) else {
-            // half a ranking head is none, and must not be filled up from another
+            // half a ranking head is none, and must not be completed from another
             let own = ["classifier.weight", "classifier.bias"];
             let half = own.iter().any(|name| self.tensors.contains_key(*name));
             let pair = !half && self.tensors.contains_key(&format!("{PAIR}.weight"));
@@ -314,7 +314,7 @@ impl Checkpoint {
     }
 }
 
-/// CRC-32 of a model folder's weights: a kept result counts only for the very model that made it.
+/// CRC-32 of a model folder's weights: a stored result is valid only for the model that made it.
 ///
 /// # Errors
 /// `Error::Data` when the file cannot be read.

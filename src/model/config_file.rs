@@ -1,5 +1,5 @@
-//! `config.json` read into what the model is made from, and written for a model that is saved. Which keys are
-//! followed is in `config_keys`.
+//! Reads `config.json` into what a model is made from, and writes it for a saved model. `config_keys` says
+//! which keys are followed.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::layout::HeadSet;
 use super::shape::Shape;
 use crate::{Error, Result, allow_list, journal};
 
-/// Keys without effect here that go on into what is written.
+/// Keys without effect here that are copied into the file of a saved model.
 const KEPT: [&str; 5] = [
     "pad_token_id",
     "hidden_dropout_prob",
@@ -30,12 +30,12 @@ pub struct ModelConfig {
     pub origin: Origin,
 }
 
-/// What a model that is saved says of the one that it was made from.
+/// What a saved model says about the one that it was made from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Origin {
     /// The QDPP head has its initial values.
     pub untrained_pair: bool,
-    /// Keys of `config.json` that go on.
+    /// Keys of `config.json` that are copied.
     pub kept: Map<String, Value>,
 }
 
@@ -52,14 +52,14 @@ impl ModelConfig {
         Ok(found)
     }
 
-    /// What `config`, which stands in `file`, says, and what of it has no effect, a line each.
+    /// What `config`, the contents of `file`, says; and a line for each key without effect.
     ///
     /// # Errors
     /// As `read`.
     pub fn judge(file: &Path, config: &Map<String, Value>) -> Result<(Self, Vec<String>)> {
         let warnings = allow_list::check(TABLES, file, config, config)?;
         let size = |key: &str| {
-            // the table has refused what is no number
+            // the table has refused anything but numbers
             config
                 .get(key)
                 .and_then(Value::as_u64)

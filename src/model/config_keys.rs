@@ -1,5 +1,5 @@
 //! What `config.json` may say: the allow-list of its keys. `COMMON` are those that transformers writes for a
-//! model of any family, `BERT` those of BERT. A key of a further family goes into a table of its own.
+//! model of any family, `BERT` those of BERT. The keys of another family get their own table.
 
 use serde_json::{Map, Value};
 
@@ -8,10 +8,11 @@ use crate::text::tokenizer_keys;
 
 /// The QDPP head's tensors begin with this name, as BERT's next-sentence head's do.
 pub(super) const PAIR: &str = "cls.seq_relationship";
-/// Key of `config.json` that lists heads which are in the file and were never trained; others overlook it.
+/// Key of `config.json` that lists heads which are in the file and were never trained; other programs ignore
+/// it.
 pub(super) const UNTRAINED: &str = "untrained_heads";
 
-/// Judged beside the rest of the file.
+/// Keys are judged together with the rest of the file.
 type Config = Map<String, Value>;
 
 const ENCODER: &str = "the engine computes an encoder, where every token sees every other";
@@ -57,12 +58,12 @@ pub const COMMON: &[Key<Config>] = &[
     },
     Key {
         names: &["pruned_heads"],
-        meaning: "attention heads that were cut out, layer by layer",
+        meaning: "attention heads that were pruned, layer by layer",
         rule: Rule::OneOf(&["{}", "null"], "every layer has num_attention_heads heads here"),
     },
     Key {
         names: &["quantization_config", "compression_config"],
-        meaning: "weights in codes of a few bits",
+        meaning: "quantised weights",
         rule: Rule::OneOf(&["null"], "save the weights as float32, float16 or bfloat16"),
     },
     Key {
@@ -78,13 +79,13 @@ pub const COMMON: &[Key<Config>] = &[
     },
     Key {
         names: &["sentence_transformers", "sbert_ce_default_activation_function"],
-        meaning: "the function that a cross-encoder's score goes through at last",
+        meaning: "the function applied last to a cross-encoder's score",
         rule: Rule::Ask(activation),
     },
     Key {
         names: &["pad_token_id"],
-        meaning: "id of the filling between sequences",
-        rule: Rule::NoEffect("packs have no filling; it is kept in what is written"),
+        meaning: "id of the padding between sequences",
+        rule: Rule::NoEffect("packs have no padding; the key is kept in saved models"),
     },
     Key {
         names: &[
@@ -96,7 +97,7 @@ pub const COMMON: &[Key<Config>] = &[
             "decoder_start_token_id",
         ],
         meaning: "ids of other special tokens",
-        rule: Rule::NoEffect("the tokenizer says them"),
+        rule: Rule::NoEffect("the tokenizer defines them"),
     },
     Key {
         names: &["tokenizer_class"],
@@ -193,12 +194,12 @@ pub const BERT: &[Key<Config>] = &[
     Key {
         names: &["hidden_act"],
         meaning: "the function inside a layer",
-        rule: Rule::OneOf(&["\"gelu\"", "\"gelu_python\""], "the engine computes the exact GELU alone"),
+        rule: Rule::OneOf(&["\"gelu\"", "\"gelu_python\""], "the engine computes only the exact GELU"),
     },
     Key {
         names: &["position_embedding_type"],
-        meaning: "how a token's place enters",
-        rule: Rule::OneOf(&["\"absolute\""], "places come from a table here"),
+        meaning: "how a token's position enters",
+        rule: Rule::OneOf(&["\"absolute\""], "positions come from a table here"),
     },
     Key {
         names: &["embedding_size"],
@@ -222,7 +223,7 @@ pub const BERT: &[Key<Config>] = &[
     },
     Key {
         names: &["pooler_type"],
-        meaning: "what stands for a sequence, in Google's files",
+        meaning: "which vector represents a sequence, in Google's files",
         rule: Rule::OneOf(&["\"first_token_transform\""], "the pooler reads [CLS] here"),
     },
     Key {
@@ -237,7 +238,7 @@ pub const BERT: &[Key<Config>] = &[
     },
     Key {
         names: &[UNTRAINED],
-        meaning: "heads in the file that no training has touched; ctune-dist writes it",
+        meaning: "heads in the file that were never trained; ctune-dist writes it",
         rule: Rule::Ask(untrained),
     },
 ];

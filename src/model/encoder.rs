@@ -1,4 +1,4 @@
-//! One encoder layer, forward and backward, with its adapters and with what backward computes again.
+//! One encoder layer, forward and backward, with its adapters and with what backward recomputes.
 
 use super::activations::Recompute;
 use super::bert::Bert;
@@ -83,8 +83,8 @@ impl<E: Engine> Bert<E> {
         })
     }
 
-    /// Makes this layer's activations what forward had, where layers share buffers; the last layer's
-    /// are still there. Every operation gives the same bits again.
+    /// Recomputes this layer's activations of the forward pass if layers share buffers; the last layer's are
+    /// still there. Every operation gives the same bits again.
     fn restore(&mut self, l: usize) -> Result<()> {
         if l + 1 == self.layout.shape.layers {
             return Ok(());

@@ -84,7 +84,7 @@ impl<E: Engine> Bert<E> {
         self.engine.run(op::ScoreHead { batch, weights, at, drop, pre, scores })
     }
 
-    /// The ranking loss of the scores, and its gradient by them.
+    /// The ranking loss of the scores, and its gradient with respect to them.
     pub(super) fn rank(&mut self, loss: RankLoss, how: Option<Aggregate>, scale: LossScale) -> Result<()> {
         let (engine, batch, a, sums) = (&self.engine, &self.batch, &mut self.acts.heads, &mut self.sums);
         debug_assert_eq!(how.is_some(), batch.documents > 0);

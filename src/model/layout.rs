@@ -2,8 +2,8 @@
 //! moments. It is the single source for initialisation, checkpoints, weight decay, all-reduce
 //! buckets and the offsets that the engine works on.
 //!
-//! Tensors keep their Hugging Face names and shapes. Query, key and value lie behind each other, so
-//! that one product over [3H, H] serves all three and nothing is split or joined in checkpoints.
+//! Tensors keep their Hugging Face names and shapes. Query, key and value are contiguous, so that one product
+//! over [3H, H] serves all three and nothing is split or joined in checkpoints.
 
 use std::ops::Range;
 
@@ -44,13 +44,13 @@ pub struct Param {
     pub offset: usize,
     /// Weight decay applies (not to biases and LayerNorms).
     pub decay: bool,
-    /// Belongs to a head that starts fresh in fine-tuning, with a learning rate of its own.
+    /// Belongs to a head that starts fresh in fine-tuning, with its own learning rate.
     pub head: bool,
     /// 0 for the embeddings, l + 1 for layer l, L + 1 for pooler and heads.
     pub depth: usize,
-    /// Learns; false for what is frozen.
+    /// Whether it learns; false if it is frozen.
     pub trained: bool,
-    /// Of a low-rank adapter, which part of the tensor is in use; `None` for a model's own tensors.
+    /// Which part of a low-rank adapter's tensor is in use; `None` for a model's own tensors.
     pub block: Option<Block>,
 }
 
@@ -130,11 +130,11 @@ pub struct Layout {
     pub heads_range: Range<usize>,
 }
 
-/// Appends tensors behind each other.
+/// Appends tensors one after another.
 pub(super) struct Table {
     params: Vec<Param>,
     next: usize,
-    /// Of the parameters that are added next.
+    /// Depth of the parameters that are added next.
     depth: usize,
 }
 
@@ -225,8 +225,8 @@ impl Layout {
     /// The table of a model with `shape` and `heads`.
     ///
     /// # Errors
-    /// `Error::Config` when the sizes cannot be a BERT (`Shape::check`), or when `hidden` is not a
-    /// multiple of 8 (query, key and value would not lie behind each other).
+    /// `Error::Config` when the sizes cannot be a BERT (`Shape::check`), or when `hidden` is not a multiple
+    /// of 8 (query, key and value would not be contiguous).
     pub fn new(shape: &Shape, heads: HeadSet) -> Result<Self> {
         Self::with(shape, heads, None)
     }

@@ -1,14 +1,14 @@
 //! Low-rank adapters (LoRA, Hu et al. 2022): y = x W' + b + (alpha / rank) x A' B' with A [rank, K]
 //! and B [N, rank], beside frozen linear layers of the encoder.
 //!
-//! Two choices keep them on the operations that every engine has. B is stored transposed, [rank, N],
-//! so that adding its product to y is the operation that adds an input gradient. And alpha / rank is
-//! part of the stored B: the same function, and the same training under Adam, whose step does not
-//! depend on the gradient's scale, once B's learning rate is multiplied by alpha / rank too.
+//! Two choices let them use operations that every engine has. B is stored transposed, [rank, N], so that
+//! adding its product to y is the operation that adds an input gradient. And alpha / rank is part of the
+//! stored B. The function is the same. So is training under Adam, whose step does not depend on the
+//! gradient's scale, once B's learning rate is multiplied by alpha / rank too.
 //!
-//! Adapters of one layer's query, key and value work on one fused product: their A lie behind each
-//! other, [r, H] with r = rank x targets, and their B side by side in one [r, 3H] whose other blocks
-//! are zero and stay so (they belong to a frozen group).
+//! Adapters of one layer's query, key and value work on one fused product: their A are stacked, [r, H] with r
+//! = rank x targets, and their B lie side by side in one [r, 3H]. Its other blocks are zero and stay so (they
+//! belong to a frozen group).
 
 pub use super::adapter::{AdapterAt, Block, Place};
 use super::layout::{LayerAt, Layout, Param, Table};
@@ -66,25 +66,25 @@ impl Lora {
     }
 }
 
-/// Input and output of a product that an adapter may stand beside: y += x A' B; keeps x A'.
+/// Input and output of a product that may have an adapter: y += x A' B; keeps x A'.
 pub struct Adapted<'a, D: Device> {
     pub weights: &'a Reals<D>,
     pub rows: Rows,
     /// [T, K]
     pub x: &'a Reals<D>,
-    /// Of each adapter of the layer x A', [T, r]; this one's is overwritten.
+    /// x A' of each adapter of the layer, [T, r]; this one's is overwritten.
     pub down: &'a mut [Reals<D>],
     /// [T, N]
     pub y: &'a mut Reals<D>,
 }
 
-/// From dy and what forward had: adds the gradients of A and B, and the adapter's part to dx.
+/// From dy and what forward kept: adds the gradients of A and B, and the adapter's part to dx.
 pub struct AdaptedBackward<'a, D: Device> {
     pub weights: &'a Reals<D>,
     pub rows: Rows,
     /// [T, K]
     pub x: &'a Reals<D>,
-    /// Of each adapter of the layer x A', [T, r].
+    /// x A' of each adapter of the layer, [T, r].
     pub down: &'a [Reals<D>],
     /// [T, N]
     pub dy: &'a Reals<D>,
@@ -127,7 +127,7 @@ impl LayerAt {
 }
 
 impl Layout {
-    /// Adapters and the linear layer that each stands beside.
+    /// Adapters, each with its linear layer.
     fn adapters(&self) -> impl Iterator<Item = (&AdapterAt, LinearAt)> {
         self.layers.iter().flat_map(|layer| {
             layer.adapters.iter().map(|adapter| {
@@ -142,13 +142,13 @@ impl Layout {
         })
     }
 
-    /// Elements a token that the widest adapter keeps; 0 without adapters.
+    /// Elements that the widest adapter keeps for each token; 0 without adapters.
     pub fn adapter_width(&self) -> usize {
         self.adapters().map(|(adapter, _)| adapter.a.n).max().unwrap_or(0)
     }
 
-    /// Adds each adapter's product to the matrix that it stands beside: `arena` [len] then holds a
-    /// plain model with the same scores.
+    /// Adds each adapter's product to the matrix of its linear layer: `arena` [len] then holds a plain model
+    /// with the same scores.
     pub fn merge_adapters(&self, arena: &mut [f32]) {
         for (adapter, linear) in self.adapters() {
             let (a, b) = (adapter.a, adapter.b);

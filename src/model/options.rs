@@ -1,4 +1,4 @@
-//! How a model is to be run: what for, at which size, and what training adds, freezes or computes twice.
+//! How a model is to be run: its purpose, its size, and what training adds, freezes or recomputes.
 
 use super::capacity::Capacity;
 use super::layout::{HeadSet, Layout};
@@ -17,10 +17,10 @@ pub enum Objective {
     Ranking(RankLoss, Option<Aggregate>),
 }
 
-/// Whether a forward prepares a backward.
+/// Whether a forward pass prepares a backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Dropout on; losses leave their gradients behind.
+    /// Dropout on; losses write their gradients.
     Train,
     /// Dropout off; losses are only measured.
     Measure,
@@ -45,13 +45,13 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether training leaves the QDPP head, which the model has, as it is.
+    /// Whether the model has a QDPP head that training does not change.
     pub(super) fn leaves_pair(&self) -> bool {
         matches!(self.objective, Objective::Pretraining { qdpp, .. } if qdpp <= 0.0)
     }
 }
 
-/// What training adds, freezes and computes twice; by default nothing.
+/// What training adds, freezes and recomputes; by default nothing.
 #[derive(Clone, Debug)]
 pub struct Tuning {
     /// Low-rank adapters, beside a frozen encoder.
@@ -68,7 +68,7 @@ impl Default for Tuning {
 }
 
 impl Tuning {
-    /// The parameter table of a model that is trained so.
+    /// The parameter table of a model that is trained this way.
     ///
     /// # Errors
     /// As `Layout::with` and `Layout::freeze`.
@@ -79,7 +79,7 @@ impl Tuning {
     }
 }
 
-/// The error of an objective whose head the model was made without.
+/// The error when an objective needs a head that the model was made without.
 pub(super) fn missing_part(name: &str) -> Error {
     Error::config(format!("the model was made without the {name} part that this objective needs"))
 }

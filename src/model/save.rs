@@ -1,5 +1,5 @@
-//! Models out: Hugging Face folders as `transformers` reads them, written whole or not at all, and copies of
-//! the weights from which files are written while training goes on.
+//! Saves models as Hugging Face folders that `transformers` reads, written whole or not at all. Copies of the
+//! weights let files be written while training goes on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -81,7 +81,7 @@ impl<R: Elem> Image<R> {
     /// # Errors
     /// `Error::Data` with the file that cannot be written.
     pub fn write(&self, dir: &Path, tokenizer: Option<&Path>) -> Result<BTreeMap<String, Written>> {
-        // 16-bit weights are kept as they are: the f32 ones are the optimiser's
+        // 16-bit weights are saved as they are: the f32 ones belong to the optimiser
         let dtype = if size_of::<R>() == 2 { Dtype::BF16 } else { Dtype::F32 };
         let entry = |p| tensor(p, dtype, &self.weights);
         let entries: Vec<Entry> = self.layout.params.iter().map(entry).collect();
@@ -106,8 +106,8 @@ fn tensor<'a, R: Elem>(param: &'a Param, dtype: Dtype, arena: &'a [R]) -> Entry<
     Entry { name: &param.name, dtype, shape: param.shape.clone(), bytes }
 }
 
-/// Writes a model folder: beside its place first, then renamed, so that a folder of this name is
-/// always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to
+/// Writes a model folder under a temporary name beside its place, then renames it, so that a folder of this
+/// name is always complete. Adapters are merged. An existing folder is replaced. `tokenizer` is a folder to
 /// copy the tokenizer's files from.
 ///
 /// # Errors

@@ -14,7 +14,7 @@
 
 use crate::{Error, Result};
 
-/// A `config.json` with sizes beyond is damaged: sums of them would overflow before memory runs out.
+/// A `config.json` with more weights is damaged: sums of its sizes would overflow before memory runs out.
 const MOST_WEIGHTS: f64 = 1e12;
 
 /// The sizes of one encoder.

@@ -65,7 +65,7 @@ fn header(
     Ok(header)
 }
 
-/// Writes `parts` behind each other and syncs the file.
+/// Writes `parts` one after another and syncs the file.
 ///
 /// # Errors
 /// `Error::Data` with the path and the cause.

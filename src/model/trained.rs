@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// Learning rates relative to `train.lr`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Of heads that start fresh in fine-tuning.
+    /// For heads that start fresh in fine-tuning.
     pub head: f32,
     /// Multiplied once for every layer above a parameter's own (BEiT, Bao et al. 2022); 1 treats all
     /// layers alike.
@@ -45,7 +45,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Depths that a part's name means: 0 is the embeddings, l + 1 layer l.
+    /// The depths that a part's name stands for: 0 is the embeddings, l + 1 layer l.
     fn depths(&self, part: &str) -> Option<Range<usize>> {
         if part == "embeddings" {
             return Some(0..1);
@@ -61,8 +61,7 @@ impl Layout {
         self.params.iter().any(|p| p.trained && p.depth == depth)
     }
 
-    /// Whether the parameters of layer `l` that a pre-trained model has learn; adapters may learn
-    /// where they do not.
+    /// Whether layer `l`'s own parameters learn; its adapters may learn even if they do not.
     pub fn trains_base(&self, l: usize) -> bool {
         self.params.iter().any(|p| p.trained && p.depth == l + 1 && p.block.is_none())
     }
