@@ -1,6 +1,6 @@
-//! The one currency between data and model: a pack of sequences end to end, without padding.
-//! Every reader of samples (click log, documents alone, ranking groups) ends here, so the model
-//! has one input type and the engine one layout.
+//! The one format that data hands to the model: a pack of sequences end to end, without padding. Every reader
+//! of samples (click log, documents alone, ranking groups) ends here, so the model has one input type and the
+//! engine one layout.
 
 use crate::text::Special;
 
@@ -30,8 +30,8 @@ pub struct Batch {
     /// First document of each ranking group and the end, [groups + 1]; the first document of a
     /// group is its positive. Empty outside fine-tuning.
     pub cu_groups: Vec<u32>,
-    /// Label or teacher's score of each document; read by the ranking losses that want them.
-    /// Empty outside fine-tuning.
+    /// Label or teacher's score of each document; read by the ranking losses that need them. Empty outside
+    /// fine-tuning.
     pub targets: Vec<f32>,
     /// Epoch of the samples, part of every random decision's counter.
     pub epoch: u32,

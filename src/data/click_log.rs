@@ -1,5 +1,5 @@
-//! What samples are made from: a click log as tokens, seen through a trait so that one side of a divided log, or
-//! a log of a test, serves as well as the shards.
+//! A click log as tokens, from which samples are made. It is a trait, so that one side of a divided log, or a
+//! test's log, serves as well as the shards.
 
 use crate::corpus::Shards;
 use crate::text::Special;

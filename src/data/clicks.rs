@@ -12,10 +12,10 @@ pub use crate::config::{Grades, Truncate};
 use crate::corpus::HardNegatives;
 use crate::{Error, Result};
 
-/// Tokens of the document that even the longest query leaves room for under [`Truncate::Document`].
+/// Tokens of the document that fit beside even the longest query under [`Truncate::Document`].
 pub const DOCUMENT_LEAST: usize = 8;
 
-/// What a click becomes.
+/// Which samples a click becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PairUse {
@@ -103,7 +103,7 @@ impl ClickSource {
         Ok(source)
     }
 
-    /// Queries of the log that are cut beside a long document, and the tokens that are left of them.
+    /// How many queries of the log are cut beside a long document, and how many tokens they keep.
     pub fn cut_queries(&self) -> (u32, usize) {
         (self.cut_queries, self.longest_whole_query())
     }
@@ -128,7 +128,7 @@ impl ClickSource {
         self.log.clicks()
     }
 
-    /// What the pairs of a click weigh.
+    /// The weight of a click's pairs.
     fn weight(&self, click: u32) -> f32 {
         (grade(self.log.times(click)) / self.mean_grade) as f32
     }

@@ -29,7 +29,7 @@ pub struct Candidates {
     pub documents: Vec<String>,
 }
 
-/// Topics with candidates, and the tokens of everything that is named.
+/// Topics with candidates, and the tokens of every document that is named.
 pub struct Collection {
     pub special: Special,
     pub max_tokens: usize,
@@ -55,7 +55,7 @@ pub struct CollectionInputs<'a> {
     pub warns: bool,
 }
 
-/// What did not fit.
+/// How many passages did not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Truncated {
     /// Passages that were cut beside their query.
@@ -65,9 +65,8 @@ pub struct Truncated {
 }
 
 impl Collection {
-    /// Reads topics, run and documents; the first `fine.depth` documents of the run are a topic's
-    /// candidates. Topics that the run lacks are left out. `more` names documents that are wanted besides,
-    /// by topic.
+    /// Reads topics, run and documents; the first `fine.depth` documents of the run are a topic's candidates.
+    /// Topics that the run lacks are left out. `more` names further documents to read, by topic.
     ///
     /// # Errors
     /// `Error::Data` when run and topics share nothing, a query leaves no room for a document, or a
@@ -208,8 +207,8 @@ impl Collection {
         self.documents.values().map(Vec::len).max().unwrap_or(1).max(1)
     }
 
-    /// Tokens of a candidate's passage, cut so that it fits beside `query`; never empty input for a
-    /// document that is itself empty: then the pair is the query alone between its separators.
+    /// Tokens of a candidate's passage, cut so that it fits beside `query`. For an empty document it is
+    /// empty, and the pair is the query alone between its separators.
     pub fn passage(&self, id: &str, passage: usize, query: &[u32]) -> &[u32] {
         let tokens = self.documents.get(id).and_then(|d| d.get(passage)).map_or(&[][..], Vec::as_slice);
         let room = self.max_tokens.saturating_sub(3 + query.len());
@@ -259,7 +258,7 @@ fn encode(
     Ok(())
 }
 
-/// Which topics can teach and be ranked, and why the others cannot: no re-ranking changes what they count.
+/// Which topics can teach and be ranked, and why the others cannot: no re-ranking changes their measures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TopicUse {
     /// At least one relevant and one other candidate.

@@ -29,7 +29,7 @@ pub struct GroupOptions {
     pub passages: TrainPassages,
 }
 
-/// What makes groups of candidates.
+/// What groups are made from, besides candidates.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupInputs<'a> {
     pub qrels: &'a Qrels,
@@ -139,7 +139,7 @@ impl GroupSource {
         Ok(())
     }
 
-    /// What keys the dropout of passage `p` of member `k`: its own number.
+    /// The number of passage `p` of member `k`, which keys its dropout.
     fn key(&self, sample: u32, k: usize, p: usize) -> u32 {
         let member = sample.wrapping_mul(self.options.negatives as u32 + 1).wrapping_add(k as u32);
         member.wrapping_mul(self.most_passages).wrapping_add(p as u32)
@@ -164,7 +164,7 @@ impl GroupSource {
         (topic, documents)
     }
 
-    /// Passages of member `k` that the group holds: its first, one that is drawn, or all.
+    /// Passages of member `k` that the group holds: its first, a random one, or all.
     fn passages(&self, member: &Member, (sample, epoch, k): (u32, u32, usize)) -> Range<usize> {
         let all = self.collection.passages(&member.id);
         if self.options.aggregate == Aggregate::FirstP {
@@ -215,7 +215,7 @@ fn target(topic: &str, document: &str, inputs: GroupInputs) -> Result<f32> {
     let hits = teacher.get(topic).unwrap_or_default();
     hits.iter().find(|hit| hit.doc == document).map(|hit| hit.score as f32).ok_or_else(|| {
         Error::data(format!(
-            "fine.teacher: topic {topic}, document {document}: no score; let the teacher re-rank the very run \
+            "fine.teacher: topic {topic}, document {document}: no score; let the teacher re-rank the same run \
              that is trained on"
         ))
     })
@@ -263,7 +263,7 @@ impl SampleSource for GroupSource {
         Ok(())
     }
 
-    /// Every epoch draws other documents, so the bound is that of any group: all at full length.
+    /// Every epoch draws different documents, so the bound covers any group: the longest ones together.
     fn longest(&self) -> usize {
         let all = self.options.passages == TrainPassages::All;
         let longest = |topic: &Topic| {

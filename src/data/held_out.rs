@@ -1,6 +1,6 @@
-//! A click log in two: pairs to train on, and pairs that are only measured. A query is on one side
-//! with all of its clicks, chosen by a hash of its tokens alone: the same queries are held out
-//! whatever the seed, the order of the shards or the number of ranks, so that models compare.
+//! Divides a click log: pairs to train on, and pairs that are only measured. A query is on one side with all
+//! of its clicks, chosen by a hash of its tokens alone: the same queries are held out whatever the seed, the
+//! order of the shards or the number of ranks, so that models compare.
 
 use std::sync::Arc;
 
@@ -57,8 +57,9 @@ fn hash(log: &dyn ClickLog, query: u32) -> u32 {
 }
 
 impl Side {
-    /// Number in the whole log of a click of this side: that of the held-out list, or the i-th that is not
-    /// in it, which is i plus the held-out clicks before it, those with held[k] - k <= i.
+    /// The number that a click of this side has in the whole log. For the held-out side it is in the list.
+    /// For the other it is the i-th that is not in the list: i plus the held-out clicks before it, those with
+    /// held[k] - k <= i.
     fn place(&self, click: u32) -> u32 {
         if self.measured {
             return self.held[click as usize];

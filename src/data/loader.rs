@@ -1,5 +1,5 @@
-//! Packs to steps: a thread that works a few steps ahead, so that training never waits for
-//! samples, and a cursor from which any run goes on with the same steps at any world size.
+//! Turns packs into steps: a thread that works a few steps ahead, so that training never waits for samples,
+//! and a cursor from which a run resumes with the same steps at any world size.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -95,7 +95,7 @@ impl Loader {
             ))
         };
         if threads::alone() {
-            return Err(none(&"there is but one thread"));
+            return Err(none(&"the process has only one thread"));
         }
         let thread = std::thread::Builder::new()
             .name("loader".into())
@@ -152,13 +152,13 @@ fn check(options: &LoaderOptions) -> Result<()> {
     }
     if options.rule.is_some_and(|rule| rule.whole_word) && options.continues.is_empty() {
         return Err(Error::config(
-            "[objective] whole_word = true needs a tokenizer whose pieces say which of them continue a word",
+            "[objective] whole_word = true needs a tokenizer whose pieces show which of them continue a word",
         ));
     }
     Ok(())
 }
 
-/// The thread's side: the pack stream and the window that it stands in.
+/// The thread's side: the pack stream and its current window.
 struct Stream {
     source: Arc<dyn SampleSource>,
     options: LoaderOptions,

@@ -35,8 +35,8 @@ pub fn count_masked(rule: &MaskRule, batch: &Batch, continues: &[u32]) -> usize 
     pulp::Arch::new().dispatch(Count { rule, batch, continues })
 }
 
-/// The count as code that is compiled once for each width of vectors. All below it is inlined by
-/// force and without closures: what is not inlined is compiled for the narrowest.
+/// The count as code that is compiled once for each width of vectors. Everything it calls is force-inlined
+/// and uses no closures: code that is not inlined is compiled for the narrowest.
 struct Count<'a> {
     rule: &'a MaskRule,
     batch: &'a Batch,

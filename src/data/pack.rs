@@ -1,6 +1,6 @@
-//! Packs: lists of samples that fill a token budget, numbered by lengths alone so that every rank
-//! computes the same list. The epoch's order is cut into windows of equal sample counts, each
-//! packed by itself: a resumed run packs one window, not the epoch before it.
+//! Packs: lists of samples that fill a token budget, made from lengths alone so that every rank computes the
+//! same lists. The epoch's order is cut into windows of equal sample counts, each packed by itself: a resumed
+//! run packs one window, not the epoch before it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -80,7 +80,7 @@ impl Packer {
             items.push((length as u32, sample));
         }
         let mut packs = fill(items, self.budget as u32);
-        // Fisher-Yates: neither filling leaves the packs in an order without meaning.
+        // Fisher-Yates: neither way of filling leaves the packs in random order.
         for last in (1..packs.len()).rev() {
             let random = philox(Purpose::Order.key(self.seed), [last as u32, window, epoch, 1])[0];
             packs.swap(last, below(random, last as u32 + 1) as usize);
@@ -91,10 +91,10 @@ impl Packer {
 
 /// Packs (length, sample) items, none longer than `budget`.
 ///
-/// Where samples are small beside the budget, each goes to the emptiest of as few packs as could
-/// hold them all, longest first: every pack gets the same mix of long and short samples, so steps
-/// have even cost and no pack consists of cut documents alone. Where that needs more than one pack
-/// too many, or samples are large, best fit decreasing wastes less.
+/// Where samples are small beside the budget, each goes to the emptiest of as few packs as could hold them
+/// all, longest first: every pack gets the same mix of long and short samples, so steps have even cost and no
+/// pack consists of cut documents alone. Where that needs more than one extra pack, or samples are large,
+/// best fit decreasing wastes less.
 fn fill(mut items: Vec<(u32, u32)>, budget: u32) -> Vec<Vec<u32>> {
     items.sort_by_key(|&(length, _)| Reverse(length));
     let longest = items.first().map_or(0, |item| item.0);
