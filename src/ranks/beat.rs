@@ -1,6 +1,5 @@
-//! What a rank is doing, as its watchdog sees it from another thread: the step, how many collectives
-//! it has entered, whether it is inside one, and since when nothing changed. Noting it costs three
-//! relaxed stores.
+//! What a rank is doing, as its watchdog sees it from another thread: the step, how many collectives it has
+//! entered, whether it is inside one, and how long nothing has changed. Noting it costs three relaxed stores.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug)]
 pub struct Beat {
     begun: Instant,
-    /// Whether a lack of progress means anything: between the first and the last step of a training.
+    /// Whether a lack of progress means anything: between the first and the last step of training.
     armed: AtomicBool,
     step: AtomicU64,
     collectives: AtomicU64,
@@ -22,7 +21,7 @@ pub struct Beat {
     waited: AtomicU64,
 }
 
-/// One look at a [`Beat`], as it travels to rank 0.
+/// A snapshot of a [`Beat`], as sent to rank 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Look {
     pub armed: bool,
@@ -52,7 +51,7 @@ impl Beat {
         self.begun.elapsed().as_micros() as u64
     }
 
-    /// Something was done: long work without collectives calls it now and then.
+    /// Notes progress: long work without collectives calls it now and then.
     pub fn alive(&self) {
         self.changed.store(self.now(), Relaxed);
     }

@@ -1,6 +1,6 @@
 //! The processes of a run. `world` says who a process is and carries small agreements, `reduce` sums
-//! gradients over MPI and `nccl` over NCCL, `watchdog` ends the job when a rank is gone or stands
-//! still, by what its `beat` says.
+//! gradients over MPI and `nccl` over NCCL, `watchdog` ends the job when a rank is gone or stuck, judging by
+//! its `beat`.
 
 mod beat;
 mod nccl;

@@ -1,6 +1,6 @@
-//! Collectives between GPUs: NCCL on a stream of its own. A bucket's sum starts as soon as backward
-//! has released it (an event from the compute stream) and runs beside the backward of the layers
-//! below; the update waits for all of them on the device (an event back), the host for none.
+//! Collectives between GPUs: NCCL on its own stream. A bucket's sum starts as soon as backward has released
+//! it (an event from the compute stream) and runs beside the backward of the layers below; before the update,
+//! the device waits for all of them (an event back); the host waits for none.
 //!
 //! The ranks meet through MPI: rank 0 draws NCCL's id and broadcasts its bytes. Gradients are summed
 //! in f32, or in bf16 (`train.reduce`): half the bytes on the wire, with the rounding of each
@@ -39,9 +39,9 @@ struct Ranks {
 struct Nccl {
     comm: sys::ncclComm_t,
     device: Arc<Device>,
-    /// The compute stream has made what is about to be sent.
+    /// The compute stream has produced what is about to be sent.
     made: Event,
-    /// The communication stream has done what it was given.
+    /// The communication stream has done what it was given so far.
     summed: Event,
     /// Gradients in bf16 while they are summed, as long as the longest range so far; unused in f32.
     narrow: Option<CudaBuf<half::bf16>>,
@@ -74,7 +74,7 @@ impl Nccl {
         Ok(Self { comm, device, made: Event::new()?, summed: Event::new()?, narrow: None })
     }
 
-    /// What is given to the communication stream from now on follows what the compute stream has.
+    /// Makes later work of the communication stream wait for what the compute stream has been given.
     fn follow(&self) -> Result<()> {
         self.made.record(&self.device.compute)?;
         self.device.communication.wait(&self.made)
@@ -93,7 +93,7 @@ impl Nccl {
     ) -> Result<()> {
         let len = range.len();
         if self.narrow.as_ref().is_none_or(|buffer| buffer.len() < len) {
-            // grows in the first step alone; what still uses the shorter one comes to its end
+            // grows only in the first step; waits for work that still uses the shorter one
             self.device.communication.synchronize()?;
             self.narrow = Some(engine.zeros(len)?);
         }
@@ -214,7 +214,7 @@ impl Drop for Nccl {
         // A communicator whose work is done is destroyed; one in trouble is aborted, as destroying
         // would wait for ranks that may be gone.
         let quiet = self.poll().is_ok() && self.device.communication.synchronize().is_ok();
-        // SAFETY: made once in `new`; a failure has no one to go to.
+        // SAFETY: made once in `new`; a failure cannot be reported.
         let _ = unsafe { if quiet { nccl::comm_destroy(self.comm) } else { nccl::comm_abort(self.comm) } };
     }
 }
@@ -242,7 +242,7 @@ fn all_reduce(
     check("the sum of gradients", answer).map(|_| ())
 }
 
-/// Calls that NCCL takes together.
+/// Runs `calls` as one group of NCCL.
 fn grouped(calls: impl FnOnce() -> Result<()>) -> Result<()> {
     check("a group", nccl::group_start())?;
     let done = calls();

@@ -11,8 +11,8 @@ use crate::Result;
 use crate::engine::cpu::{Cpu, Operand};
 use crate::engine::{Device, Engine, Floats, Reals};
 
-/// What a training step exchanges. Every rank makes the same calls with the same ranges in the same
-/// order. A device may do the work on another stream, and have it done at `finish`.
+/// What a training step exchanges. Every rank makes the same calls with the same ranges in the same order. A
+/// device may do the work on another stream and complete it at `finish`.
 pub trait Collective<D: Device> {
     /// Sums `grads[range]` over ranks.
     fn all_reduce(&mut self, device: &D, grads: &mut Floats<D>, range: Range<usize>) -> Result<()>;
@@ -21,7 +21,7 @@ pub trait Collective<D: Device> {
     fn reduce_scatter(&mut self, device: &D, grads: &mut Floats<D>, pieces: &[Range<usize>]) -> Result<()>;
     /// Hands every rank the piece that rank r owns, `pieces[r]`.
     fn all_gather(&mut self, device: &D, weights: &mut Reals<D>, pieces: &[Range<usize>]) -> Result<()>;
-    /// What was started is complete for every operation that the device is given from now on.
+    /// Every operation given to the device from now on sees the exchanges completed.
     fn finish(&mut self, device: &D) -> Result<()>;
 }
 

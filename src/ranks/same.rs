@@ -1,5 +1,5 @@
-//! What all ranks must have alike before they begin: ranks with other plans, data or programs would train
-//! nonsense in silence, hang, or write over each other's memory.
+//! Checks what must be the same on all ranks before they begin: ranks with different plans, data or programs
+//! would silently train nonsense, hang, or overwrite each other's memory.
 
 use super::world::World;
 use crate::{Error, Result};
@@ -11,7 +11,7 @@ pub type Facts = Vec<(String, String)>;
 const SHOWN: usize = 60;
 
 impl World {
-    /// Holds what this rank knows against what the others know; without others nothing is asked.
+    /// Compares this rank's facts with those of the others; without others, `facts` is not called.
     ///
     /// # Errors
     /// On every rank: `Error::Config` with the first key that differs, its values and the ranks that have them;
@@ -45,7 +45,7 @@ impl World {
     }
 }
 
-/// What stands for a text where ranks exchange numbers.
+/// A number that stands for a text, because ranks exchange numbers.
 fn mark(text: &str) -> f64 {
     f64::from(crc32fast::hash(text.as_bytes()))
 }
@@ -62,7 +62,7 @@ fn difference(a: &Facts, b: &Facts) -> (String, usize) {
     (first, keys.count())
 }
 
-/// Two values so that one sees where they differ.
+/// Two values, shortened to show where they differ.
 fn apart(a: Option<&str>, b: Option<&str>) -> [String; 2] {
     let [short_a, short_b] = [a, b].map(Option::unwrap_or_default);
     let common = short_a.chars().zip(short_b.chars()).take_while(|(a, b)| a == b).count();

@@ -1,12 +1,12 @@
 //! A thread a rank that ends the job when a rank is gone or stuck, and says which and why. MPI cannot
 //! do so itself: a rank inside a collective waits for as long as the missing one is missing.
 //!
-//! The threads talk over TCP, beside MPI: every rank connects to rank 0 and sends its `Look` twice a
-//! second; rank 0 answers. So a killed process is noticed when its socket closes, within a tick, and
-//! a stopped one or a dead machine by its silence. Files in a shared run directory would need no port,
-//! but network file systems show changes to other machines only after seconds to a minute (NFS caches
-//! attributes for 3 to 60 s), and a closed socket says at once what a file never says. A rank that cannot
-//! connect is warned about in its log and is still covered by the launcher.
+//! The threads talk over TCP, beside MPI: every rank connects to rank 0 and sends its `Look` twice a second;
+//! rank 0 answers. So a killed process is noticed when its socket closes, within a tick, and a stopped one or
+//! a dead machine by its silence. Files in a shared run directory would need no port, but network file
+//! systems show changes to other machines only after seconds to a minute (NFS caches attributes for 3 to 60
+//! s), and a closed socket says at once what a file never says. A rank that cannot connect logs a warning and
+//! is still covered by the launcher.
 //!
 //! Ending: the thread may not call MPI (only the main thread may), so it leaves the process with
 //! `_exit`; the launcher then ends the ranks that are left.
@@ -53,7 +53,7 @@ pub struct Address {
     host: String,
     ip: Option<IpAddr>,
     port: u16,
-    /// Told apart from other services on the same port.
+    /// Distinguishes rank 0 from other services on the same port.
     token: u64,
 }
 
@@ -86,7 +86,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Rank 0's: listens for `size - 1` ranks. `limit` is how long a training may stand still.
+    /// Rank 0's: listens for `size - 1` ranks. `limit` is how long training may make no progress.
     ///
     /// # Errors
     /// `Error::Device` when no port can be opened.
@@ -157,20 +157,20 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
         .map_err(|e| Error::device(format!("the watchdog's thread cannot be started: {e}")))
 }
 
-/// The address that the default route would be taken from; nothing is sent.
+/// This machine's address on the default route; nothing is sent.
 fn outward_ip() -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
     socket.connect((Ipv4Addr::new(10, 255, 255, 255), 9)).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 
-/// Lines over a socket that never blocks for longer than it was told to.
+/// Lines over a socket that never blocks for longer than a set time.
 struct Wire {
     socket: TcpStream,
     received: Vec<u8>,
 }
 
-/// What a look at a socket finds.
+/// The result of reading a socket.
 enum Heard {
     Line(Line),
     Nothing,
@@ -227,7 +227,7 @@ struct Lead {
     beat: Arc<Beat>,
     stop: Arc<AtomicBool>,
     peers: BTreeMap<usize, Peer>,
-    /// Connected and not introduced.
+    /// Connected, but not yet introduced.
     guests: Vec<Wire>,
 }
 
@@ -255,7 +255,7 @@ impl Lead {
 
     fn tell(&mut self, line: &Line) {
         for peer in self.peers.values_mut().filter(|peer| !peer.left) {
-            peer.wire.send(line); // one that is gone is noticed when it is heard
+            peer.wire.send(line); // a rank that is gone is noticed in `listen`
         }
     }
 
@@ -279,7 +279,7 @@ impl Lead {
         }
     }
 
-    /// Takes in what the ranks say; the reason to end when one is gone.
+    /// Reads what the ranks say; returns the reason to end when one is gone.
     fn listen(&mut self) -> Option<String> {
         for (rank, peer) in &mut self.peers {
             while !peer.left {
@@ -302,7 +302,7 @@ impl Lead {
         None
     }
 
-    /// The reason to end when the training stands still.
+    /// The reason to end when training is stuck.
     fn stuck(&self) -> Option<String> {
         if self.peers.len() + 1 < self.size {
             return None; // not all of them can be seen
@@ -401,14 +401,14 @@ fn follow(mut wire: Wire, rank: usize, limit: Duration, beat: &Beat, stop: &Atom
 
 static OWN: Mutex<Option<Watchdog>> = Mutex::new(None);
 
-/// Makes `watchdog` the process's.
+/// Keeps `watchdog` as this process's.
 pub fn keep(watchdog: Option<Watchdog>) {
     if let Ok(mut own) = OWN.lock() {
         *own = watchdog;
     }
 }
 
-/// The process ends and says itself why: the others' watchdogs shall not guess.
+/// The process ends and says why itself, so that the others' watchdogs do not guess.
 pub fn dismiss() {
     if std::thread::current().name() == Some(THREAD) {
         return; // it would wait for itself

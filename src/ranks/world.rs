@@ -1,4 +1,4 @@
-//! The processes of a run as one of them sees them: who it is, and the small agreements that they make.
+//! The processes of a run as one of them sees them: which one it is, and the small agreements that they make.
 //! Started alone, a process makes no MPI call and runs the same code as a world of one.
 
 use std::panic;
@@ -24,11 +24,11 @@ const RANK_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RAN
 /// that the whole job ends.
 const PANIC_CODE: i32 = 4;
 
-/// How long ranks above 0 wait before they report an error: where all ranks fail alike, rank 0 has
-/// spoken and ended the job by then, and the user reads one line instead of one a rank.
+/// How long ranks above 0 wait before they report an error: if all ranks fail alike, rank 0 has reported it
+/// and ended the job by then, and the user reads one line instead of one a rank.
 const ERROR_DELAY: Duration = Duration::from_millis(400);
 
-/// How long rank 0 stays after it told the others to end, so that they hear it and not its silence.
+/// How long rank 0 stays after it has told the others to end, so that they hear the message, not its silence.
 const GRACE: Duration = Duration::from_millis(300);
 
 /// The processes of a run, seen from one of them.
@@ -53,8 +53,8 @@ pub(super) struct Mpi {
 /// This process's rank, once it has joined the others.
 static JOINED: OnceLock<usize> = OnceLock::new();
 
-/// Whether this process is to say what ends all of them alike. One that has joined no others speaks for itself,
-/// whatever a launcher's variables say.
+/// Whether this process reports what ends all of them alike. One that has joined no others reports for
+/// itself, whatever a launcher's variables say.
 pub fn speaks() -> bool {
     JOINED.get().is_none_or(|rank| *rank == 0)
 }
@@ -131,7 +131,7 @@ impl World {
         threads::wanted(self.local_size)
     }
 
-    /// Ends the job when a rank is gone, or when a training stands still for `limit`.
+    /// Ends the job when a rank is gone, or when training makes no progress for `limit`.
     ///
     /// # Errors
     /// `Error::Device` when the watchdog's port or thread cannot be had.
@@ -234,14 +234,14 @@ impl World {
         outcome.map_err(|error| self.agreed(error))
     }
 
-    /// Notes that every rank has this error, so that one says it for all.
+    /// Notes that every rank has this error, so that one reports it for all.
     pub(super) fn agreed(&self, error: Error) -> Error {
         *self.agreed.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
         error
     }
 
-    /// The outcome of work that every rank does its part of: the error of the lowest rank that failed
-    /// becomes every rank's error, and names the rank where others did not fail.
+    /// The outcome of work that all ranks share: the error of the lowest rank that failed becomes every
+    /// rank's error, and names the rank if others did not fail.
     pub fn agree_all<T>(&self, outcome: Result<T>) -> Result<T> {
         let failed = self.gather_f64(&[f64::from(u8::from(outcome.is_err()))]);
         let Some(rank) = failed.iter().position(|flag| *flag > 0.0) else { return outcome };
@@ -253,7 +253,7 @@ impl World {
         told_error(&text).map_or(outcome, |error| Err(self.agreed(error)))
     }
 
-    /// What one rank of each node does for all of them: the others wait for its verdict, and an error of
+    /// Work that one rank of each node does for all of them: the others wait for its verdict, and an error of
     /// any node becomes every rank's. `Some` on the rank that did it.
     pub fn once_a_node<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
         self.agree_all((self.local_rank == 0).then(work).transpose())
@@ -282,12 +282,12 @@ impl World {
     }
 }
 
-/// Exit code and text of an error, to be told to other ranks; empty without one.
+/// Exit code and text of an error, to be sent to other ranks; empty without one.
 fn error_text<T>(outcome: &Result<T>) -> String {
     outcome.as_ref().err().map(|e| format!("{} {e}", e.exit_code())).unwrap_or_default()
 }
 
-/// What `error_text` said.
+/// The error that `error_text` described.
 fn told_error(text: &str) -> Option<Error> {
     let (code, text) = text.split_once(' ')?;
     Some(match code {
@@ -318,9 +318,8 @@ impl Drop for World {
     }
 }
 
-/// A panic would unwind into MPI_Finalize and wait there for ranks that wait for this one: end the
-/// job instead. Only the main thread may call MPI; another leaves the process, which has the launcher
-/// end the others.
+/// A panic would unwind into MPI_Finalize and wait there for ranks that wait for this one: end the job
+/// instead. Only the main thread may call MPI; any other exits the process, and the launcher ends the others.
 fn abort_on_panic(rank: usize) {
     let report = panic::take_hook();
     let main = std::thread::current().id();
