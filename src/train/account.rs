@@ -1,8 +1,7 @@
-//! What a training step did, told to the host. The loop asks for a step's numbers as soon as the step
-//! is given to the device and reads them when the next one is: an asynchronous device has work all
-//! the while. Whatever needs the state that a step leaves (a checkpoint, a validation, the end,
-//! gradients that are not finite) has its step read before the next one begins, so it is the same as
-//! if every step were.
+//! Brings each training step's numbers to the host. The loop asks for them as soon as the step is queued and
+//! reads them when the next step is queued, so that an asynchronous device always has work. A checkpoint, a
+//! validation, the end, and gradients that are not finite need the state that a step leaves. Such a step is
+//! read before the next one begins, so the outcome is the same as if every step were.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use crate::engine::{Fetch, stats};
 use crate::model::Objective;
 use crate::ranks::World;
 
-/// The steps of a training whose numbers are still to be read, and what the ones before added up to.
+/// The steps whose numbers are still to be read, and the totals of the ones before.
 pub struct Account<'w> {
     world: &'w World,
     objective: Objective,
@@ -59,13 +58,13 @@ impl<'w> Account<'w> {
         self.unread.push_back(Unread { known, sums, norm_sq });
     }
 
-    /// The number of the oldest step that was not read, and whether the step after it is made already.
+    /// The number of the oldest step that was not read, and whether the step after it is queued already.
     pub fn oldest(&self) -> Option<(u64, bool)> {
         self.unread.front().map(|unread| (unread.known.step, self.unread.len() > 1))
     }
 
-    /// Whether nothing that came to light or was agreed wants the last step read before the next begins.
-    /// The same on all ranks.
+    /// Whether the next step may begin before the last is read: nothing found or agreed on forbids it. The
+    /// same on all ranks.
     pub fn may_run_ahead(&self) -> bool {
         self.skipped_in_row == 0 && !self.asked
     }
@@ -80,14 +79,14 @@ impl<'w> Account<'w> {
         (self.clock, self.waited) = (Instant::now(), self.world.beat().waited());
     }
 
-    /// Training is taken up where `skipped` updates have been void: what is on its way counts no more.
+    /// Resumes after `skipped` void updates; numbers still on their way no longer count.
     pub fn restore(&mut self, skipped: u64) {
         (self.skipped, self.skipped_in_row) = (skipped, 0);
         self.unread.clear();
     }
 
-    /// Reads the oldest step: what it did, over all ranks. Where the next step is made already, what the
-    /// ranks agreed on is put off until that one is read. `None` when every step is read.
+    /// Reads the oldest step: what it did, over all ranks. If the next step is queued already, what the ranks
+    /// agreed on is put off until that one is read. `None` when every step is read.
     pub fn read(&mut self, notice: Notice) -> Result<Option<Update>> {
         let Some(unread) = self.unread.pop_front() else { return Ok(None) };
         let ahead = !self.unread.is_empty();

@@ -19,9 +19,9 @@ use crate::{Error, Result};
 const ALLOWED_F32: f64 = 1e-3;
 const ALLOWED_BF16: f64 = 0.1;
 
-/// Biases whose gradient is 0 in exact arithmetic, because the softmax after them does not change when
-/// all of its inputs rise by the same: a key's, and under a ranking loss the score's. What rounding
-/// leaves there has nothing of its own to be measured against.
+/// Biases whose gradient is 0 in exact arithmetic, because the softmax after them does not change when all of
+/// its inputs rise by the same: a key's, and under a ranking loss the score's. The rounding errors left there
+/// have no gradient to be measured against.
 const CANCELLED: [&str; 2] = [".attention.self.key.bias", "classifier.bias"];
 
 /// One pack on the engine and on the reference.
@@ -61,8 +61,8 @@ impl GradientCheck {
     }
 }
 
-/// Runs forward and backward of `batch` on both. Gradients and statistics of the model are those of
-/// no pack afterwards. `None` for an objective that the reference does not have.
+/// Runs forward and backward of `batch` on both. The model's gradients and statistics are cleared afterwards.
+/// `None` for an objective that the reference does not have.
 pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Result<Option<GradientCheck>> {
     if matches!(model.options.objective, Objective::Ranking(loss, _) if loss != RankLoss::Lce) {
         return Ok(None);
@@ -86,7 +86,7 @@ pub fn against_reference<E: Engine>(model: &mut Bert<E>, batch: &Batch) -> Resul
     }))
 }
 
-/// What the reference model makes of a pack.
+/// The reference model's results for a pack.
 struct Expectation {
     /// The engine's loss, in the reference's terms.
     loss: f64,
@@ -185,8 +185,8 @@ fn arena(layout: &Layout, expected: &BTreeMap<String, Vec<f32>>) -> Result<Vec<f
     }
 }
 
-/// What a bias's gradient is measured against where its own is 0: the mean over its inputs of the
-/// gradients of the weight beside it, which is a sum of the same terms, each times an input of size 1.
+/// What a bias's gradient is compared with if its own is 0: the mean over its inputs of the gradients of the
+/// weight beside it, which is a sum of the same terms, each times an input of size 1.
 fn beside(layout: &Layout, bias: &Param, arena: &[f32]) -> Result<f64> {
     let name = bias.name.replace(".bias", ".weight");
     let weight = layout.find(&name).ok_or_else(|| unknown(&name))?;

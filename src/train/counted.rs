@@ -1,6 +1,6 @@
-//! What a run launches, moves, computes and allocates, counted by running its model, its optimiser and packs of
-//! its sizes on the engine that only counts. For `plan`, for a run's memory forecast, and for the FLOPs of its step
-//! line.
+//! What a run launches, moves, computes and allocates, counted by running its model, its optimiser and packs
+//! of its sizes on the engine that only counts. `plan`, a run's memory forecast and the FLOPs of its step
+//! line use it.
 
 use std::ops::Range;
 
@@ -45,7 +45,7 @@ impl Bytes {
     }
 }
 
-/// What came out.
+/// The result.
 #[derive(Clone, Debug)]
 pub struct Counted {
     /// Of all packs.
@@ -118,7 +118,7 @@ fn for_objective(mut pack: Batch, objective: Objective) -> Batch {
     pack
 }
 
-/// A pack of sequences of these lengths, of which `masked` tokens are masked. What is in it is not looked at.
+/// A pack of sequences of these lengths, of which `masked` tokens are masked. Its contents are never read.
 pub fn made_up(lengths: &[usize], masked: usize) -> Batch {
     let tokens: usize = lengths.iter().sum();
     let mut cu_seqlens = vec![0];
@@ -141,8 +141,8 @@ pub fn made_up(lengths: &[usize], masked: usize) -> Batch {
     }
 }
 
-/// FLOPs of training, which are linear in what packs are made of. They are what the mathematics needs: scores that
-/// backward computes again and activations that it restores do not count, and what is frozen is not computed.
+/// FLOPs of training, which are linear in the contents of packs. Only what the mathematics needs counts: not
+/// the scores and activations that backward recomputes. What is frozen is not computed.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct FlopRates {
     pub token: f64,
@@ -168,7 +168,7 @@ pub struct Work {
 }
 
 impl FlopRates {
-    /// Of the model that `run` trains.
+    /// The FLOPs of the model that `run` trains.
     ///
     /// # Errors
     /// As `Setup::count`.
@@ -202,7 +202,7 @@ impl FlopRates {
     }
 }
 
-/// A collective that nobody hears.
+/// A collective that exchanges nothing.
 struct Unheard {
     /// Gradients on their way in bf16.
     _narrow: DryBuf<half::bf16>,

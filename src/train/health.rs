@@ -38,7 +38,7 @@ pub struct Slow {
 }
 
 impl Signs {
-    /// What a user should read, a line each.
+    /// Warnings for the user, a line each.
     pub fn lines(&self, step: u64, loss: f64, norm: f64) -> Vec<String> {
         let far = |name: &str, value: f64, z: Option<f64>| {
             let z = z.filter(|z| *z > OUTLIER)?;
@@ -70,7 +70,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// Takes in one step: its loss, its gradient's norm, and each rank's milliseconds.
+    /// Records one step: its loss, its gradient's norm, and each rank's milliseconds.
     pub fn record(&mut self, loss: f64, norm: f64, busy_ms: impl Iterator<Item = f64>) -> Signs {
         let slow = self.compare(busy_ms.collect());
         Signs { loss_z: self.loss.record(loss), norm_z: self.norm.record(norm.ln()), slow }

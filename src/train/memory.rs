@@ -13,7 +13,7 @@ use crate::model::bert::Options;
 use crate::ranks::World;
 use crate::{Error, Result};
 
-/// What counting and allocation may differ by: packs that are not full ask for scratch in other steps.
+/// How far counting and allocation may differ: packs that are not full ask for scratch in other steps.
 const SLACK: f64 = 0.02;
 const SLACK_BYTES: f64 = 16e6;
 

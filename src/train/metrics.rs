@@ -16,7 +16,7 @@ use super::validation::Scores;
 use crate::engine::stats;
 use crate::{Error, Result};
 
-/// What some steps took together.
+/// The totals of some steps.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spent {
     steps: u64,
@@ -42,7 +42,7 @@ impl Spent {
     }
 }
 
-/// Writes metrics and step lines; only the leading rank has one that does.
+/// Writes metrics and step lines; only the leading rank's does so.
 pub struct Meter {
     file: Option<BufWriter<File>>,
     events: Option<Events>,
@@ -65,7 +65,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter that adds to `path`; `None` measures in silence.
+    /// A meter that appends to `path`; with `None` it measures silently.
     pub fn new(path: Option<&Path>, every: u64, steps: u64) -> Result<Self> {
         let open = |path: &Path| {
             let file = File::options().create(true).append(true).open(path);

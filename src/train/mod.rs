@@ -1,6 +1,6 @@
-//! Training. `trainer.rs` holds the loop and is the first file to read; everything else here is a part
-//! of it (optimiser, schedule), watches over it (health, validation, check), or says what it did
-//! (account, metrics). What a run is around its training is in `run`.
+//! Training. `trainer.rs` holds the loop and is the first file to read; everything else here is a part of it
+//! (optimiser, schedule), watches over it (health, validation, check), or says what it did (account,
+//! metrics). The rest of a run is in `run`.
 
 mod account;
 pub mod check;

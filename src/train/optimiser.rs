@@ -2,14 +2,13 @@
 //! AdamW or LAMB, and (ZeRO stage 1, Rajbhandari et al. 2020) the division of the optimiser's state
 //! over ranks.
 //!
-//! A bucket of the arena (heads, a layer, the embeddings) is cut into a share a rank. With sharding,
-//! rank r gets the sum of its shares alone (reduce-scatter), keeps moments and master weights for
-//! them alone, updates them and hands out the new weights (all-gather): the bytes on the wire are an
-//! all-reduce's, the state's memory is divided by the ranks. Without sharding every rank has all of
-//! it. In both cases a rank measures only its own shares for the global norm, so that both add the
-//! same numbers in the same order: AdamW gives the same bits either way. LAMB's norms of single
-//! tensors are summed over the shares with sharding and in one go without, which differs in the last
-//! digit.
+//! A bucket of the arena (heads, a layer, the embeddings) is cut into a share a rank. With sharding, rank r
+//! gets only the sum of its own shares (reduce-scatter), keeps moments and master weights only for them,
+//! updates them and hands out the new weights (all-gather): the bytes on the wire are an all-reduce's, the
+//! state's memory is divided by the ranks. Without sharding every rank has all of it. In both cases a rank
+//! measures only its own shares for the global norm, so that both add the same numbers in the same order:
+//! AdamW gives the same bits either way. LAMB's norms of single tensors are summed over the shares with
+//! sharding and in one go without, which differs in the last digit.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -145,7 +144,7 @@ impl<E: Engine> Optimiser<E> {
         })
     }
 
-    /// Whether each rank keeps its share of the state alone.
+    /// Whether each rank keeps only its own share of the state.
     pub fn sharded(&self) -> bool {
         self.settings.sharding == Sharding::Optimizer
     }

@@ -1,17 +1,17 @@
-//! Settings of the plan in the terms of the model and the engine: the plan knows neither, and neither knows
-//! the plan.
+//! Translates the plan's settings into the terms of the model and the engine: the plan knows neither, and
+//! neither knows the plan.
 
 use crate::config::{self, Fine, FineLoss, Lora, Train, TrainPassages};
 use crate::engine::op::{Aggregate, RankLoss};
 use crate::model::{Objective, Tuning};
 
-/// What training adds, freezes and computes twice.
+/// What training adds, freezes and recomputes.
 pub fn tuning(train: &Train, lora: Option<&Lora>) -> Tuning {
     Tuning { lora: lora.cloned(), freeze: train.freeze.clone(), recompute: train.recompute }
 }
 
-/// What fine-tuning learns. Scores of documents are put together in training only where it reads all their
-/// passages.
+/// What fine-tuning learns. Training combines the scores of passages only if it reads all passages of a
+/// document.
 pub fn ranking(fine: &Fine) -> Objective {
     let loss = match fine.loss {
         FineLoss::Lce => RankLoss::Lce,

@@ -1,5 +1,5 @@
-//! What the optimiser remembers, on the host, with the ranges of the arena that it belongs to: what a
-//! checkpoint keeps of a rank, and what any other number of ranks takes up again.
+//! What the optimiser remembers, on the host, with the ranges of the arena that it belongs to. A checkpoint
+//! keeps it for each rank, and any number of ranks can resume from it.
 
 use std::ops::Range;
 

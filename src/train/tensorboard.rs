@@ -15,8 +15,8 @@ pub struct Events {
 }
 
 impl Events {
-    /// A new event file in `dir`, for steps after `step`. TensorBoard forgets what earlier files of the
-    /// folder say of later steps, so a resumed run continues its curves.
+    /// A new event file in `dir`, for steps after `step`. TensorBoard discards what earlier files in the
+    /// folder say about later steps, so a resumed run continues its curves.
     ///
     /// # Errors
     /// `Error::Data` when it cannot be written.

@@ -16,8 +16,7 @@ use crate::engine::{Engine, Fetch};
 use crate::model::{Bert, Mode};
 use crate::ranks::{Collective, Distributed, World};
 
-/// Updates with a non-finite gradient that may follow each other before training goes back to the
-/// last checkpoint.
+/// How many updates in a row may have a non-finite gradient before training goes back to the last checkpoint.
 pub const NON_FINITE_LIMIT: u32 = 3;
 
 /// Whether training goes on.
@@ -32,15 +31,15 @@ pub enum Flow {
     Preempted,
 }
 
-/// Looks on after every update: logs, validates, saves.
+/// Called after every update: logs, validates, saves.
 pub trait Watcher<E: Engine> {
-    /// What this rank tells the others with the update's exchange.
+    /// What this rank tells the others in the update's exchange.
     fn notice(&mut self) -> Result<Notice> {
         Ok(Notice::default())
     }
 
-    /// Whether `after` of this step works with the state that the step leaves, to save or to measure it:
-    /// then no later step begins before. The same on all ranks.
+    /// Whether `after` of this step needs the state that the step leaves, to save or to measure it: then no
+    /// later step begins before it. The same on all ranks.
     fn holds(&self, step: u64) -> bool {
         let _ = step;
         false
@@ -62,7 +61,7 @@ pub struct Progress {
     pub skipped: u64,
 }
 
-/// The model with what changes it.
+/// The model and everything that changes it.
 pub struct Trainer<'w, E: Engine> {
     pub model: Bert<E>,
     world: &'w World,
@@ -72,7 +71,7 @@ pub struct Trainer<'w, E: Engine> {
     lr: LearningRate,
     /// Where the next step's packs start.
     cursor: Cursor,
-    /// Steps whose numbers are still to be read, and what the ones before added up to.
+    /// Steps whose numbers are still to be read, and the totals of the ones before.
     account: Account<'w>,
     /// Steps between two checks; 0 is off.
     check: u64,
@@ -136,7 +135,7 @@ impl<'w, E: Distributed> Trainer<'w, E> {
         self
     }
 
-    /// For the watchdog and the clocks.
+    /// Tells the watchdog and the clocks that a step begins.
     fn mark_step(&mut self) {
         self.world.beat().step(self.optimiser.state.updates + 1);
         if self.account.oldest().is_none() {
@@ -144,7 +143,7 @@ impl<'w, E: Distributed> Trainer<'w, E> {
         }
     }
 
-    /// Has the numbers of the step that was just made brought to the host.
+    /// Asks for the numbers of the step that was just queued.
     fn note(&mut self, step: &Step, lr: f64, norm_sq: Fetch) -> Result<()> {
         let Step { tokens, attended, masked, sequences, .. } = *step;
         let work = Work { tokens, attended, masked, sequences };
@@ -215,8 +214,8 @@ impl<'w, E: Distributed> Trainer<'w, E> {
         self.world
     }
 
-    /// Takes up training at `progress`, from the optimiser's arrays as they were then. The model's
-    /// weights are the caller's to put back.
+    /// Resumes training at `progress`, from the optimiser's arrays as they were then. The caller restores the
+    /// model's weights.
     pub fn restore(&mut self, progress: Progress, saved: &SavedOptimiser) -> Result<()> {
         saved.restore(&self.model.engine, &mut self.optimiser.state)?;
         self.optimiser.state.updates = progress.updates;

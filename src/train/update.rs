@@ -54,7 +54,7 @@ pub struct Notice {
     pub written: u64,
 }
 
-/// What follows from what all ranks told, the same on every rank.
+/// What follows from all ranks' notices, the same on every rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Agreed {
     /// A signal asked some rank to end.

@@ -1,7 +1,7 @@
-//! Validation inside training: what the model predicts of pairs whose queries it never trains on. Each
-//! pair is read with query tokens masked, with document tokens masked, and as it is (QDPP), always
-//! with the same masks and the same negatives. Ranks share the packs; what is reported does not
-//! depend on how many there are.
+//! Validation inside training: how well the model predicts pairs whose queries it never trains on. Each pair
+//! is read with query tokens masked, with document tokens masked, and as it is (QDPP), always with the same
+//! masks and the same negatives. Ranks share the packs; what is reported does not depend on how many there
+//! are.
 
 use std::fmt;
 
@@ -50,14 +50,14 @@ pub struct Scores {
     /// MLM on document tokens.
     pub document: Option<Means>,
     pub qdpp: Option<Means>,
-    /// Share of (clicked, negative) pairs of pairs that QDPP orders rightly.
+    /// Of all combinations of a clicked and a negative pair, the share that QDPP orders correctly.
     pub auc: Option<f64>,
-    /// The objective: what the best checkpoint has least of.
+    /// The objective, which is lowest at the best checkpoint.
     pub loss: f64,
 }
 
 impl Validation {
-    /// Packs the samples of `source` in packs of `pack_tokens`, one after the other in the order of their ids.
+    /// Packs the samples of `source` in packs of `pack_tokens`, one after another in the order of their ids.
     pub fn new(
         pack_tokens: usize,
         source: &dyn SampleSource,
