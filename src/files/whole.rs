@@ -58,8 +58,10 @@ pub fn write_by(path: &Path, each: impl FnOnce(&mut dyn Write) -> Result<()>) ->
     let mut file = file.map_err(|cause| {
         let text = cause.to_string();
         let cause = text.split(" at path ").next().unwrap_or_default(); // without the temporary name
-        let action =
-            format!("written: it is made beside its place, and no file can be made in {}", folder.display());
+        let action = format!(
+            "written: it is first made beside its place, and no file can be created in {}",
+            folder.display()
+        );
         Error::io(&action, path, io::Error::other(cause))
     })?;
     each(&mut file)?;

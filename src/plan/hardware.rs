@@ -31,7 +31,7 @@ pub struct Gpu {
 
 /// Where the shares come from; printed with every prediction.
 pub const SOURCES: [&str; 5] = [
-    "peaks, bandwidths, memory: NVIDIA's data sheets (dense bf16, SXM boards where there are any)",
+    "peaks, bandwidths, memory: NVIDIA's data sheets (dense bf16, SXM boards if there are any)",
     "matrix products: Maximum Achievable Matmul FLOPS from the Machine Learning Engineering book (S. Bekman), \
      about 0.87 of the peak on A100, 0.80 on H100, 0.78 on B200; 0.80 where it has none; times wave quantisation",
     "attention: FlashAttention-2 at heads of 64 and 512 tokens, on H100 252 forward and 190 TFLOP/s backward \

@@ -188,7 +188,7 @@ pub const NORMALIZER: &[Keys] = &[
         &["true", "false", "null"],
         "say true, false or null",
     ),
-    only(&["lowercase"], "letters are made small", &["true", "false"], "say true or false"),
+    only(&["lowercase"], "letters are lower-cased", &["true", "false"], "say true or false"),
 ];
 
 /// Judges the keys of `tokenizer.json`. Returns the warnings.

@@ -34,10 +34,10 @@ pub fn unwritten<R: Real, B: Real>(gpu: &Cuda<B>, len: usize, behind: usize) -> 
 pub fn get<R: Real, B: Real>(gpu: &Cuda<B>, buffer: &CudaBuf<R>, len: usize, cleared: usize) -> Vec<f32> {
     let all: Vec<R> = gpu.download(buffer, 0..buffer.len()).unwrap();
     let zeros = all[len..len + cleared].iter().all(|x| x.to_f32() == 0.0);
-    assert!(zeros, "values behind the count are not zeros");
+    assert!(zeros, "values after the count are not zeros");
     let behind: &[u8] = bytemuck::cast_slice(&all[len + cleared..]);
     let same = behind.chunks(size_of::<R>()).all(|x| x == bytemuck::bytes_of(&poison::<R>()));
-    assert!(same, "values behind row {len} were written");
+    assert!(same, "values after row {len} were written");
     all[..len].iter().map(|x| x.to_f32()).collect()
 }
 

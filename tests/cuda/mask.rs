@@ -69,7 +69,7 @@ fn masks_are_the_cpu_engines() {
                 let batch = on_gpu(&gpu, &pack, &rule, rows.len());
                 let whole = |buffer| gpu.download::<u32>(buffer, 0..buffer.len()).unwrap();
                 let behind = |list: Vec<u32>, n: usize| {
-                    assert!(list[n..].iter().all(|&x| x == u32::MAX), "written behind {n}");
+                    assert!(list[n..].iter().all(|&x| x == u32::MAX), "written after {n}");
                     list[..n].to_vec()
                 };
                 assert_eq!(behind(whole(&batch.ids), pack.tokens()), ids);

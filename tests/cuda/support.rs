@@ -81,8 +81,8 @@ pub fn taken_floats<R: Real>(gpu: &Cuda<R>, buffer: &CudaBuf<f32>, len: usize) -
 #[track_caller]
 fn split(mut values: Vec<f32>, len: usize, zeros: usize) -> Vec<f32> {
     let behind = values.split_off(len);
-    assert!(behind[..zeros].iter().all(|&x| x == 0.0), "rows behind the pack are not zeros up to capacity");
-    assert!(behind[zeros..].iter().all(|x| x.is_nan()), "values behind capacity were written");
+    assert!(behind[..zeros].iter().all(|&x| x == 0.0), "rows after the pack are not zeros up to capacity");
+    assert!(behind[zeros..].iter().all(|x| x.is_nan()), "values after capacity were written");
     values
 }
 

@@ -77,7 +77,7 @@ pub fn taken<T: Real, D: Device>(device: &D, buffer: &D::Buf<T>, len: usize) -> 
     let bits = |x: T| x.to_f32().to_bits();
     let poison = bits(T::from_f32(f32::from_bits(POISON)));
     let mut values = device.download(buffer, 0..len + BEHIND).unwrap();
-    assert!(values[len..].iter().all(|&x| bits(x) == poison), "values behind row {len} were written");
+    assert!(values[len..].iter().all(|&x| bits(x) == poison), "values after row {len} were written");
     values.truncate(len);
     values.iter().map(|x| x.to_f32()).collect()
 }

@@ -155,7 +155,7 @@ fn attention_on_tensor_cores() {
     run(&asset("kernels/attention.cu"), "attention_d64_bf16", grid, 128, &args, d);
     let got = d.read::<bf16>(at_out);
     close("out", &got[..t * h], out);
-    assert!(got[t * h..].iter().all(|x| x.to_bits() == 0xFFFF), "rows behind the pack were written");
+    assert!(got[t * h..].iter().all(|x| x.to_bits() == 0xFFFF), "rows after the pack were written");
     let rows = d.read::<f32>(at_lse);
     for (i, (x, y)) in rows.iter().zip(lse.iter()).enumerate() {
         assert!((x - y).abs() < 2e-3, "log-sum-exp[{i}]: {x} and {y}");
@@ -187,7 +187,7 @@ fn attention_on_tensor_cores() {
     run(&module, "attention_backward_d64_bf16", grid, 256, &args, d);
     let got = d.read::<bf16>(at_dqkv);
     close("dqkv", &got[..t * 3 * h], dqkv);
-    assert!(got[t * 3 * h..].iter().all(|x| x.to_bits() == 0), "rows behind the pack must be zeros");
+    assert!(got[t * 3 * h..].iter().all(|x| x.to_bits() == 0), "rows after the pack must be zeros");
     let got = d.read::<f32>(partials);
     let size = bias.iter().fold(0f32, |a, b| a.max(b.abs()));
     for (column, expected) in bias.iter().enumerate() {
@@ -233,10 +233,10 @@ fn gelu_and_its_gradient() {
     };
     let got = device.read::<bf16>(act);
     close("GELU", &got[..t * width], &pre.iter().map(exact).collect::<Vec<f32>>());
-    assert!(got[t * width..].iter().all(|x| x.to_bits() == 0xFFFF), "rows behind the pack were written");
+    assert!(got[t * width..].iter().all(|x| x.to_bits() == 0xFFFF), "rows after the pack were written");
     let got = device.read::<bf16>(at);
     close("its gradient", &got[..t * width], &d);
-    assert!(got[t * width..].iter().all(|x| x.to_bits() == 0), "rows behind the pack must be zeros");
+    assert!(got[t * width..].iter().all(|x| x.to_bits() == 0), "rows after the pack must be zeros");
     let got = device.read::<f32>(partials);
     for (column, expected) in bias.iter().enumerate() {
         let sum: f32 = got[column..].iter().step_by(width).sum();
