@@ -210,8 +210,8 @@ fn doctor_finds_nothing_wrong() {
         assert!(text.contains(word), "{word}: {text}");
     }
     // a row for every operation and precision: name, error, ms, GB/s, share, TFLOP/s, share, worst result
-    let rows: Vec<&str> = text.lines().filter(|line| line.contains("(D = ")).collect();
-    assert_eq!(rows.len(), 2 * 29, "{text}");
+    let rows: Vec<&str> = text.lines().filter(|line| line.contains("(H = ")).collect();
+    assert_eq!(rows.len(), 2 * 45, "{text}");
     for row in rows {
         let numbers = row.get(32..).unwrap().split_whitespace().take(6).map(|n| n.parse::<f64>().unwrap());
         let numbers: Vec<f64> = numbers.collect();

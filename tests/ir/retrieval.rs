@@ -87,7 +87,7 @@ fn damaged_collections_are_refused() {
         assert!(error.exit_code() == code && error.to_string().contains(word), "{error}");
     };
     refused("", |_| (), 3, "is empty");
-    refused("D1 u t\n", |_| (), 3, "docs.tsv: cannot tell its format");
+    refused("D1 u t\n", |_| (), 3, "docs.tsv: its format cannot be told");
     refused("D1\tu\tt\tb\nD1\tu\tt\tb\n", |_| (), 3, "'D1' occurs twice");
     refused(DOCUMENTS, |o| o.only = Some(o.topics.clone()), 3, "none of the listed");
     refused(DOCUMENTS, |o| o.documents = vec![Source::documents("none")], 3, "none");
