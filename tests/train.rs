@@ -5,4 +5,5 @@ mod adapters;
 mod check;
 mod optimisers;
 mod recompute;
+mod speed;
 mod stages;

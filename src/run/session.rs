@@ -15,6 +15,7 @@ use crate::files;
 use crate::model::checkpoint;
 use crate::ranks::{Distributed, World};
 use crate::train::metrics::{Meter, duration};
+use crate::train::speed::Ceiling;
 use crate::train::trainer::{Flow, NON_FINITE_LIMIT, Trainer, Watcher};
 use crate::train::update::{Notice, Update};
 use crate::train::validation::Validation;
@@ -31,8 +32,8 @@ pub struct Session<'w> {
     best: f64,
     meter: Option<Meter>,
     every: u64,
-    /// FLOP/s of large matrix products, as `speed::product_speed` measured.
-    product_speed: f64,
+    /// What the speed of steps is a share of.
+    ceiling: Ceiling,
     steps: u64,
     start: Instant,
     /// The step that training went back to after non-finite gradients.
@@ -52,7 +53,7 @@ impl<'w> Session<'w> {
             dir: settings.out.clone(),
             saver,
             meter: None,
-            product_speed: 0.0,
+            ceiling: Ceiling::default(),
             every: if world.leads() { settings.log_every } else { 0 },
             steps,
             start: Instant::now(),
@@ -67,9 +68,9 @@ impl<'w> Session<'w> {
         self
     }
 
-    /// Reports which share of `speed` each step reached; `speed::product_speed` measures it.
-    pub fn against(mut self, speed: f64) -> Self {
-        self.product_speed = speed;
+    /// Reports which share of `ceiling` each step reached.
+    pub fn against(mut self, ceiling: Ceiling) -> Self {
+        self.ceiling = ceiling;
         self
     }
 
@@ -124,7 +125,7 @@ impl<'w> Session<'w> {
         let cut = || resume::cut_metrics(&path, trainer.progress());
         self.world.agree(self.world.leads().then(cut))?;
         let meter = Meter::new(self.world.leads().then_some(path.as_path()), self.every, self.steps)?;
-        self.meter = Some(meter.visible(&self.dir, trainer.progress().updates, self.product_speed)?);
+        self.meter = Some(meter.visible(&self.dir, trainer.progress().updates, self.ceiling)?);
         Ok(())
     }
 
@@ -238,7 +239,9 @@ impl<E: Distributed> Watcher<E> for Session<'_> {
     }
 
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, E>) -> Result<Flow> {
+        self.ceiling.look_again(update.step, &trainer.model.engine, self.world)?;
         if let Some(meter) = &mut self.meter {
+            meter.raise(self.ceiling);
             meter.record(update)?;
         }
         if self.world.leads() {

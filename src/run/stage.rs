@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::data::loader::{Cursor, LoaderOptions, packs_per_epoch};
 use crate::ranks::{Distributed, World};
 use crate::train::schedule::steps;
-use crate::train::speed::product_speed;
+use crate::train::speed::Ceiling;
 use crate::train::trainer::Trainer;
 use crate::train::validation::Validation;
 use crate::{Error, Result};
@@ -76,7 +76,7 @@ fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &Worl
         _ => {}
     }
     let from = if let resume::Start::From(path) = &start { Some(path.as_path()) } else { None };
-    let product_speed = product_speed(&engine, world)?;
+    let ceiling = Ceiling::measure(&engine, world)?;
     let (model, forecast) = model_settings(config).make(engine, &samples, from, world)?;
     if world.leads() {
         tell!("{} parameters, {steps} steps", model.layout.parameters());
@@ -93,7 +93,7 @@ fn run_on<E: Distributed>(engine: E, config: &Config, stage: Stage, world: &Worl
     let validation = validation(config.train.pack_tokens, &samples, world)?;
     let mut session = Session::new(&config.run, saver, steps, world)
         .validating(validation, config.train.validate_every)
-        .against(product_speed);
+        .against(ceiling);
     match from {
         Some(from) => session.go_back(from, &mut trainer)?,
         None => session.cut_metrics(&trainer)?,

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use super::health::Running;
+use super::speed::{Ceiling, Shares, speed};
 use super::tensorboard::Events;
 use super::update::Update;
 use super::validation::Scores;
@@ -50,8 +51,8 @@ pub struct Meter {
     /// Steps between two lines; 0 prints none.
     every: u64,
     steps: u64,
-    /// FLOP/s of large matrix products on all ranks; `None` where it was not measured.
-    product_speed: Option<f64>,
+    /// What a step's speed is a share of; `None` where nothing was measured.
+    ceiling: Option<Ceiling>,
     /// End of the first step that was recorded.
     start: Option<Instant>,
     /// Steps recorded: fewer than the run's step number when it was resumed.
@@ -77,7 +78,7 @@ impl Meter {
             bar: None,
             every,
             steps,
-            product_speed: None,
+            ceiling: None,
             start: None,
             recorded: 0,
             all: Spent::default(),
@@ -87,8 +88,8 @@ impl Meter {
     }
 
     /// Also writes for TensorBoard into `dir` and, on a terminal, draws a bar; `done` steps have been
-    /// made already. `product_speed` is what `speed::product_speed` found.
-    pub fn visible(mut self, dir: &Path, done: u64, product_speed: f64) -> Result<Self> {
+    /// made already. Says of each step what share of `ceiling` it reached.
+    pub fn visible(mut self, dir: &Path, done: u64, ceiling: Ceiling) -> Result<Self> {
         if self.file.is_some() {
             self.events = Some(Events::create(dir, done)?);
         }
@@ -100,8 +101,15 @@ impl Meter {
             let bar = ProgressBar::new(self.steps).with_position(done).with_style(style);
             self.bar = Some(bar);
         }
-        self.product_speed = Some(product_speed).filter(|speed| *speed > 0.0);
+        self.ceiling = Some(ceiling);
         Ok(self)
+    }
+
+    /// What steps are a share of from now on, where that is more than was known.
+    pub fn raise(&mut self, ceiling: Ceiling) {
+        if let Some(own) = &mut self.ceiling {
+            own.join(ceiling);
+        }
     }
 
     /// Records one update.
@@ -114,7 +122,10 @@ impl Meter {
             self.start = Some(Instant::now());
         }
         let scores = self.scores(update);
-        self.write(update.step, &line_json(update, scores, self.share(update.flops, update.step_ms)))?;
+        if let Some(ceiling) = &mut self.ceiling {
+            ceiling.raise(speed(update.flops, update.step_ms));
+        }
+        self.write(update.step, &line_json(update, scores, self.shares(update.flops, update.step_ms)))?;
         if let Some(bar) = &self.bar {
             bar.set_position(update.step);
             bar.set_message(self.left(update.step));
@@ -168,9 +179,8 @@ impl Meter {
         [update.signs.loss_z, mlm, qdpp]
     }
 
-    /// Share of the speed of large matrix products.
-    fn share(&self, flops: f64, ms: f64) -> Option<f64> {
-        self.product_speed.filter(|_| ms > 0.0 && flops > 0.0).map(|speed| flops / ms * 1e3 / speed)
+    fn shares(&self, flops: f64, ms: f64) -> Shares {
+        self.ceiling.map(|ceiling| ceiling.shares(flops, ms)).unwrap_or_default()
     }
 
     fn left(&self, step: u64) -> String {
@@ -194,10 +204,12 @@ impl Meter {
         if spent.steps == 0 {
             spent.add(update); // the first step has no other to be averaged with
         }
-        let share = self.share(spent.flops, spent.ms).map(|s| format!(" | mfu {:.0}%", 100.0 * s));
+        let Shares { mfu, peak } = self.shares(spent.flops, spent.ms);
+        let mfu = mfu.map(|s| format!(" | mfu {:.0}%", 100.0 * s)).unwrap_or_default();
+        let peak = peak.map(|s| format!(" | {:.0}% of the data sheet's peak", 100.0 * s)).unwrap_or_default();
         format!(
-            "step {:>6}/{} | loss {:.4}{}{} | norm {:.2} | lr {:.2e} | {:.0} ms | {:.0} tok/s{} | loader {:.0}% | \
-             comm {:.0}% | {} left",
+            "step {:>6}/{} | loss {:.4}{}{} | norm {:.2} | lr {:.2e} | {:.0} ms | {:.0} tok/s{mfu}{peak} | loader \
+             {:.0}% | comm {:.0}% | {} left",
             update.step,
             self.steps,
             update.loss,
@@ -207,7 +219,6 @@ impl Meter {
             update.lr,
             spent.ms / spent.steps as f64,
             spent.tokens_per_s(),
-            share.unwrap_or_default(),
             100.0 * spent.loader_ms / spent.ms,
             100.0 * spent.exchange_ms / spent.ms,
             self.left(update.step),
@@ -232,7 +243,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-fn line_json(update: &Update, [z, mlm_z, qdpp_z]: [Option<f64>; 3], mfu: Option<f64>) -> Value {
+fn line_json(update: &Update, [z, mlm_z, qdpp_z]: [Option<f64>; 3], shares: Shares) -> Value {
     let mean = |sum, count| update.mean(sum, count);
     json!({
         "step": update.step,
@@ -254,6 +265,7 @@ fn line_json(update: &Update, [z, mlm_z, qdpp_z]: [Option<f64>; 3], mfu: Option<
         "loader_ms": update.waited_ms,
         "exchange_ms": update.exchange_ms,
         "tokens_per_s": update.tokens as f64 / update.step_ms * 1e3,
-        "mfu": mfu,
+        "mfu": shares.mfu,
+        "peak_share": shares.peak,
     })
 }
