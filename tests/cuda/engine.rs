@@ -1,16 +1,20 @@
 //! The GPU engine against the CPU engine: every operation, whole steps, and the same bits with and
 //! without recorded segments.
 
+use std::collections::BTreeMap;
+
 use ctune_dist::data::batch::Batch;
 use ctune_dist::doctor::{difference, sample};
 use ctune_dist::engine::cases::{Keep, Sizes, outcomes};
 use ctune_dist::engine::cpu::Cpu;
 use ctune_dist::engine::cuda::{Cuda, Settings};
-use ctune_dist::engine::{Device, Engine, Real, op};
+use ctune_dist::engine::op::{self, LinearAt};
+use ctune_dist::engine::{Device, Engine, Real};
 use ctune_dist::model::activations::Capacity;
 use ctune_dist::model::bert::Options;
+use ctune_dist::model::layout::{Layout, Param};
 use ctune_dist::model::{Bert, HeadSet, Mode, Objective, Shape, checkpoint};
-use ctune_dist::train::check::against_reference;
+use ctune_dist::train::check::{against_reference, compare};
 
 use crate::softgpu;
 
@@ -98,8 +102,13 @@ fn packs() -> Vec<Batch> {
 }
 
 /// Losses, masked ids and the gradient after all packs.
-fn gradients<E: Engine>(engine: E) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
-    let mut model = model(engine, true);
+type Outcome = (Vec<f64>, Vec<Vec<u32>>, Vec<f32>);
+
+fn gradients<E: Engine>(engine: E) -> Outcome {
+    outcome(&mut model(engine, true))
+}
+
+fn outcome<E: Engine>(model: &mut Bert<E>) -> Outcome {
     let (mut losses, mut masked) = (Vec::new(), Vec::new());
     for (i, mut batch) in packs().into_iter().enumerate() {
         batch.epoch = i as u32 / 3; // dropout and masks must follow a replayed step
@@ -115,14 +124,24 @@ fn gradients<E: Engine>(engine: E) -> (Vec<f64>, Vec<Vec<u32>>, Vec<f32>) {
     (losses, masked, model.engine.download(&model.grads, all).unwrap())
 }
 
-fn relative(expected: &[f32], got: &[f32]) -> f64 {
-    let norm = |values: Vec<f64>| values.iter().map(|v| v * v).sum::<f64>().sqrt();
-    let off = expected.iter().zip(got).map(|(e, g)| f64::from(*e) - f64::from(*g)).collect();
-    norm(off) / norm(expected.iter().map(|e| f64::from(*e)).collect())
+/// The tensor whose gradient is off most, by its own size: the whole gradient's norm is that of a few large
+/// matrices, beside which a bias may be wholly wrong.
+fn worst(layout: &Layout, expected: &[f32], got: &[f32]) -> (String, f64) {
+    let tensor = |param: &Param| (param.name.clone(), expected[param.range()].to_vec());
+    let expected: BTreeMap<String, Vec<f32>> = layout.params.iter().map(tensor).collect();
+    let errors = compare(layout, &[], got, &expected).unwrap();
+    assert_eq!(errors.len(), layout.params.len(), "a tensor was compared with nothing");
+    errors.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap()
 }
 
+/// What rounding may leave of a tensor's gradient after seven packs, relative to it. One pack of such a model is off
+/// the reference by 5e-7 in f32 and 1e-2 in bf16 in its worst tensor (`train::check`); a lost term leaves 1.
+const IN_F32: f64 = 1e-4;
+const IN_BF16: f64 = 5e-2;
+
 fn step_agrees<E: Engine>(engine: E, loss_allowed: f64, gradient_allowed: f64) {
-    let (losses, masked, gradient) = gradients(Cpu::new());
+    let mut model = model(Cpu::<f32>::new(), true);
+    let (losses, masked, gradient) = outcome(&mut model);
     let name = engine.describe();
     let (other_losses, other_masked, other_gradient) = gradients(engine);
     assert!(masked == other_masked, "masks differ");
@@ -131,20 +150,35 @@ fn step_agrees<E: Engine>(engine: E, loss_allowed: f64, gradient_allowed: f64) {
         let allowed = if correct { 2.0 } else { loss_allowed * c.abs().max(1.0) };
         assert!((c - g).abs() <= allowed, "{i}: CPU {c}, {name} {g}");
     }
-    let error = relative(&gradient, &other_gradient);
-    println!("gradient of seven packs on {name}: relative error {error:.1e}");
-    assert!(error <= gradient_allowed, "gradient off by {error:.1e}");
+    let (tensor, error) = worst(&model.layout, &gradient, &other_gradient);
+    println!("gradients of seven packs on {name}: {tensor} is off most, by {error:.1e}");
+    assert!(error <= gradient_allowed, "gradient of {tensor} off by {error:.1e}");
+}
+
+/// No tensor is so small that the comparison does not see its gradient missing.
+#[test]
+fn a_gradient_that_is_nothing_is_seen_in_every_tensor() {
+    let mut model = model(Cpu::<f32>::new(), true);
+    let (_, _, gradient) = outcome(&mut model);
+    let mut found = 0;
+    for param in model.layout.params.iter().filter(|param| !param.name.ends_with(".key.bias")) {
+        let mut broken = gradient.clone();
+        broken[param.range()].fill(0.0);
+        assert_eq!(worst(&model.layout, &gradient, &broken), (param.name.clone(), 1.0));
+        found += 1;
+    }
+    assert_eq!(found, model.layout.params.len() - model.layout.layers.len());
 }
 
 #[test]
 fn a_step_in_f32_is_the_cpu_engines() {
-    step_agrees(gpu::<f32>(true), 1e-4, 1e-5);
+    step_agrees(gpu::<f32>(true), 1e-4, IN_F32);
 }
 
 #[test]
 fn a_step_in_bf16_is_near_the_cpu_engines() {
-    step_agrees(gpu::<half::bf16>(true), 2e-2, 3e-2);
-    step_agrees(Cpu::<half::bf16>::default(), 2e-2, 3e-2);
+    step_agrees(gpu::<half::bf16>(true), 2e-2, IN_BF16);
+    step_agrees(Cpu::<half::bf16>::default(), 2e-2, IN_BF16);
 }
 
 #[test]
@@ -210,14 +244,43 @@ fn a_step_has_the_reference_models_gradients() {
     assert!(found.worst().1 < 1e-4, "{:?}", found.worst());
 }
 
+/// A matrix whose first weight is NaN before a pass is read first by one operation: that, the segment it stands in and
+/// what it spoilt are named.
+fn a_nan_is_traced<E: Engine>(engine: &E) {
+    let batch = &packs()[1];
+    let blamed = |backward: bool, at: fn(&Layout) -> LinearAt| {
+        let mut model = model(engine.clone(), true);
+        let at = at(&model.layout);
+        model.engine.watch().set(false);
+        if backward {
+            model.forward(batch, Mode::Train).unwrap();
+        }
+        model.engine.upload_weights(&[f32::NAN], &mut model.weights, at.w).unwrap();
+        model.engine.watch().set(true);
+        let done = match backward {
+            true => model.backward(batch, &mut |_, _, _| Ok(())),
+            false => model.forward(batch, Mode::Train),
+        };
+        model.engine.watch().set(false);
+        // one value of each row, of N or of K
+        let (rows, width) = (batch.tokens(), if backward { at.k } else { at.n });
+        (done.unwrap_err().to_string(), format!("{rows} of {} values are not finite", rows * width))
+    };
+    let cases: [(bool, fn(&Layout) -> LinearAt, &str); 5] = [
+        (false, |layout| layout.layers[0].qkv, "forward 0: linear: "),
+        (false, |layout| layout.layers[1].up, "forward 0: linear_gelu: "),
+        (false, |layout| layout.layers[1].down, "forward 0: linear: "),
+        (true, |layout| layout.layers[1].down, "backward of layer 1: linear_backward_input: "),
+        (true, |layout| layout.layers[0].output, "backward of layer 0: linear_backward_input: "),
+    ];
+    for (backward, at, place) in cases {
+        let (said, spoilt) = blamed(backward, at);
+        assert!(said.contains(&format!("{place}{spoilt}")), "{said:?} is not {place:?} and {spoilt:?}");
+    }
+}
+
 #[test]
 fn a_nan_is_traced_to_the_operation_that_made_it() {
-    let mut model = model(gpu::<f32>(true), true);
-    let at = model.layout.layers[1].up.w;
-    model.engine.upload_weights(&[f32::NAN], &mut model.weights, at).unwrap();
-    model.engine.watch().set(true);
-    let error = model.forward(&packs()[1], Mode::Train).unwrap_err().to_string();
-    for word in ["linear", "not finite"] {
-        assert!(error.contains(word), "{error}");
-    }
+    a_nan_is_traced(&Cpu::<f32>::new());
+    a_nan_is_traced(&gpu::<f32>(true));
 }
