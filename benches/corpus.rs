@@ -14,6 +14,7 @@ use ctune_dist::config::PART_TOKENS;
 use ctune_dist::corpus::prepare::{self, PrepareOptions};
 use ctune_dist::corpus::read::documents::Field;
 use ctune_dist::corpus::{Filter, Shards, Source};
+use ctune_dist::data::pack::Packer;
 use ctune_dist::data::{
     Batch, ClickOptions, ClickSource, Cursor, Grades, Loader, LoaderOptions, Negatives, PairUse,
     SampleSource, Truncate,
@@ -166,8 +167,24 @@ fn access(path: &Path) -> Outcome {
         },
     )?);
     samples(&source)?;
+    packing(&source)?;
     let vocab = log.manifest().vocab as u32;
-    loading(source, special, vocab)
+    for whole_word in [false, true] {
+        loading(source.clone(), special, vocab, whole_word)?;
+    }
+    Ok(())
+}
+
+/// Which samples go into which pack, an epoch of them, on one core.
+fn packing(source: &ClickSource) -> Outcome {
+    let start = Instant::now();
+    let packer = Packer::new(source, 1, 16_384)?;
+    let mut samples = 0;
+    for window in 0..packer.windows() {
+        samples += packer.window(source, 0, window)?.iter().map(Vec::len).sum::<usize>();
+    }
+    println!("RESULT packing_M_s {:.2}", samples as f64 / start.elapsed().as_secs_f64() / 1e6);
+    Ok(())
 }
 
 fn samples(source: &ClickSource) -> Outcome {
@@ -196,12 +213,14 @@ fn samples(source: &ClickSource) -> Outcome {
     Ok(())
 }
 
-fn loading(source: Arc<ClickSource>, special: Special, vocab: u32) -> Outcome {
+fn loading(source: Arc<ClickSource>, special: Special, vocab: u32, whole_word: bool) -> Outcome {
+    // where words are masked whole, a third of the vocabulary continues one
+    let continues = |id: u32| u32::from(whole_word && id > 4 && id.is_multiple_of(3));
     let rule = ctune_dist::engine::op::MaskRule {
         seed: 1,
         threshold: (0.15 * 4_294_967_296.0) as u32,
         segments: 3,
-        whole_word: false,
+        whole_word,
         vocab,
         cls: special.cls,
         sep: special.sep,
@@ -216,7 +235,7 @@ fn loading(source: Arc<ClickSource>, special: Special, vocab: u32) -> Outcome {
             rank: 0,
             world: 1,
             rule: Some(rule),
-            continues: Arc::new(Vec::new()),
+            continues: Arc::new((0..vocab).map(continues).collect()),
             start: Cursor::default(),
         },
     )?;
@@ -225,7 +244,8 @@ fn loading(source: Arc<ClickSource>, special: Special, vocab: u32) -> Outcome {
     for _ in 0..200 {
         tokens += loader.next_step()?.tokens;
     }
-    println!("RESULT loader_Mtok_s {:.1}", tokens as f64 / start.elapsed().as_secs_f64() / 1e6);
+    let rate = tokens as f64 / start.elapsed().as_secs_f64() / 1e6;
+    println!("RESULT loader_Mtok_s {rate:.1} whole_word {whole_word}");
     Ok(())
 }
 

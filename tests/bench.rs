@@ -1,8 +1,10 @@
 //! `bench` on a tiny model: every number is there and plausible, on one rank and on two.
 
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::Value;
+
+use crate::start;
 
 const SIZES: [&str; 10] = [
     "--set",
@@ -18,12 +20,10 @@ const SIZES: [&str; 10] = [
 ];
 
 fn bench(ranks: usize, more: &[&str]) -> Output {
-    let program = env!("CARGO_BIN_EXE_ctune-dist");
-    let mut command = Command::new(if ranks > 1 { "mpirun" } else { program });
+    let mut command = if ranks > 1 { start::mpirun() } else { start::program() };
     if ranks > 1 {
         let n = ranks.to_string();
-        command.args(["-n", n.as_str(), "--bind-to", "none", "--oversubscribe", program]);
-        command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+        command.args(["-n", n.as_str(), "--bind-to", "none", start::BINARY]);
         command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
     }
     command.arg("bench").args(SIZES).args(["--seconds", "0.02"]).args(more).output().unwrap()

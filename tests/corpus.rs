@@ -11,9 +11,9 @@ mod resume;
 mod shards;
 mod tokenise;
 
-use std::path::PathBuf;
-
 use ctune_dist::text::Tokenizer;
+
+use crate::skip::shared;
 
 /// A few sentences with accents, punctuation and repeated words.
 const TEXTS: [&str; 6] = [
@@ -27,18 +27,6 @@ const TEXTS: [&str; 6] = [
 
 fn small_tokenizer(vocab: usize) -> Tokenizer {
     Tokenizer::train(TEXTS.iter().map(ToString::to_string), vocab).unwrap()
-}
-
-/// A file of the shared data folder; `None`, and a line that says so, if there is no such folder.
-fn shared(path: &str) -> Option<PathBuf> {
-    let folder =
-        std::env::var_os("CTUNE_SHARED_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
-    let file = folder.join(path);
-    if !file.exists() {
-        eprintln!("skipped: {} is missing (set CTUNE_SHARED_DATA)", file.display());
-        return None;
-    }
-    Some(file)
 }
 
 /// The text of an error, which must be one line.

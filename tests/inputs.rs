@@ -1,12 +1,13 @@
 //! Inputs that changed, do not fit together or would be overwritten: none may pass silently.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use ctune_dist::ir::run::Run;
 
-use super::program::{BINARY, Place, assert_done, assert_refused};
+use super::program::{Place, assert_done, assert_refused};
 use super::ranking::{fine, ready};
+use super::start::{self, BINARY};
 
 fn said(out: &Output) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
@@ -84,11 +85,7 @@ fn reranking_goes_on_with_what_it_read_and_nothing_else() {
     assert_done(&fine(&place, "fine", &[]));
     let args = "rerank --config plan.toml --model fine/fold-1/model --run-out out.run";
     let rerank = |before: &str| {
-        Command::new("bash")
-            .args(["-c", &format!("{before} exec {BINARY} {args}")])
-            .current_dir(place.path("."))
-            .output()
-            .unwrap()
+        start::shell(&format!("{before} exec {BINARY} {args}")).current_dir(place.path(".")).output().unwrap()
     };
     assert_done(&rerank(""));
     let whole = fs::read(place.path("out.run")).unwrap();
@@ -204,7 +201,7 @@ fn a_terminal_that_is_gone_ends_no_work() {
     let place = ready();
     let start = |out: &str, stdout: Stdio| {
         let set = ["train.steps=2", "train.pack_tokens=1024", "model.path=model/model"];
-        Command::new(BINARY)
+        start::program()
             .args(["fine", "--config", "plan.toml", "--out", out])
             .args(set.iter().flat_map(|set| ["--set", *set]))
             .current_dir(place.path("."))

@@ -7,11 +7,13 @@ mod measures;
 mod retrieval;
 mod statistics;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ctune_dist::ir::measures::{Evaluation, Measure, Options, evaluate};
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::Run;
+
+use crate::skip::shared;
 
 /// A file with this content, kept as long as the folder.
 fn file(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
@@ -22,19 +24,6 @@ fn file(folder: &tempfile::TempDir, name: &str, content: impl AsRef<[u8]>) -> Pa
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
-}
-
-/// A path in the folder of real data sets, `CTUNE_SHARED_DATA` or `../shared/data`. If it is missing, the
-/// caller's test ends early and says so.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("CTUNE_SHARED_DATA")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);
-    let path = root.join(path);
-    if !path.exists() {
-        println!("skipped: {} is not there; set CTUNE_SHARED_DATA", path.display());
-        return None;
-    }
-    Some(path)
 }
 
 fn qrels_of(content: &str) -> Qrels {

@@ -1,7 +1,5 @@
 //! `plan`'s arithmetic against numbers computed by hand, and its memory against what is allocated.
 
-use std::process::Command;
-
 use ctune_dist::config::{Config, Sharding, Train};
 use ctune_dist::engine::cpu::{Buffer, Cpu};
 use ctune_dist::engine::cuda::CudaBuf;
@@ -14,6 +12,8 @@ use ctune_dist::model::{Objective, Shape};
 use ctune_dist::plan::{PlanOptions, Report, report};
 use ctune_dist::train::counted::Setup;
 use ctune_dist::train::optimiser::owned;
+
+use crate::start;
 
 fn options(capacity: Capacity) -> Options {
     Options {
@@ -237,7 +237,7 @@ fn the_largest_pack_that_fits_is_found() {
 #[test]
 fn the_command_says_that_nothing_was_measured() {
     let run = |more: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_ctune-dist"))
+        start::program()
             .args(["plan", "--set", "model.path=bert-base-uncased", "--gpus", "4"])
             .args(more)
             .output()
@@ -265,9 +265,6 @@ fn the_command_says_that_nothing_was_measured() {
         assert_eq!(refused.status.code(), Some(2), "{flag} {number}");
         assert!(String::from_utf8(refused.stderr).unwrap().contains(flag));
     }
-    let unknown = Command::new(env!("CARGO_BIN_EXE_ctune-dist"))
-        .args(["plan", "--set", "model.path=models/nowhere"])
-        .output()
-        .unwrap();
+    let unknown = start::program().args(["plan", "--set", "model.path=models/nowhere"]).output().unwrap();
     assert_eq!(unknown.status.code(), Some(2));
 }

@@ -4,19 +4,18 @@
 use std::fs;
 use std::process::{Command, Output};
 
-use super::program::{BINARY, Place, assert_done, assert_refused};
+use super::program::{Place, assert_done, assert_refused};
 use super::ranking::ready;
+use super::start::{self, BINARY};
 
 /// Starts ranks of different commands, each as a shell line; one that hangs is ended with code 124.
 fn ranks(place: &Place, lines: &[&str]) -> Output {
-    let mut command = Command::new("timeout");
-    command.args(["-k", "5", "120", "mpirun", "--oversubscribe"]);
+    let mut command = start::mpirun();
     for (i, line) in lines.iter().enumerate() {
         command.args(if i == 0 { &[][..] } else { &[":"] });
         command.args(["-n", "1", "bash", "-c", line]);
     }
-    command.current_dir(place.path(".")).env("OMPI_ALLOW_RUN_AS_ROOT", "1");
-    command.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1").output().expect("mpirun is needed")
+    start::limited(command.current_dir(place.path("."))).output().expect("timeout is needed (coreutils)")
 }
 
 /// The job must end with code 2 and say `words` in the one line that the program says.
@@ -218,7 +217,7 @@ fn a_command_without_ranks_says_its_error_whatever_rank_it_is() {
     ];
     for args in commands {
         for variable in ["PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"] {
-            let mut command = Command::new(BINARY);
+            let mut command = start::program();
             let out = command.args(args).env(variable, "3").current_dir(place.path(".")).output().unwrap();
             let code = out.status.code().unwrap();
             assert!([2, 3].contains(&code), "{variable}, {args:?}: {code}");

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use super::program::{BINARY, Place, assert_done};
+use super::program::{Place, assert_done};
 use super::ranking::ready;
+use super::skip::left_out;
+use super::start::BINARY;
 
 /// Every command, in an order in which each finds what it needs if those before it were let through.
 const COMMANDS: [&str; 15] = [
@@ -80,7 +82,7 @@ fn threads(test: u32, threads: u32) -> String {
 #[test]
 fn few_threads_are_enough_or_are_said() {
     if !may_become_somebody_else() {
-        eprintln!("skipped: needs root, to be a user of its own");
+        left_out("it needs root, to be a user of its own");
         return;
     }
     let place = prepared();
@@ -96,7 +98,7 @@ fn few_threads_are_enough_or_are_said() {
 #[test]
 fn one_thread_is_enough_to_prepare_and_to_evaluate() {
     if !may_become_somebody_else() {
-        eprintln!("skipped: needs root, to be a user of its own");
+        left_out("it needs root, to be a user of its own");
         return;
     }
     let place = prepared();

@@ -114,10 +114,9 @@ fn a_second_interrupt_ends_at_once() {
     std::thread::sleep(std::time::Duration::from_millis(500));
     job.signal("INT");
     std::thread::sleep(std::time::Duration::from_millis(100));
-    let start = std::time::Instant::now();
     job.signal("INT");
+    // a run that went on to the end of its step would have been preempted: 75
     assert_eq!(job.wait(), Some(130));
-    assert!(start.elapsed().as_secs_f64() < 2.0);
 }
 
 #[test]

@@ -25,6 +25,8 @@ mod readers;
 mod reference;
 mod report;
 mod scarce;
+mod skip;
 mod softgpu;
+mod start;
 mod survive;
 mod train;

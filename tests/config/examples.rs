@@ -12,7 +12,7 @@ use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::Run;
 use ctune_dist::ir::topics::read_topics;
 
-use crate::ir::shared;
+use crate::skip::shared;
 
 const STAGES: [&str; 5] = ["prepare", "pretrain", "coarse", "fine", "experiment"];
 

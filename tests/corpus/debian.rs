@@ -147,8 +147,7 @@ fn the_sample_can_be_prepared() {
 /// The real package index, if the machine has apt and a network and the caller asks for it.
 #[test]
 fn the_real_index_has_the_known_size() {
-    if std::env::var_os("CTUNE_TEST_APT").is_none() {
-        eprintln!("skipped: set CTUNE_TEST_APT=1 to fetch this machine's package index");
+    if !crate::skip::asked("CTUNE_TEST_APT", "to fetch this machine's package index") {
         return;
     }
     let out = tempfile::tempdir().unwrap();

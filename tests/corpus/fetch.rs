@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 
@@ -96,7 +96,7 @@ fn fetch(folder: &Path, url: &str, arguments: &[&str], tools: Option<&[&str]>) -
         .collect();
     std::fs::write(&sums, lines.concat()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("launch/fetch_orcas.sh");
-    let mut command = Command::new(place_of("bash").unwrap());
+    let mut command = Command::new(crate::skip::tool("bash").unwrap());
     command.arg(script).arg(folder.join("orcas")).args(arguments);
     command.env("CTUNE_ORCAS_URL", url).env("CTUNE_ORCAS_MD5", &sums).env("CTUNE_YES", "1");
     // A machine's own proxy would not find this server.
@@ -106,16 +106,11 @@ fn fetch(folder: &Path, url: &str, arguments: &[&str], tools: Option<&[&str]>) -
         let _ = std::fs::remove_dir_all(&bin);
         std::fs::create_dir(&bin).unwrap();
         for tool in ["awk", "cat", "gzip", "md5sum", "mkdir", "mv", "sleep"].iter().chain(tools) {
-            std::os::unix::fs::symlink(place_of(tool).unwrap(), bin.join(tool)).unwrap();
+            std::os::unix::fs::symlink(crate::skip::tool(tool).unwrap(), bin.join(tool)).unwrap();
         }
         command.env("PATH", bin);
     }
     command.output().unwrap()
-}
-
-/// Where a program is.
-fn place_of(tool: &str) -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(tool)).find(|path| path.is_file())
 }
 
 fn said(out: &Output) -> String {
@@ -133,13 +128,7 @@ fn assert_complete(folder: &Path, unpacked: bool) {
 
 /// Clients that this machine has.
 fn clients() -> impl Iterator<Item = &'static str> {
-    ["curl", "wget"].into_iter().filter(|client| {
-        let there = place_of(client).is_some();
-        if !there {
-            eprintln!("skipped: no {client} here");
-        }
-        there
-    })
+    ["curl", "wget"].into_iter().filter(|client| crate::skip::tool(client).is_some())
 }
 
 #[test]

@@ -9,7 +9,7 @@ use ctune_dist::corpus::Shards;
 use ctune_dist::corpus::sample::synthetic::{self, SyntheticOptions};
 
 fn prepare(folder: &Path, out: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ctune-dist"));
+    let mut command = crate::start::program();
     command.current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
     command.args(["prepare", "--clicks", "clicks.tsv", "--documents", "documents.tsv", "--out", out]);
     // Every block of text ends a part: a dozen of them, and a duplicate filter whose memory must survive too.

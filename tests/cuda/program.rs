@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::process::{Command, Output};
 
-use crate::program::{BINARY, Place, assert_done, assert_refused};
+use crate::program::{Place, assert_done, assert_refused};
 use crate::softgpu;
+use crate::start::{self as programs, BINARY, NO_GPU};
 
 pub type Lines = Vec<BTreeMap<String, serde_json::Value>>;
 
@@ -170,11 +171,11 @@ fn fine_and_rerank_on_a_gpu() {
 fn no_gpu_is_exit_code_4_and_auto_is_the_cpu() {
     let place = Place::with_shards();
     let args = |device: &'static str| [&PLAN[..], &["--out", "run", "--device", device]].concat();
-    assert_refused(&place.run(&args("cuda")), 4, &["libcuda", "cpu"]);
+    assert_refused(&place.run(&args("cuda")), 4, &NO_GPU);
     let out = place.run(&args("auto"));
     assert_done(&out);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    assert!(text.contains("computing on the CPU") && text.contains("libcuda"), "{text}");
+    assert!(text.contains("computing on the CPU: no ") && text.contains(NO_GPU[2]), "{text}");
     let none = start(&place, 0, &args("cuda"), &[("SOFTGPU_DEVICES", "0")]);
     assert_refused(&none, 4, &["GPU", "cpu"]);
     let old = start(&place, 0, &args("cuda"), &[("SOFTGPU_CAPABILITY", "75")]);
@@ -218,6 +219,6 @@ fn doctor_finds_nothing_wrong() {
         assert!(numbers.iter().all(|n| n.is_finite() && *n >= 0.0) && numbers[1] > 0.0, "{row}");
     }
     assert!(!text.contains("<- wrong"), "{text}");
-    let none = Command::new(BINARY).args(["doctor", "--device", "cuda"]).output().unwrap();
-    assert_refused(&none, 4, &["libcuda"]);
+    let none = programs::program().args(["doctor", "--device", "cuda"]).output().unwrap();
+    assert_refused(&none, 4, &NO_GPU);
 }

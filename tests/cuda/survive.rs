@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::program::{F32, Lines, command, start};
 use crate::program::{Place, assert_done};
+use crate::start::PATIENCE;
 
 const PLAN: [&str; 11] = [
     "coarse",
@@ -88,7 +89,7 @@ fn interrupted(place: &Place, ranks: usize, args: &[&str], out: &str, signal: &s
     let metrics = place.path(out).join("metrics.jsonl");
     while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 3 {
         assert!(job.try_wait().unwrap().is_none(), "{out} ended before its third step");
-        assert!(begun.elapsed() < Duration::from_secs(120), "{out} makes no step");
+        assert!(begun.elapsed() < PATIENCE, "{out} makes no step");
         std::thread::sleep(Duration::from_millis(2));
     }
     let sent = std::process::Command::new("kill").args([format!("-{signal}"), job.id().to_string()]).status();

@@ -1,7 +1,6 @@
 //! Steps: mask counts, totals, the same batches at any world size, resuming, errors, speed.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use ctune_dist::Error;
 use ctune_dist::data::mask::count_masked;
@@ -184,27 +183,4 @@ fn dropping_the_loader_ends_its_thread() {
     loader.next_step().unwrap();
     drop(loader);
     assert_eq!(Arc::strong_count(&source), 1, "the thread still holds the source");
-}
-
-#[test]
-fn loading_keeps_up() {
-    let log = Arc::new(MemoryLog::random(5_000, 4_000, 20_000, 520));
-    let options = ClickOptions { max_tokens: 512, ..click_options() };
-    let source: Arc<dyn SampleSource> = Arc::new(ClickSource::new(log, options).unwrap());
-    for whole_word in [false, true] {
-        let options = LoaderOptions {
-            pack_tokens: 16_384,
-            packs_per_step: 8,
-            rule: Some(rule(whole_word)),
-            continues: Arc::new((0..VOCAB).map(|id| u32::from(id > 4 && id % 3 == 0)).collect()),
-            ..loader_options(0, 1, Cursor::default())
-        };
-        let mut loader = Loader::new(source.clone(), options).unwrap();
-        loader.next_step().unwrap();
-        let start = Instant::now();
-        let tokens: usize = (0..40).map(|_| loader.next_step().unwrap().tokens).sum();
-        let rate = tokens as f64 / start.elapsed().as_secs_f64();
-        println!("loading, whole_word = {whole_word}: {:.1} M tokens/s", rate / 1e6);
-        assert!(rate > 1e6, "{rate} tokens/s");
-    }
 }

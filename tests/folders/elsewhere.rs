@@ -9,6 +9,8 @@ use ctune_dist::model::checkpoint;
 use ctune_dist::text::Tokenizer;
 use serde_json::{Value, json};
 
+use crate::skip::python;
+
 use super::support::{SPECIAL, ranker, shape, write_json};
 use super::tokenizer::{TEXTS, ids, object, settings, tokenizer_json, write_vocabulary};
 
@@ -27,16 +29,6 @@ for folder in asked["folders"]:
     found.append([texts, pair["input_ids"], pair["token_type_ids"], tokenizer.model_max_length])
 print(json.dumps(found))
 "#;
-
-fn python(test: &str) -> Option<String> {
-    let python = std::env::var("CTUNE_PYTHON").unwrap_or_else(|_| "python3".into());
-    let there = Command::new(&python).args(["-c", "import transformers"]).output();
-    if there.is_ok_and(|output| output.status.success()) {
-        return Some(python);
-    }
-    println!("skipped: {test}: {python} cannot import transformers; pip install transformers");
-    None
-}
 
 fn ask(python: &str, folders: &[PathBuf]) -> Vec<Value> {
     let mut child = Command::new(python)
@@ -65,9 +57,7 @@ fn here(folder: &Path) -> [Value; 3] {
 /// Given folders of every setting and kind, what `prepare` writes for each, and what training writes.
 #[test]
 fn written_folders_tokenise_alike_in_transformers() {
-    let Some(python) = python("folders::elsewhere::written_folders_tokenise_alike_in_transformers") else {
-        return;
-    };
+    let Some(python) = python("transformers", "transformers") else { return };
     let place = tempfile::tempdir().unwrap();
     let (mut written, mut given) = (Vec::new(), Vec::new());
     for (i, (lower, strip, chinese)) in settings().enumerate() {

@@ -4,6 +4,8 @@ use ctune_dist::ir::evaluate::{EvaluateOptions, measure, trec_layout};
 use proptest::prelude::*;
 
 use super::*;
+use crate::skip::python;
+use crate::start::BINARY;
 
 /// The tie case: ties in scores, a topic that the run lacks, one without a relevant document, a
 /// negative label, graded labels.
@@ -252,16 +254,10 @@ fn nist_output_of_other_cutoffs() {
 /// trec_eval's own code, if its Python package can be imported: `CTUNE_PYTHON` or `python3`.
 #[test]
 fn random_files_agree_with_trec_evals_code() {
-    let python = std::env::var("CTUNE_PYTHON").unwrap_or_else(|_| "python3".into());
-    let there = std::process::Command::new(&python).args(["-c", "import pytrec_eval"]).output();
-    if !there.is_ok_and(|output| output.status.success()) {
-        println!("skipped: {python} cannot import pytrec_eval; pip install pytrec-eval-terrier==0.5.11");
-        return;
-    }
+    let Some(python) = python("pytrec_eval", "pytrec-eval-terrier==0.5.11") else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/trec_eval_differential.py");
-    let binary = env!("CARGO_BIN_EXE_ctune-dist");
     let output = std::process::Command::new(&python)
-        .args([script, "--binary", binary, "--topics", "500", "--seed", "7"])
+        .args([script, "--binary", BINARY, "--topics", "500", "--seed", "7"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

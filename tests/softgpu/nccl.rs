@@ -53,7 +53,7 @@ fn exchange_id(folder: &Path, rank: usize) -> Id {
             text.iter_mut().zip(bytes).for_each(|(t, b)| *t = b as _);
             return Id::uninit(text);
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "rank 0 wrote no id");
+        assert!(start.elapsed() < crate::start::PATIENCE, "rank 0 wrote no id");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

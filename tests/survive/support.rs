@@ -6,10 +6,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::program::{BINARY, Place};
-
-/// Nothing here takes longer, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::program::Place;
+use crate::start::{self, PATIENCE};
 
 /// `coarse` of the test plan to its end, as a single process or under mpirun.
 pub fn train(place: &Place, ranks: usize, out: &str, more: &[&str]) -> Output {
@@ -38,15 +36,10 @@ impl Job {
     /// Starts any command that writes `metrics`.
     pub fn start_command(place: &Place, ranks: usize, args: &[&str], metrics: &str) -> Self {
         let errors = place.path("job.err");
-        let mut command = if ranks == 1 { Command::new(BINARY) } else { Command::new("mpirun") };
-        if ranks > 1 {
-            command.args(["--oversubscribe", "-n", &ranks.to_string(), BINARY]);
-        }
+        let mut command = if ranks == 1 { start::program() } else { start::ranks(ranks) };
         let child = command
             .args(args)
             .current_dir(place.path("."))
-            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
             .stdout(Stdio::null())
             .stderr(File::create(&errors).unwrap())
             .spawn()

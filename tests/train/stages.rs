@@ -1,8 +1,7 @@
 //! What `coarse` and `pretrain` check before their first step.
 
-use std::process::Command;
-
-use crate::program::{BINARY, Place, assert_done, assert_refused};
+use crate::program::{Place, assert_done, assert_refused};
+use crate::start;
 
 /// `coarse` of two steps with what else is set; its standard output.
 fn coarse(place: &Place, out: &str, more: &[&str]) -> String {
@@ -47,12 +46,10 @@ fn queries_that_are_cut_are_counted_and_kept() {
 fn shards_are_verified_once_a_node_for_all_of_its_ranks() {
     let place = Place::with_shards();
     let ranks = |out: &str| {
-        Command::new("mpirun")
-            .args(["--oversubscribe", "-n", "3", BINARY, "coarse", "--config", "plan.toml", "--out", out])
+        start::ranks(3)
+            .args(["coarse", "--config", "plan.toml", "--out", out])
             .args(["--set", "train.steps=1"])
             .current_dir(place.path("."))
-            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
             .env("RUST_LOG", "ctune_dist=info")
             .output()
             .unwrap()
