@@ -1,4 +1,5 @@
-//! How fast training could be: the speed of this device's own matrix products, measured at the start of a run.
+//! How fast training could be: the speed of this device's own matrix products, measured at the start of a
+//! run.
 
 use std::time::{Duration, Instant};
 
