@@ -1,5 +1,5 @@
-//! Samples of a click log: each clicked pair and the negatives that are drawn for it. A sample is its id and the
-//! epoch, so no list of pairs is kept.
+//! Samples of a click log: each clicked pair and the negatives that are drawn for it. A sample is its id and
+//! the epoch, so no list of pairs is kept.
 
 use std::sync::Arc;
 

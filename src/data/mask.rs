@@ -113,8 +113,8 @@ fn count_words(
     count
 }
 
-/// Word 0 of `philox((seed, MASK), (sample, position, epoch, 0))` for the positions from `first`.
-/// A loop over single positions, which the compiler turns into vector code as it stands.
+/// Word 0 of `philox((seed, MASK), (sample, position, epoch, 0))` for the positions from `first`. A loop over
+/// single positions, which the compiler turns into vector code.
 #[inline(always)]
 fn first_words(rule: &MaskRule, sample: u32, first: u32, epoch: u32, words: &mut [u32]) {
     for (at, word) in words.iter_mut().enumerate() {

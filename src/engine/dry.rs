@@ -1,6 +1,6 @@
 //! The engine that only counts: buffers are lengths, operations add up launches, bytes, floating-point
-//! operations and live memory. It runs the real model, optimiser and packs through the very launchers of the
-//! GPU engine (`cuda::ops`), so that what it counts is what a GPU of the same description is given. `plan`, a run's
+//! operations and live memory. It runs the real model, optimiser and packs through the GPU engine's own
+//! launchers (`cuda::ops`), so it counts exactly what a GPU of the same description is given. `plan`, a run's
 //! memory forecast and the step line's FLOPs come from it.
 
 use std::cell::RefCell;

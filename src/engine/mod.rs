@@ -1,6 +1,6 @@
 //! One device's arithmetic behind two traits, so that forward, backward and the training loop are written
-//! once. `Device` is memory, transfers and packs; `Engine` is a device that runs every operation of `op`. Neither
-//! knows a model. There are three: `cpu`, `cuda`, and `dry`, which only counts.
+//! once. `Device` is memory, transfers and packs; `Engine` is a device that runs every operation of `op`.
+//! Neither knows a model. There are three: `cpu`, `cuda`, and `dry`, which only counts.
 //!
 //! Conventions, the same for every implementation:
 //! * matrices are row-major; a linear layer's weight is [N, K] (out, in) as Hugging Face stores it;

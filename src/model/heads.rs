@@ -1,5 +1,5 @@
-//! Forward and backward of the heads on top of the encoder: MLM on the masked rows; QDPP or a relevance score on
-//! the [CLS] rows, after the pooler.
+//! Forward and backward of the heads on top of the encoder: MLM on the masked rows; QDPP or a relevance score
+//! on the [CLS] rows, after the pooler.
 
 use super::bert::Bert;
 use super::options::{Mode, Objective, missing_part};

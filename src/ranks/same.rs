@@ -14,8 +14,8 @@ impl World {
     /// Compares this rank's facts with those of the others; without others, `facts` is not called.
     ///
     /// # Errors
-    /// On every rank: `Error::Config` with the first key that differs, its values and the ranks that have them;
-    /// or the error of a rank that cannot tell.
+    /// On every rank: `Error::Config` with the first key that differs, its values and the ranks that have
+    /// them; or the error of a rank that cannot tell.
     pub fn same(&self, facts: impl FnOnce() -> Result<Facts>) -> Result<()> {
         if self.size() == 1 {
             return Ok(());

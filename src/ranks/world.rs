@@ -134,7 +134,7 @@ impl World {
     /// Ends the job when a rank is gone, or when training makes no progress for `limit`.
     ///
     /// # Errors
-    /// `Error::Device` when the watchdog's port or thread cannot be had.
+    /// `Error::Device` when the watchdog's port cannot be opened or its thread cannot be started.
     pub fn watch(&self, limit: Duration) -> Result<()> {
         if self.size == 1 {
             return Ok(());

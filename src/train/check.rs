@@ -13,8 +13,8 @@ use crate::model::{Bert, Mode, Objective};
 use crate::reference::Reference;
 use crate::{Error, Result};
 
-/// Largest relative error that rounding may leave. A wrong formula, a lost term or a wrong lane shows
-/// as an error near 1. Rounding leaves, in models of two layers, 5e-7 in f32 and 1e-2 in bf16 (software device),
+/// Largest relative error that rounding may leave. A wrong formula, a lost term or a wrong lane shows as an
+/// error near 1. Rounding leaves, in models of two layers, 5e-7 in f32 and 1e-2 in bf16 (software device),
 /// and grows with the square root of the depth.
 const ALLOWED_F32: f64 = 1e-3;
 const ALLOWED_BF16: f64 = 0.1;

@@ -68,7 +68,7 @@ impl Setup<'_> {
         let narrow = self.train.reduce == Precision::Bf16 && self.ranks > 1;
         let longest = model.layout.buckets().iter().map(ExactSizeIterator::len).max().unwrap_or(0);
         let mut collective = Unheard { _narrow: dry.zeros(if narrow { longest } else { 0 })? };
-        let _ = dry.take_counts(); // clearing at the start is no part of a step
+        let _ = dry.take_counts(); // clearing at the start is not part of a step
         for pack in packs {
             model.forward(pack, Mode::Train)?;
             model.backward(pack, &mut |_, _, _| Ok(()))?;
@@ -232,9 +232,9 @@ mod tests {
     use crate::engine::op::MaskRule;
     use crate::model::{HeadSet, Shape};
 
-    /// Chowdhery et al. 2022, appendix B, for an encoder: 3 (L (8 h^2 + 4 h i) + 4 L s h + p (2 h^2 + 2 h V)) FLOPs a
-    /// token of sequences of s, p of it masked. BERT-base: 587.9 MFLOP at 512 tokens, 545.4 at 128. The pooler's
-    /// product, one row a sequence, is beyond the formula.
+    /// Chowdhery et al. 2022, appendix B, for an encoder: 3 (L (8 h^2 + 4 h i) + 4 L s h + p (2 h^2 + 2 h V))
+    /// FLOPs a token of sequences of s, p of it masked. BERT-base: 587.9 MFLOP at 512 tokens, 545.4 at 128.
+    /// The pooler's product, one row a sequence, is beyond the formula.
     #[test]
     fn flops_of_bert_base() {
         let shape = Shape {

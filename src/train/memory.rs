@@ -46,7 +46,7 @@ impl Needs<'_> {
         Ok(run.count_full(&Dry::<D::Real>::new(card.clone()))?.bytes.total())
     }
 
-    /// Predicts, and refuses what cannot fit; `None` for a device without memory of its own.
+    /// Predicts, and refuses what cannot fit; `None` for a device without its own memory.
     ///
     /// # Errors
     /// `Error::Device` with the changes of the plan that would make it fit.

@@ -95,7 +95,7 @@ impl Meter {
         }
         if self.every > 0 && std::io::stderr().is_terminal() {
             let template = "{bar:30} {pos}/{len} steps, {elapsed_precise}, {msg} left";
-            // a bar is no reason to fail: without the style it has the usual one
+            // a bar is no reason to fail: without the style it uses the default one
             let style =
                 ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(self.steps).with_position(done).with_style(style);

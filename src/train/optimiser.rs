@@ -183,8 +183,8 @@ impl<E: Engine> Optimiser<E> {
         Ok(())
     }
 
-    /// Whether every bucket that learns was summed; a single rank may leave all of them out. The next
-    /// step begins anew.
+    /// Whether every bucket that learns was summed; a single rank may leave all of them out. The next step
+    /// starts afresh.
     fn check_reduced(&mut self) -> Result<()> {
         let none = self.buckets.iter().all(|b| !b.reduced);
         let missing = self.buckets.iter().find(|b| b.learns() && !b.reduced).map(|b| b.range.clone());

@@ -50,7 +50,7 @@ pub trait Watcher<E: Engine> {
     fn after(&mut self, update: &Update, trainer: &mut Trainer<'_, E>) -> Result<Flow>;
 }
 
-/// Where training stands, besides weights and the optimiser's arrays.
+/// How far training has got, besides weights and the optimiser's arrays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Progress {
     /// Updates made.
@@ -203,7 +203,7 @@ impl<'w, E: Distributed> Trainer<'w, E> {
 
     // ---- state -----------------------------------------------------------------------------------
 
-    /// Where training stands.
+    /// How far training has got.
     pub fn progress(&self) -> Progress {
         let (updates, skipped) = (self.optimiser.state.updates, self.account.skipped());
         Progress { updates, cursor: self.cursor, skipped }

@@ -71,8 +71,8 @@ pub trait Gpu: Device {
     fn enqueue(&self, launch: Launch<'_>) -> Result<()>;
     /// Puts a matrix product on the compute stream.
     fn product(&self, product: Product, operands: Operands) -> Result<()>;
-    /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next operation may
-    /// overwrite them.
+    /// Address of at least `floats` f32 for the operation under way, aligned to 16 bytes; the next operation
+    /// may overwrite them.
     fn scratch(&self, floats: usize) -> Result<u64>;
     /// The address of `words` on the device, uploaded when they are new and kept.
     fn table(&self, words: Vec<u32>) -> Result<u64>;

@@ -104,8 +104,8 @@ impl Uploader {
     /// Bytes of a block for packs of at most `most`.
     fn block_bytes(most: &PackCounts) -> usize {
         let (t, s, m) = (most.tokens as usize, most.sequences as usize, most.masked as usize);
-        // ids, positions, segments, samples of rows; starts, samples, labels, factors, documents,
-        // groups, targets of sequences; rows and labels of masked tokens; counts; each part rounded up to GRAIN
+        // ids, positions, segments, samples of rows; starts, samples, labels, factors, documents, groups,
+        // targets of sequences; rows and labels of masked tokens; counts; each part rounded up to GRAIN
         let words = 4 * t + 7 * (s + 1) + 2 * m;
         let need = words * size_of::<u32>() + size_of::<PackCounts>() + 16 * GRAIN;
         if t == 0 { SMALL_BLOCK } else { need.next_multiple_of(GRAIN) }

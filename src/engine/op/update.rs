@@ -87,15 +87,15 @@ impl<D: Device> Operation<D> for SumSquares<'_, D> {
 pub struct AdamWUpdate<'a, D: Device> {
     pub rule: UpdateRule,
     pub groups: &'a [ParamGroup],
-    /// The ranges of the arena that this rank updates, ascending: all of it, or its share when the optimiser's
-    /// state is sharded.
+    /// The ranges of the arena that this rank updates, ascending: all of it, or its share when the
+    /// optimiser's state is sharded.
     pub owned: &'a [Range<usize>],
     /// [1]
     pub norm_sq: &'a Floats<D>,
     /// The arena.
     pub weights: &'a mut Reals<D>,
-    /// The weights in f32, which the update reads and writes: the owned ranges end to end. Empty where `Real` is
-    /// f32.
+    /// The weights in f32, which the update reads and writes: the owned ranges end to end. Empty where `Real`
+    /// is f32.
     pub master: &'a mut Floats<D>,
     /// The arena.
     pub grads: Grads<'a, D>,
@@ -111,8 +111,8 @@ impl<D: Device> Operation<D> for AdamWUpdate<'_, D> {
     }
 
     fn cost(&self) -> Cost {
-        // reads gradient, weight and two moments, writes weight, moments and a zero gradient; a narrow weight is
-        // written beside its master copy
+        // reads gradient, weight and two moments, writes weight, moments and a zero gradient; a narrow weight
+        // is written beside its master copy
         let owned = total(self.owned);
         let narrow = if bytes_of::<D>() < FULL { bytes_of::<D>() } else { 0.0 };
         Cost::update(owned * (7.0 * FULL + narrow) + FULL * grouped(self.groups), 20.0 * owned)

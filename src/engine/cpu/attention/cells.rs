@@ -1,4 +1,5 @@
-//! How attention's operands become cells (`cell`): gathered from rows, paired along or across them, transposed.
+//! How attention's operands become cells (`cell`): gathered from rows, paired along or across them,
+//! transposed.
 
 use super::super::cell::Dot;
 use super::super::widen::round;

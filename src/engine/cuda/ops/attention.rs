@@ -110,8 +110,8 @@ impl Kernels {
 }
 
 impl Kernel {
-    /// Starts the kernel with a block for every slot of the work list (room for every tile of any pack of this
-    /// capacity) and every head.
+    /// Starts the kernel with a block for every slot of the work list (room for every tile of any pack of
+    /// this capacity) and every head.
     fn launch<G: Gpu>(&self, gpu: &G, batch: &DeviceBatch<G>, heads: Heads, args: &[Arg]) -> Result<()> {
         let tokens = gpu.capacity(batch.rows()) as u32;
         let sequences = gpu.capacity(Rows::Sequences(batch.sequences)) as u32;

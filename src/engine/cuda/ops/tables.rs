@@ -80,7 +80,8 @@ impl<G: Gpu> Launches<G> for EmbedBackward<'_, G> {
         kernel.launch_shared(gpu, blocks, &args)?;
         let sums = Partials { at: partials, blocks, width: h };
         sums.add(gpu, &[at.norm.gamma, at.norm.beta], self.grads)?;
-        // the gradient is written in place, read twice by the tables' kernels, and the positions' rows are added to
+        // the gradient is written in place, read twice by the tables' kernels, and the positions' rows are
+        // added to
         let row = (batch.tokens * h * size_of::<G::Real>()) as f64;
         gpu.needs(Extra { bytes: 3.0 * row, flops: 0.0 });
         word_gradient(gpu, batch, at, self.dout, self.grads)?;
