@@ -158,6 +158,7 @@ fn access(path: &Path) -> Outcome {
         ClickOptions {
             seed: 1,
             max_tokens: 512,
+            max_query_tokens: None,
             truncate: Truncate::Document,
             negatives: Negatives::RandomDocument,
             negatives_per_positive: 1,

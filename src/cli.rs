@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::keys::{Range, above, above_to};
 use crate::corpus::Format;
 use crate::corpus::read::documents::Field;
+use crate::ir::analysis::Language;
 use crate::ir::topics::TopicField;
 
 /// Coarse-tuning of re-ranking models on query logs, data-parallel, measured like trec_eval.
@@ -255,6 +256,10 @@ pub struct Retrieve {
     /// Fields to index.
     #[arg(long, value_delimiter = ',', default_value = "title,body")]
     pub fields: Vec<Field>,
+    /// Language of stems and stop words: arabic, danish, dutch, english, finnish, french, german, greek,
+    /// hungarian, italian, norwegian, portuguese, romanian, russian, spanish, swedish, tamil, turkish.
+    #[arg(long, default_value_t = Language::ENGLISH)]
+    pub language: Language,
     /// Do not stem words.
     #[arg(long)]
     pub no_stem: bool,

@@ -212,6 +212,7 @@ fn retrieve_options(args: Retrieve) -> retrieve::RetrieveOptions {
         k1: args.k1,
         b: args.b,
         fields: args.fields,
+        language: args.language,
         stem: !args.no_stem,
         stop_words: !args.keep_stop_words,
     }

@@ -89,6 +89,7 @@ fn click_options() -> ClickOptions {
     ClickOptions {
         seed: 1,
         max_tokens: 64,
+        max_query_tokens: None,
         truncate: Truncate::Document,
         negatives: Negatives::RandomDocument,
         negatives_per_positive: 1,

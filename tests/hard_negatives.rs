@@ -20,6 +20,7 @@ fn options(hard: Option<Arc<HardNegatives>>, grades: Grades) -> ClickOptions {
     ClickOptions {
         seed: 1,
         max_tokens: 32,
+        max_query_tokens: None,
         truncate: Truncate::Document,
         negatives: if hard.is_some() { Negatives::RunFile } else { Negatives::RandomDocument },
         negatives_per_positive: 2,

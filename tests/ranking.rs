@@ -340,22 +340,20 @@ fn folds_of_other_topics_and_runs_without_documents_are_refused() {
     );
 }
 
-#[test]
-fn a_query_is_never_cut() {
-    let place = ready();
-    let long = "editor ".repeat(40);
-    place.write("topics.tsv", &format!("T0\t{long}\nT1\tnetwork packet tool\n"));
-    let out = fine(&place, "x", &[]);
-    assert_refused(&out, 3, &["topic T0", "data.max_tokens = 32"]);
+/// The plan of a folder that is ready, with its paths made whole and some keys set.
+pub fn plan(place: &Place, set: &[&str]) -> Config {
+    let set: Vec<String> = set.iter().map(|&set| set.to_owned()).collect();
+    let mut config = Config::load(Some(&place.path("plan.toml")), "fine", &set).unwrap();
+    for path in [&mut config.data.documents, &mut config.data.topics, &mut config.data.run] {
+        *path = path.take().map(|name| place.path(name.to_str().unwrap()));
+    }
+    config
 }
 
 #[test]
 fn negatives_come_from_where_they_are_asked_for() {
     let place = ready();
-    let mut config = Config::load(Some(&place.path("plan.toml")), "fine", &[]).unwrap();
-    for path in [&mut config.data.documents, &mut config.data.topics, &mut config.data.run] {
-        *path = path.take().map(|name| place.path(name.to_str().unwrap()));
-    }
+    let config = plan(&place, &[]);
     let tokenizer = Tokenizer::load(&place.path("shards")).unwrap();
     // Topic T0's relevant documents are D0, D6, ..; judge D1 and D2 as not relevant.
     place.write(

@@ -14,6 +14,7 @@ mod hard_negatives;
 mod house;
 mod inputs;
 mod ir;
+mod long_topics;
 mod model;
 mod narrow;
 mod outputs;

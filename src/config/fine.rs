@@ -35,7 +35,8 @@ section! {
         pub aggregate: Aggregate = Aggregate::FirstP;
         /// Which passages of a document a group trains on.
         pub train_passages: TrainPassages = TrainPassages::One;
-        /// Words of a passage. 0 leaves documents whole, cut at `data.max_tokens`.
+        /// Words of a passage. 0 leaves documents whole, cut at `data.max_tokens`. In scripts without spaces, each
+        /// letter counts as a word.
         pub passage_words: usize = 0;
         /// Words from the start of one passage to the start of the next. At most `passage_words`.
         pub passage_stride: usize = 75, within 1..;

@@ -30,7 +30,7 @@ use toml::{Table, Value};
 
 use check::{Check, Fault, one_line};
 pub use checkpoint::Checkpoint;
-pub use data::{Data, Field, Truncate};
+pub use data::{DOCUMENT_LEAST, Data, Field, Truncate};
 pub use experiment::{Arm, Experiment, Split};
 pub use fine::{Aggregate, Fine, FineLoss, HeadStart, Lora, NegativesFrom, Target, TrainPassages};
 use keys::{Described, Key, Section};

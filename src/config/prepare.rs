@@ -45,7 +45,7 @@ section! {
         /// Languages to keep, as ISO 639-3 codes such as `"eng"`. A text whose language is not clear is kept, which
         /// is nearly always so for short queries. An empty list keeps all languages.
         pub languages: Vec<String> = Vec::new();
-        /// Fewest words of a query.
+        /// Fewest words of a query. In scripts without spaces, each letter counts as a word.
         pub min_query_words: usize = 0;
         /// Most words of a query. 0 sets no limit.
         pub max_query_words: usize = 0;

@@ -8,12 +8,10 @@ use super::click_log::ClickLog;
 use super::negatives::{Draw, Negatives};
 use super::order::Permutation;
 use super::source::SampleSource;
+use crate::config::DOCUMENT_LEAST;
 pub use crate::config::{Grades, Truncate};
 use crate::corpus::HardNegatives;
 use crate::{Error, Result};
-
-/// Tokens of the document that fit beside even the longest query under [`Truncate::Document`].
-pub const DOCUMENT_LEAST: usize = 8;
 
 /// Which samples a click becomes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,6 +34,8 @@ pub struct ClickOptions {
     pub seed: u32,
     /// Longest sequence, special tokens included.
     pub max_tokens: usize,
+    /// Tokens to which a query is cut before `truncate` looks at the pair.
+    pub max_query_tokens: Option<usize>,
     pub truncate: Truncate,
     pub negatives: Negatives,
     pub negatives_per_positive: u32,
@@ -103,7 +103,7 @@ impl ClickSource {
         Ok(source)
     }
 
-    /// How many queries of the log are cut beside a long document, and how many tokens they keep.
+    /// How many queries of the log are cut, some only beside a long document, and how many tokens they keep.
     pub fn cut_queries(&self) -> (u32, usize) {
         (self.cut_queries, self.longest_whole_query())
     }
@@ -112,10 +112,16 @@ impl ClickSource {
     /// [`DOCUMENT_LEAST`] tokens, [`Truncate::LongestFirst`] half of the room.
     fn longest_whole_query(&self) -> usize {
         let room = self.options.max_tokens - 3;
-        match self.options.truncate {
+        let most = match self.options.truncate {
             Truncate::Document => room - DOCUMENT_LEAST,
             Truncate::LongestFirst => room.div_ceil(2),
-        }
+        };
+        self.most(most)
+    }
+
+    /// `length`, but at most `max_query_tokens`.
+    fn most(&self, length: usize) -> usize {
+        self.options.max_query_tokens.map_or(length, |most| length.min(most))
     }
 
     /// Clicks that get random documents because the run of hard negatives has none for their query.
@@ -149,7 +155,7 @@ impl ClickSource {
             }
         }
         let longest_document = (0..log.documents()).map(|d| log.document_len(d)).max().unwrap_or(0);
-        self.longest = max_tokens.min(3 + longest_query + longest_document);
+        self.longest = max_tokens.min(3 + self.most(longest_query) + longest_document);
         if let Some(hard) = &self.options.hard {
             let without = |&click: &u32| hard.of(log.click(click).0).is_empty();
             self.without_hard = (0..log.clicks()).filter(without).count() as u32;
@@ -181,7 +187,7 @@ impl ClickSource {
     /// Tokens kept of the query and of the document.
     fn keep(&self, query: u32, document: u32) -> (usize, usize) {
         let room = self.options.max_tokens - 3;
-        let (query, document) = (self.log.query_len(query), self.log.document_len(document));
+        let (query, document) = (self.most(self.log.query_len(query)), self.log.document_len(document));
         match self.options.truncate {
             Truncate::Document => {
                 let query = query.min(room - DOCUMENT_LEAST);

@@ -10,12 +10,9 @@ use crate::config::{Data, Fine, Source, need};
 use crate::corpus::read::documents::{ReadOptions, read_documents};
 use crate::ir::qrels::Qrels;
 use crate::ir::run::Run;
-use crate::ir::topics::{Topic, read_topics};
+use crate::ir::topics::{Topic, read_topics_fields};
 use crate::text::{Special, Tokenizer};
 use crate::{Error, Result};
-
-/// Room that even the longest query must leave for the document, in tokens.
-const DOCUMENT_LEAST: usize = 8;
 
 /// Documents that are tokenised at once, to bound the text in memory.
 const BATCH: usize = 4096;
@@ -69,8 +66,8 @@ impl Collection {
     /// Topics that the run lacks are left out. `more` names further documents to read, by topic.
     ///
     /// # Errors
-    /// `Error::Data` when run and topics share nothing, a query leaves no room for a document, or a
-    /// candidate is in no document file.
+    /// `Error::Data` when run and topics share nothing or a candidate is in no document file; `Error::Config` when
+    /// `data.max_tokens` leaves no room for a query.
     pub fn read(
         inputs: CollectionInputs,
         tokenizer: &Tokenizer,
@@ -79,7 +76,7 @@ impl Collection {
         let CollectionInputs { data, fine, .. } = inputs;
         let topics_path = need("data.topics", &data.topics)?;
         let run_path = need("data.run", &data.run)?;
-        let topics = read_topics(topics_path)?;
+        let topics = read_topics_fields(topics_path, data.topic_fields())?;
         let run = Run::read(run_path)?;
         let mut collection = Self {
             special: tokenizer.special(),
@@ -103,27 +100,21 @@ impl Collection {
         }
         let texts: Vec<&str> = topics.iter().map(|t| t.text.as_str()).collect();
         let queries = tokenizer.encode_batch(&texts, data.max_tokens)?;
-        for (topic, query) in topics.into_iter().zip(queries) {
-            collection.check_query(&topic.id, &query)?;
+        let (most, mut cut) = (longest_query(data)?, Vec::new());
+        for (topic, mut query) in topics.into_iter().zip(queries) {
+            if query.len() > most {
+                query.truncate(most);
+                cut.push(topic.id.clone());
+            }
             let hits = run.get(&topic.id).unwrap_or_default();
             let documents = hits.iter().take(fine.depth).map(|hit| hit.doc.to_string()).collect();
             collection.topics.insert(topic.id, Candidates { query, documents });
         }
+        if inputs.warns {
+            warn_of_cut(&cut, collection.topics.len(), most);
+        }
         collection.read_documents(inputs, tokenizer, more)?;
         Ok(collection)
-    }
-
-    /// A query is never cut: what it asks for would change silently.
-    fn check_query(&self, topic: &str, query: &[u32]) -> Result<()> {
-        if query.len() + 3 + DOCUMENT_LEAST <= self.max_tokens {
-            return Ok(());
-        }
-        Err(Error::data(format!(
-            "topic {topic}: its query of {} tokens or more leaves no room for documents in \
-             data.max_tokens = {}: raise it or shorten this topic",
-            query.len(),
-            self.max_tokens
-        )))
     }
 
     fn read_documents(
@@ -225,6 +216,27 @@ impl Collection {
             counts.cut += passages.iter().filter(|tokens| tokens.len() > room).count();
         }
         counts
+    }
+}
+
+/// Tokens of a query that is never cut.
+fn longest_query(data: &Data) -> Result<usize> {
+    match data.longest_query() {
+        0 => Err(Error::config(format!(
+            "data.max_tokens = {} leaves no room for a query beside a document: raise it",
+            data.max_tokens
+        ))),
+        most => Ok(most),
+    }
+}
+
+fn warn_of_cut(cut: &[String], all: usize, most: usize) {
+    if let Some(first) = cut.first() {
+        tracing::warn!(
+            "{} of {all} queries (topic {first} first) are cut to {most} tokens, which is what \
+             data.max_query_tokens or data.max_tokens leaves them",
+            cut.len()
+        );
     }
 }
 

@@ -1,7 +1,8 @@
-//! Long documents are cut into passages of words, which are scored one by one; `engine::op::Aggregate` puts
-//! the scores together.
+//! Long documents are cut into passages of words (`ir::segment` says what counts as one), which are scored one
+//! by one; `engine::op::Aggregate` puts the scores together.
 
 use crate::config::{Aggregate, Fine};
+use crate::ir::segment::counted;
 
 /// How text is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +29,7 @@ pub fn passages(text: &str, cut: Cut) -> Vec<&str> {
     if cut.words == 0 {
         return vec![text];
     }
-    let words: Vec<(usize, usize)> = text
-        .split_whitespace()
+    let words: Vec<(usize, usize)> = counted(text)
         .map(|word| {
             let start = word.as_ptr() as usize - text.as_ptr() as usize;
             (start, start + word.len())
@@ -65,6 +65,7 @@ mod tests {
         assert_eq!(passages(" \n", cut), [""]);
         assert_eq!(passages("a b c d e f g", Cut { most: 2, ..cut }), ["a b c", "c d e"]);
         assert_eq!(passages(" a b", Cut { words: 0, ..cut }), [" a b"], "whole");
+        assert_eq!(passages("北京大学。x", cut), ["北京大", "大学。x"], "no spaces, and yet words");
         assert_eq!(passages("é ü ß", Cut { words: 1, stride: 1, most: 9 }), ["é", "ü", "ß"]);
     }
 }

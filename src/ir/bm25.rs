@@ -13,44 +13,19 @@ use tantivy::fieldnorm::FieldNormReader;
 use tantivy::indexer::{IndexWriterOptions, NoMergePolicy};
 use tantivy::postings::Postings;
 use tantivy::schema::{Field, IndexRecordOption, Schema, TextFieldIndexing, TextOptions};
-use tantivy::tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, StopWordFilter, TextAnalyzer};
+use tantivy::tokenizer::TextAnalyzer;
 use tantivy::{
     DocSet, Index, IndexReader, IndexSettings, IndexWriter, InvertedIndexReader, ReloadPolicy, TERMINATED,
     TantivyDocument, TantivyError, Term,
 };
 
+use super::analysis::Analysis;
 use super::run::Hit;
-use super::words::Words;
 use crate::{Error, Result};
 
-/// How text becomes terms: words (see `words`), lower case, then as asked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Analysis {
-    pub stem: bool,
-    pub stop_words: bool,
-}
-
-/// A term is at most this long in bytes; what is longer is no word (Lucene's limit is 255 characters).
-const LONGEST_TERM: usize = 256;
 /// Index writer's memory per thread. More means fewer segments, which changes speed and no score.
 const WRITER_BYTES: usize = 100 << 20;
 const ANALYSER: &str = "ctune";
-
-impl Analysis {
-    fn analyser(self) -> Result<TextAnalyzer> {
-        let words = TextAnalyzer::builder(Words::default()).filter(RemoveLongFilter::limit(LONGEST_TERM));
-        let mut chain = words.filter(LowerCaser).dynamic();
-        if self.stop_words {
-            let list = StopWordFilter::new(Language::English)
-                .ok_or_else(|| Error::config("tantivy was built without its stop words"))?;
-            chain = chain.filter_dynamic(list);
-        }
-        if self.stem {
-            chain = chain.filter_dynamic(Stemmer::new(Language::English));
-        }
-        Ok(chain.build())
-    }
-}
 
 /// Collects documents for a `Retriever`.
 pub struct Indexer {
@@ -79,7 +54,7 @@ impl Indexer {
         let settings = IndexSettings { docstore_compress_dedicated_thread: false, ..Default::default() };
         let builder = Index::builder().schema(schema.build()).settings(settings);
         let index = builder.create_in_dir(place.path()).map_err(fail)?;
-        let analyser = analysis.analyser()?;
+        let analyser = analysis.analyser();
         index.tokenizers().register(ANALYSER, analyser.clone());
         let writer = writer(&index, rayon::current_num_threads().clamp(1, 8))?;
         // Nothing reads this index but one pass of queries: merging would cost more than it gives.

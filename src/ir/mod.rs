@@ -2,6 +2,7 @@
 //! measures that equal trec_eval's to the last printed digit. It stands alone: nothing here knows a model or
 //! a shard, so that no model can influence how it is judged.
 
+pub mod analysis;
 pub mod bm25;
 pub mod compare;
 pub mod evaluate;
@@ -10,6 +11,7 @@ mod lines;
 pub mod measures;
 pub mod qrels;
 pub mod run;
+pub(crate) mod segment;
 pub mod significance;
 pub mod topics;
 mod words;

@@ -68,6 +68,9 @@ fn run_on<E: Engine>(engine: &E, config: &Config, options: &ProbeOptions, world:
         let drawn = [Ok(("the pairs that are probed".to_owned(), pairs.fingerprint()))];
         drawn.into_iter().chain(models).collect()
     })?;
+    if pairs.cut > 0 && world.leads() {
+        tell!("the queries of {} pairs are cut to {} tokens", pairs.cut, config.data.longest_query());
+    }
     announce(engine, world);
     let data = pairs.source.clone();
     let identity = Identity { command: "probe".into(), data, plan: resume::plan_of(config, &[])? };

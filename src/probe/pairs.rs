@@ -38,6 +38,8 @@ pub struct Pairs {
     pub list: Vec<Pair>,
     /// Where the pairs come from.
     pub source: String,
+    /// Pairs of a log whose query was cut.
+    pub cut: usize,
 }
 
 impl Pairs {
@@ -68,7 +70,7 @@ impl Pairs {
         Self::new(draw_relevant(seed, inputs, tokenizer, n)?, tokenizer)
     }
 
-    fn new((queries, pairs, source): Drawn, tokenizer: &Tokenizer) -> Result<Self> {
+    fn new(Drawn { queries, pairs, source, cut }: Drawn, tokenizer: &Tokenizer) -> Result<Self> {
         let continues = tokenizer.continues();
         let common = common_words(&queries, &continues);
         let special = tokenizer.special();
@@ -85,7 +87,7 @@ impl Pairs {
         if list.is_empty() {
             return Err(Error::data(format!("{source}: no pair has a query word to predict")));
         }
-        Ok(Self { special, list, source })
+        Ok(Self { special, list, source, cut })
     }
 
     /// Words to predict.
@@ -94,8 +96,16 @@ impl Pairs {
     }
 }
 
-/// Queries to count words in, (query, document) pairs, and their source.
-type Drawn = (Vec<Vec<u32>>, Vec<(Vec<u32>, Vec<u32>)>, String);
+/// What is drawn before words are looked for.
+struct Drawn {
+    /// Queries to count words in.
+    queries: Vec<Vec<u32>>,
+    /// Tokens of query and document.
+    pairs: Vec<(Vec<u32>, Vec<u32>)>,
+    source: String,
+    /// Pairs whose query was cut.
+    cut: usize,
+}
 
 fn draw_clicks(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
     let dir = need("data.shards", &data.shards)?;
@@ -109,11 +119,14 @@ fn draw_clicks(seed: u32, data: &Data, tokenizer: &Tokenizer, n: usize) -> Resul
     let step = shards.queries().div_ceil(COUNTED).max(1);
     let queries = (0..shards.queries()).step_by(step as usize).map(|q| shards.query(q).to_vec()).collect();
     let order = Permutation::new(shards.clicks(), seed, 0);
+    let mut cut = 0;
     let drawn = (0..shards.clicks().min(u32::try_from(n).unwrap_or(u32::MAX))).map(|i| {
         let (query, document) = shards.click(order.at(i));
-        fit(shards.query(query).to_vec(), shards.document(document).to_vec(), data.max_tokens)
+        cut += usize::from(shards.query(query).len() > data.longest_query());
+        fit(shards.query(query).to_vec(), shards.document(document).to_vec(), data)
     });
-    Ok((queries, drawn.collect(), dir.display().to_string()))
+    let pairs = drawn.collect();
+    Ok(Drawn { queries, pairs, source: dir.display().to_string(), cut })
 }
 
 fn draw_relevant(seed: u32, inputs: CollectionInputs, tokenizer: &Tokenizer, n: usize) -> Result<Drawn> {
@@ -128,15 +141,17 @@ fn draw_relevant(seed: u32, inputs: CollectionInputs, tokenizer: &Tokenizer, n: 
         }
     }
     let order = Permutation::new(pairs.len() as u32, seed, 0);
-    let drawn = (0..pairs.len().min(n)).map(|i| pairs[order.at(i as u32) as usize].clone()).collect();
+    let pairs = (0..pairs.len().min(n)).map(|i| pairs[order.at(i as u32) as usize].clone()).collect();
     let queries = collection.topics.values().map(|topic| topic.query.clone()).collect();
-    Ok((queries, drawn, path.display().to_string()))
+    // The collection itself said what it cut.
+    Ok(Drawn { queries, pairs, source: path.display().to_string(), cut: 0 })
 }
 
-/// A pair that fits into `max_tokens` with its special tokens: the document is cut, then the query.
-fn fit(mut query: Vec<u32>, mut document: Vec<u32>, max_tokens: usize) -> (Vec<u32>, Vec<u32>) {
-    query.truncate(max_tokens.saturating_sub(3));
-    document.truncate(max_tokens.saturating_sub(3 + query.len()));
+/// A pair that fits into `data.max_tokens` with its special tokens: the document is cut, and a query that is longer
+/// than queries may be.
+fn fit(mut query: Vec<u32>, mut document: Vec<u32>, data: &Data) -> (Vec<u32>, Vec<u32>) {
+    query.truncate(data.longest_query());
+    document.truncate(data.max_tokens.saturating_sub(3 + query.len()));
     (query, document)
 }
 
@@ -190,7 +205,10 @@ mod tests {
 
     #[test]
     fn the_document_is_cut_before_the_query() {
-        assert_eq!(fit(vec![1; 5], vec![2; 9], 12), (vec![1; 5], vec![2; 4]));
-        assert_eq!(fit(vec![1; 20], vec![2; 9], 12), (vec![1; 9], vec![]));
+        let data = Data { max_tokens: 20, ..Data::default() };
+        assert_eq!(fit(vec![1; 9], vec![2; 13], &data), (vec![1; 9], vec![2; 8]));
+        assert_eq!(fit(vec![1; 20], vec![2; 9], &data), (vec![1; 9], vec![2; 8]));
+        let data = Data { max_query_tokens: Some(3), ..data };
+        assert_eq!(fit(vec![1; 20], vec![2; 19], &data), (vec![1; 3], vec![2; 14]));
     }
 }

@@ -33,7 +33,7 @@ pub struct Samples {
     hard: Option<Hard>,
 }
 
-/// Queries that are too long for `data.max_tokens`.
+/// Queries that are too long for `data.max_query_tokens` or `data.max_tokens`.
 struct CutQueries {
     cut: u32,
     queries: u32,
@@ -169,8 +169,8 @@ impl CutQueries {
 
     fn print(&self) {
         tell!(
-            "{} of {} queries ({:.2} %) are longer than {} tokens, which is what data.max_tokens leaves them beside \
-             a long document: they are cut",
+            "{} of {} queries ({:.2} %) are longer than {} tokens, which is what data.max_query_tokens or \
+             data.max_tokens leaves them beside a long document: they are cut",
             self.cut,
             self.queries,
             100.0 * f64::from(self.cut) / f64::from(self.queries.max(1)),
@@ -211,6 +211,7 @@ pub fn click_options(seed: u32, data: &Data, objective: &Objective) -> ClickOpti
     ClickOptions {
         seed,
         max_tokens: data.max_tokens,
+        max_query_tokens: data.max_query_tokens,
         truncate: data.truncate,
         negatives: objective.negatives,
         negatives_per_positive: objective.negatives_per_positive,

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use crate::corpus::read::documents::{Document, Field, ReadOptions, read_documents, read_rows};
 use crate::corpus::{Role, Source};
 use crate::files::Target;
-use crate::ir::bm25::{Analysis, Indexer, Retriever};
+use crate::ir::analysis::{Analysis, Language};
+use crate::ir::bm25::{Indexer, Retriever};
 use crate::ir::run::Run;
 use crate::ir::topics::{Topic, TopicField, read_topics_fields};
 use crate::{Error, Result, files, ir};
@@ -34,9 +35,11 @@ pub struct RetrieveOptions {
     pub b: f32,
     /// Which of url, title and body are indexed, joined as one field.
     pub fields: Vec<Field>,
-    /// Snowball's English stemmer (Porter2).
+    /// Whose stems and stop words.
+    pub language: Language,
+    /// Snowball's stemmer; for English, Porter2.
     pub stem: bool,
-    /// Drop Lucene's 33 English stop words.
+    /// Drop stop words; for English, Lucene's 33.
     pub stop_words: bool,
 }
 
@@ -62,7 +65,11 @@ pub fn retrieve(o: &RetrieveOptions) -> Result<()> {
         Target::File(place) => files::folder_of(&place).to_owned(),
         Target::Stream(_) => std::env::temp_dir(),
     };
-    let mut indexer = Indexer::new(&folder, Analysis { stem: o.stem, stop_words: o.stop_words })?;
+    let analysis = Analysis { language: o.language, stem: o.stem, stop_words: o.stop_words };
+    if o.stop_words && !o.language.has_stop_words() {
+        tracing::warn!("there is no list of {} stop words: none are dropped", o.language);
+    }
+    let mut indexer = Indexer::new(&folder, analysis)?;
     let wanted = |id: &str| only.as_ref().is_none_or(|ids| ids.contains(id));
     let options = ReadOptions::default();
     let add = |document: Document| indexer.add(&document.id, &document.text);
@@ -130,10 +137,14 @@ fn queries_of(log: &Path) -> Result<Vec<Topic>> {
 
 /// The run tag: everything that decides the scores, as one word.
 pub fn tag(o: &RetrieveOptions) -> String {
-    let stem = if o.stem { "-porter2" } else { "" };
-    let stop = if o.stop_words { "-stop" } else { "" };
+    let (stem, language) = match o.language {
+        Language::ENGLISH => ("-porter2", String::new()),
+        other => ("-snowball", format!("-{other}")),
+    };
+    let stem = if o.stem { stem } else { "" };
+    let stop = if o.stop_words && o.language.has_stop_words() { "-stop" } else { "" };
     let fields: Vec<String> = o.fields.iter().map(ToString::to_string).collect();
-    format!("bm25-k{}-b{}{stem}{stop}-{}", o.k1, o.b, fields.join("+"))
+    format!("bm25-k{}-b{}{stem}{stop}{language}-{}", o.k1, o.b, fields.join("+"))
 }
 
 /// Reads one id per line.

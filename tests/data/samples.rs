@@ -174,6 +174,29 @@ fn truncation_keeps_what_it_promises() {
 }
 
 #[test]
+fn long_queries_are_cut_where_the_plan_says() {
+    let text = |n: u32| (0..n).map(|i| 10 + i).collect::<Vec<u32>>();
+    for (truncate, most, kept) in [
+        (Truncate::Document, Some(6), [(5, 56), (6, 55)]),
+        (Truncate::Document, Some(60), [(5, 56), (53, 8)]),
+        (Truncate::LongestFirst, Some(6), [(5, 56), (6, 55)]),
+        (Truncate::Document, None, [(5, 56), (53, 8)]),
+    ] {
+        let log = MemoryLog::new(vec![text(5), text(70)], vec![text(100)], vec![(0, 0), (1, 0)]);
+        let pairs = PairUse::ClicksOnly;
+        let options = ClickOptions { truncate, max_query_tokens: most, pairs, ..click_options() };
+        let source = ClickSource::new(Arc::new(log), options).unwrap();
+        for (sample, kept) in kept.into_iter().enumerate() {
+            let (q, d) = texts(&one(&source, sample as u32, 0));
+            assert_eq!((q.len(), d.len()), kept, "{truncate} {most:?}");
+            assert_eq!(q, text(kept.0 as u32), "the beginning is kept");
+            assert_eq!(source.length(sample as u32, 0), 3 + kept.0 + kept.1);
+        }
+        assert_eq!(source.cut_queries(), (1, kept[1].0), "{truncate} {most:?}");
+    }
+}
+
+#[test]
 fn pair_use_changes_labels_but_not_texts() {
     let log = Arc::new(MemoryLog::random(50, 60, 100, 40));
     let source = |pairs| ClickSource::new(log.clone(), ClickOptions { pairs, ..click_options() }).unwrap();

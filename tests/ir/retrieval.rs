@@ -4,7 +4,8 @@ use std::io::Read;
 
 use ctune_dist::corpus::Source;
 use ctune_dist::corpus::read::documents::Field;
-use ctune_dist::ir::bm25::{Analysis, Indexer};
+use ctune_dist::ir::analysis::{Analysis, Language};
+use ctune_dist::ir::bm25::Indexer;
 use ctune_dist::ir::topics::TopicField;
 use ctune_dist::study::retrieve::{RetrieveOptions, retrieve};
 
@@ -22,6 +23,7 @@ fn options(folder: &tempfile::TempDir) -> RetrieveOptions {
         k1: 0.9,
         b: 0.4,
         fields: vec![Field::Title, Field::Body],
+        language: Language::ENGLISH,
         stem: true,
         stop_words: true,
     }
@@ -73,6 +75,66 @@ fn options_of_retrieval_do_what_they_say() {
     assert_eq!(hits(&base, "q3"), None);
     let only = Some(file(&folder, "only", "D2\nD3\nD9\n"));
     assert_eq!(hits(&RetrieveOptions { only, ..base }, "q1").unwrap(), ["D2"]);
+}
+
+#[test]
+fn words_of_any_script_are_found() {
+    let folder = folder();
+    let documents = [
+        ("greek", "Ἡ μάθησις Α\u{313}θη\u{342}ναι"),
+        ("arabic", "اللغة الع\u{64e}ربية"),
+        ("persian", "من می\u{200c}خواهم بروم"),
+        ("hindi", "यह हिन्दी है"),
+        ("hint", "हिन दी"),
+        ("thai", "ประเทศไทยสวยงาม"),
+        ("chinese", "我住在北京大学附近"),
+        ("turned", "京北學"),
+        ("japanese", "東京ｶﾞｲﾄﾞ"),
+        ("korean", "대한민국의 수도"),
+        ("french", "la cafe\u{301}ine, l’eau"),
+        ("emoji", "a👩\u{200d}👩\u{200d}👧b"),
+    ];
+    let lines = documents.map(|(id, text)| format!("{id}\tu\t\t{text}\n"));
+    file(&folder, "docs.tsv", &lines.concat());
+    let queries = [
+        ("greek", "Ἀθῆναι"),
+        ("arabic", "الع\u{64e}ربية"),
+        ("persian", "میخواهم"),
+        ("hindi", "हिन्दी"),
+        ("thai", "ไทย"),
+        ("chinese", "北京"),
+        ("japanese", "ガイド"),
+        ("korean", "민국"),
+        ("french", "caféine"),
+        ("emoji", "b"),
+    ];
+    file(&folder, "topics.tsv", &queries.map(|(id, text)| format!("{id}\t{text}\n")).concat());
+    let plain = RetrieveOptions { stem: false, stop_words: false, ..options(&folder) };
+    retrieve(&plain).unwrap();
+    let run = Run::read(&plain.out).unwrap();
+    for (id, text) in queries {
+        let hits = run.get(id).unwrap_or_default();
+        assert_eq!(hits.iter().map(|hit| hit.doc.as_str()).collect::<Vec<_>>(), [id], "{text}");
+    }
+}
+
+#[test]
+fn a_language_has_its_own_words() {
+    let folder = folder();
+    file(&folder, "docs.tsv", "D1\tu\t\tdie Häuser\nD2\tu\t\tdie Katze\n");
+    file(&folder, "topics.tsv", "q1\tHaus\nq2\tdie\n");
+    let english = options(&folder);
+    let run = |o: &RetrieveOptions| {
+        retrieve(o).unwrap();
+        std::fs::read_to_string(&o.out).unwrap()
+    };
+    assert!(run(&english).lines().all(|line| line.starts_with("q2")));
+    let german = RetrieveOptions { language: "german".parse().unwrap(), ..english };
+    let text = run(&german);
+    assert!(text.starts_with("q1 Q0 D1 1 ") && text.lines().count() == 1, "{text}");
+    assert!(text.ends_with(" bm25-k0.9-b0.4-snowball-stop-german-title+body\n"), "{text}");
+    let tamil = RetrieveOptions { language: "tamil".parse().unwrap(), stem: false, ..german };
+    assert!(run(&tamil).ends_with(" bm25-k0.9-b0.4-tamil-title+body\n"), "Tamil has no list of stop words");
 }
 
 #[test]
@@ -209,7 +271,8 @@ fn cacm_bm25() {
 #[test]
 fn a_retriever_is_usable_in_memory() {
     let folder = folder();
-    let mut indexer = Indexer::new(folder.path(), Analysis { stem: false, stop_words: false }).unwrap();
+    let analysis = Analysis { language: Language::ENGLISH, stem: false, stop_words: false };
+    let mut indexer = Indexer::new(folder.path(), analysis).unwrap();
     (0..500).for_each(|i| {
         indexer.add(format!("d{i:03}"), &format!("common word{} word{}", i % 5, i % 7)).unwrap()
     });

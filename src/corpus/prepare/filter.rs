@@ -2,6 +2,7 @@
 //! before. Nothing is left out unless it is asked for, and everything that is is counted by its reason.
 
 pub use crate::config::Filter;
+use crate::ir::segment::counted;
 use crate::{Error, Result};
 
 /// Bytes of a document from which its language is told.
@@ -21,12 +22,11 @@ impl Filter {
 
     /// Why a query is left out.
     pub(crate) fn query(&self, text: &str) -> Option<&'static str> {
-        if self.min_query_words > 0
-            && text.split_whitespace().take(self.min_query_words).count() < self.min_query_words
+        if self.min_query_words > 0 && counted(text).take(self.min_query_words).count() < self.min_query_words
         {
             return Some("clicks whose query has too few words");
         }
-        if self.max_query_words > 0 && text.split_whitespace().nth(self.max_query_words).is_some() {
+        if self.max_query_words > 0 && counted(text).nth(self.max_query_words).is_some() {
             return Some("clicks whose query has too many words");
         }
         self.foreign(text).then_some("clicks whose query is in another language")
@@ -34,7 +34,7 @@ impl Filter {
 
     /// Why a document is left out; `parts` are its fields.
     pub(crate) fn document(&self, parts: &[&str]) -> Option<&'static str> {
-        let words = || parts.iter().flat_map(|part| part.split_whitespace());
+        let words = || parts.iter().flat_map(|part| counted(part));
         if self.min_document_words > 0
             && words().take(self.min_document_words).count() < self.min_document_words
         {

@@ -8,6 +8,7 @@ use hashbrown::HashSet;
 
 use crate::Result;
 use crate::ir::qrels::Qrels;
+use crate::ir::segment::normal;
 use crate::ir::topics::all_texts;
 
 /// Rows that equal a topic to the letter ...
@@ -62,17 +63,4 @@ impl Guard {
     pub(crate) fn bars_document(&self, id: &str) -> bool {
         self.documents.contains(id)
     }
-}
-
-/// Lower-cased words of letters and digits with one space between: what makes two queries the same.
-pub(crate) fn normal(text: &str) -> String {
-    let lower = text.to_lowercase();
-    let mut out = String::with_capacity(lower.len());
-    for word in lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        if !out.is_empty() {
-            out.push(' ');
-        }
-        out.push_str(word);
-    }
-    out
 }

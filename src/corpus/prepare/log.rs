@@ -6,9 +6,9 @@ use std::io::Write;
 
 use rayon::prelude::*;
 
-use super::leak;
 use crate::corpus::ids::{Ids, LAST};
 use crate::corpus::read::rows::Role;
+use crate::ir::segment::normal;
 use crate::{Error, Result};
 
 /// Index of a slot that is not in the shards: never seen in the collection (or not yet written) ...
@@ -148,7 +148,7 @@ impl Log {
         }
         self.texts.push(checksum);
         if merge {
-            let words = leak::normal(text);
+            let words = normal(text);
             // Queries of punctuation alone have no words to be the same.
             let words = if words.is_empty() { text } else { words.as_str() };
             let (place, fresh) = self.words.insert(words, "queries")?;
