@@ -1,10 +1,12 @@
 //! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. What needs
 //! the shared data folder says so when the folder is missing, and replaces nothing that runs everywhere.
 
+pub mod accounts;
 mod damage;
 mod debian;
 mod fetch;
 pub mod formats;
+mod odd;
 mod prepare;
 mod read;
 mod resume;
