@@ -1,10 +1,12 @@
 //! The corpus: raw files, tokenizer, shards, all on small data made in a temporary folder. Tests that need
 //! the shared data folder say so when it is missing; what they cover is also tested without it.
 
+pub mod accounts;
 mod damage;
 mod debian;
 mod fetch;
 pub mod formats;
+mod odd;
 mod prepare;
 mod read;
 mod resume;

@@ -4,6 +4,7 @@
 mod evaluate;
 mod files;
 mod measures;
+mod odd;
 mod retrieval;
 mod statistics;
 

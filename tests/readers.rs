@@ -119,7 +119,7 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
         "zstd" => vec![zstd::encode_all(&b"d1\tbody\nd2\tmore more more more\n"[..], 1).unwrap()],
         "compress" => {
             let text = "d1\tbody body body\n".repeat(60);
-            [(16, usize::MAX), (9, usize::MAX), (12, 40)]
+            [(16, usize::MAX), (10, usize::MAX), (12, 40)]
                 .iter()
                 .map(|&(widest, clear)| crate::corpus::formats::compress(text.as_bytes(), widest, clear))
                 .collect()

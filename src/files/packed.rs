@@ -1,12 +1,16 @@
 //! Files as users have them: plain, .gz, .zst or unix-compressed, told apart by their first bytes and
 //! never by their names, because TREC disks call compressed files `.0z` and downloads lose their endings.
 
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::collections::BTreeSet;
+use std::fs::{File, Metadata};
+use std::io::{BufReader, Cursor, Read, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ledger::{Fate, Ledger};
+use super::strange::wide;
 use super::unlzw::{self, Unlzw};
 use crate::{Error, Result};
 
@@ -46,9 +50,11 @@ pub struct Opened {
 
 impl Opened {
     /// # Errors
-    /// `Error::Data` if the file cannot be opened.
+    /// `Error::Data` where the file cannot be opened, or is a pipe that was opened before.
     pub fn new(path: &Path) -> Result<Self> {
         let failed = |cause| Error::io("read", path, cause);
+        // Before it is opened: opening a pipe whose writer has gone waits for ever.
+        claim(path, &path.metadata().map_err(failed)?)?;
         let mut file = File::open(path).map_err(failed)?;
         let about = file.metadata().map_err(failed)?;
         let mut head = Vec::new();
@@ -68,7 +74,7 @@ impl Opened {
     /// `Error::Data` for a damaged head.
     pub fn stream(self, path: &Path, done: Arc<AtomicU64>) -> Result<Box<dyn Read + Send>> {
         let failed = |cause| Error::io("decompressed", path, cause);
-        let raw = std::io::Cursor::new(self.head).chain(Counting { file: self.file, done });
+        let raw = Cursor::new(self.head).chain(Counting { file: self.file, done });
         let raw = BufReader::with_capacity(1 << 18, raw);
         Ok(match self.packing {
             Packing::Plain => Box::new(raw),
@@ -79,19 +85,64 @@ impl Opened {
     }
 }
 
-/// The first `most` bytes of the text of a file, without a byte order mark.
+/// Whether what is read from there is gone from there: a pipe or a socket.
+fn gives_once(about: &Metadata) -> bool {
+    about.file_type().is_fifo() || about.file_type().is_socket()
+}
+
+/// For work that reads a file more than once.
 ///
 /// # Errors
-/// `Error::Data` if it cannot be read.
-pub fn head(path: &Path, most: usize) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let stream = Opened::new(path)?.stream(path, Arc::default())?;
-    let read = stream.take(most as u64).read_to_end(&mut text);
-    read.map_err(|cause| broken(path, text.len() as u64, &cause))?;
-    if text.starts_with(BOM) {
-        text.drain(..BOM.len());
+/// `Error::Data` for a pipe.
+pub fn refuse_pipe(path: &Path) -> Result<()> {
+    // What is not there is told by whoever opens it.
+    if !path.metadata().is_ok_and(|about| gives_once(&about)) {
+        return Ok(());
     }
-    Ok(text)
+    Err(Error::data(format!(
+        "{}: is a pipe, and this command reads the file more than once; write it to a file and name that",
+        path.display()
+    )))
+}
+
+/// Every pipe is read once in the life of the process: a second reader would miss what the first one took, or wait
+/// for a writer that has gone.
+fn claim(path: &Path, about: &Metadata) -> Result<()> {
+    static CLAIMED: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if gives_once(about) && !claimed.insert((about.dev(), about.ino())) {
+        return Err(Error::data(format!(
+            "{}: is a pipe and is needed twice, but gives its bytes once; write them to a file and name that",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A file whose first bytes have been looked at.
+pub struct Begun {
+    /// The first bytes of its text, without a byte order mark.
+    pub head: Vec<u8>,
+    /// All of its text, where the file cannot be opened again.
+    pub whole: Option<Box<dyn Read + Send>>,
+}
+
+/// Looks at the first `most` bytes of the text of a file.
+///
+/// # Errors
+/// `Error::Data` where it cannot be read.
+pub fn begin(path: &Path, most: usize) -> Result<Begun> {
+    let opened = Opened::new(path)?;
+    let again = opened.bytes.is_some();
+    let mut stream = opened.stream(path, Arc::default())?;
+    let mut head = Vec::new();
+    let read = (&mut stream).take(most as u64).read_to_end(&mut head);
+    read.map_err(|cause| broken(path, head.len() as u64, &cause))?;
+    let whole = (!again).then(|| Box::new(Cursor::new(head.clone()).chain(stream)) as Box<dyn Read + Send>);
+    if head.starts_with(BOM) {
+        head.drain(..BOM.len());
+    }
+    Ok(Begun { head, whole })
 }
 
 /// The error for a file that ends early or cannot be decoded.
@@ -103,20 +154,25 @@ pub fn broken(path: &Path, at: u64, cause: &std::io::Error) -> Error {
     ))
 }
 
-/// The text of a whole small file, without a byte order mark.
+/// The text of a whole small file without a byte order mark, and an account that has only that mark yet.
 ///
 /// # Errors
-/// `Error::Data` if it cannot be read or decompressed.
-pub fn read_unpacked(path: &Path) -> Result<Vec<u8>> {
+/// `Error::Data` where it cannot be read or decompressed, or is UTF-16.
+pub fn read_counted(path: &Path) -> Result<(Vec<u8>, Ledger)> {
     let opened = Opened::new(path)?;
     let action = if opened.packing == Packing::Plain { "read" } else { "decompressed" };
     let mut text = Vec::with_capacity(opened.bytes.unwrap_or(0) as usize);
     let read = opened.stream(path, Arc::default())?.read_to_end(&mut text);
     read.map_err(|cause| Error::io(action, path, cause))?;
+    if let Some(what) = wide(&text) {
+        return Err(Error::data(format!("{}: {what}", path.display())));
+    }
+    let mut ledger = Ledger::default();
     if text.starts_with(BOM) {
         text.drain(..BOM.len());
+        ledger.add(Fate::Mark, BOM.len());
     }
-    Ok(text)
+    Ok((text, ledger))
 }
 
 /// Counts the bytes read of the raw file, so that progress is right for compressed files too.

@@ -1,4 +1,4 @@
-//! Unix compress (`.Z`, on the TREC disks `.z .0z .1z .2z`): LZW with codes of 9 to 16 bits. No maintained
+//! Unix compress (`.Z`, on the TREC disks `.z .0z .1z .2z`): LZW with codes of 9 bits that grow to 10 to 16. No maintained
 //! crate reads it: those for GIF and TIFF lack its habit of padding to whole groups of eight codes whenever
 //! the code width changes or the table is cleared, which is what this file is about.
 //!
@@ -11,6 +11,8 @@ use std::io::{self, Read};
 pub(crate) const MAGIC: [u8; 2] = [0x1f, 0x9d];
 const CLEAR: u32 = 256;
 const NARROWEST: u32 = 9;
+/// Bits of the third byte that no version has a use for.
+const RESERVED: u8 = 0x60;
 
 /// Decompresses what `inner` reads.
 pub(crate) struct Unlzw<R> {
@@ -27,6 +29,8 @@ pub(crate) struct Unlzw<R> {
     suffix: Vec<u8>,
     /// The last code and the first byte of its text.
     last: Option<(u32, u8)>,
+    /// Nothing has been decoded: the first code must be a byte.
+    fresh: bool,
     /// Text of the last code in reverse.
     ready: Vec<u8>,
     ended: bool,
@@ -37,10 +41,17 @@ impl<R: Read> Unlzw<R> {
     /// Bytes that do not start a compressed file.
     pub(crate) fn new(mut inner: R) -> io::Result<Self> {
         let mut head = [0; 3];
-        inner.read_exact(&mut head)?;
+        inner.read_exact(&mut head).map_err(|_| bad("it ends within the head that Unix compress writes"))?;
         let widest = u32::from(head[2] & 0x1f);
-        if head[..2] != MAGIC || !(NARROWEST..=16).contains(&widest) {
+        if head[..2] != MAGIC || !(NARROWEST..=16).contains(&widest) || head[2] & RESERVED != 0 {
             return Err(bad("not a file made by Unix compress"));
+        }
+        // Versions of compress disagree on whether such codes ever grow to ten bits.
+        if widest == NARROWEST {
+            return Err(bad(
+                "made by compress -b 9, which versions of compress read differently; unpack it with the program that \
+                 made it",
+            ));
         }
         let blocks = head[2] & 0x80 != 0;
         let mut prefix = Vec::with_capacity(1 << widest);
@@ -58,6 +69,7 @@ impl<R: Read> Unlzw<R> {
             prefix,
             suffix,
             last: None,
+            fresh: true,
             ready: Vec::new(),
             ended: false,
         })
@@ -103,6 +115,9 @@ impl<R: Read> Unlzw<R> {
             self.set_width(self.width + 1)?;
         }
         let Some(mut code) = self.code()? else { return Ok(false) };
+        if std::mem::take(&mut self.fresh) && code > 255 {
+            return Err(bad("a code that is not in the table"));
+        }
         if code == CLEAR && self.blocks {
             self.prefix.truncate(self.first_free());
             self.suffix.truncate(self.first_free());

@@ -6,6 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
+use crate::files::{self, Fate, Ledger};
+
+/// Bytes in which the ends of lines show.
+const SHAPE: usize = 1 << 16;
+
 /// What is wrong, and the byte offset where; `usize::MAX` for the whole file.
 pub(super) type LineError = (usize, String);
 
@@ -13,6 +18,8 @@ pub(super) type LineError = (usize, String);
 pub(super) struct Grouped<'a, T> {
     lists: Vec<(&'a str, Vec<T>)>,
     place: HashMap<&'a str, usize>,
+    /// Where every byte of the lines went.
+    pub bytes: Ledger,
 }
 
 /// What one line says: topic and the rest. `None` for a line that holds nothing.
@@ -27,12 +34,15 @@ pub(super) fn grouped<'a, T: Send>(
     // More pieces than threads, as another file may be read at the same time.
     let pieces = pieces(bytes, 4 * rayon::current_num_threads());
     let parsed = pieces.into_par_iter().map(|(start, piece)| parse_piece(start, piece, &parse));
-    let mut all = Grouped { lists: Vec::new(), place: HashMap::new() };
+    let mut all = Grouped { lists: Vec::new(), place: HashMap::new(), bytes: Ledger::default() };
     for part in parsed.collect::<Vec<_>>() {
-        for (topic, list) in part?.lists {
+        let part = part?;
+        all.bytes.merge(&part.bytes);
+        for (topic, list) in part.lists {
             all.add(topic, list);
         }
     }
+    debug_assert_eq!(all.bytes.total(), bytes.len() as u64, "{:?}", all.bytes);
     Ok(all)
 }
 
@@ -42,12 +52,19 @@ fn parse_piece<'a, T>(
     parse: impl Fn(&'a str) -> Parsed<'a, T>,
 ) -> Result<Grouped<'a, T>, LineError> {
     let text = text(piece, start)?;
-    let mut groups = Grouped { lists: Vec::new(), place: HashMap::new() };
+    let mut groups = Grouped { lists: Vec::new(), place: HashMap::new(), bytes: Ledger::default() };
     let mut at = 0;
     for end in memchr::memchr_iter(b'\n', piece).chain(std::iter::once(piece.len())) {
-        if let Some((topic, item)) = parse(&text[at..end]).map_err(|error| (start + at, error))? {
-            groups.push(topic, item);
-        }
+        let fate = match parse(&text[at..end]).map_err(|error| (start + at, error))? {
+            Some((topic, item)) => {
+                groups.push(topic, item);
+                Fate::Used
+            }
+            None if text[at..end].trim_ascii().is_empty() => Fate::Blank,
+            None => Fate::Comment,
+        };
+        let next = piece.len().min(end + 1);
+        groups.bytes.add(fate, next.saturating_sub(at));
         at = end + 1;
     }
     Ok(groups)
@@ -138,6 +155,10 @@ pub(super) fn columns<const N: usize>(line: &str) -> ([&str; N], usize) {
 pub(super) type FirstLine<'a, const N: usize> = Option<(usize, [&'a str; N], usize)>;
 
 pub(super) fn first_line<const N: usize>(bytes: &[u8]) -> Result<FirstLine<'_, N>, LineError> {
+    // Read as one line, all but its first columns would be lost.
+    if let Some(what) = files::lone_returns(&bytes[..bytes.len().min(SHAPE)]) {
+        return Err((usize::MAX, what.into()));
+    }
     let mut offset = 0;
     for line in bytes.split(|&byte| byte == b'\n') {
         let (columns, found) = columns(text(line, offset)?);

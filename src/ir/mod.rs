@@ -18,15 +18,25 @@ mod words;
 
 use std::path::Path;
 
-use crate::files;
+use crate::files::{self, Ledger};
 use crate::{Error, Result};
 
 /// The text of a file, unpacked; what is not UTF-8 is refused with the line where it starts.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(files::read_unpacked(path)?).map_err(|error| {
-        let end = error.utf8_error().valid_up_to();
-        at_line(path, line_of(error.as_bytes(), end), "not UTF-8 text; convert the file to UTF-8")
-    })
+    Ok(read_text_counted(path)?.0)
+}
+
+/// As `read_text`, with an account that has only a byte order mark yet.
+fn read_text_counted(path: &Path) -> Result<(String, Ledger)> {
+    let (bytes, ledger) = files::read_counted(path)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((text, ledger)),
+        Err(error) => {
+            let end = error.utf8_error().valid_up_to();
+            let line = line_of(error.as_bytes(), end);
+            Err(at_line(path, line, "not UTF-8 text; convert the file to UTF-8"))
+        }
+    }
 }
 
 /// The error of one line: `path:line: text`.

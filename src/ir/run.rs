@@ -13,7 +13,7 @@ use hashbrown::HashSet;
 
 use super::file_error;
 use super::lines::{self, LineError, Twice, by_topic, columns, first_line, grouped};
-use crate::files;
+use crate::files::{self, Ledger};
 use crate::{Error, Result};
 
 /// One retrieved document. A score is whatever its run's author chose: only its order counts.
@@ -73,14 +73,22 @@ impl Run {
     /// gzipped. Blank lines and lines that begin with `#` are skipped. Errors: too few columns, a
     /// score that is no number, a document twice in a topic, no line at all.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = files::read_unpacked(path)?;
-        Self::parse(&bytes).map_err(|error| file_error(path, &bytes, error))
+        Ok(Self::read_counted(path)?.0)
     }
 
-    fn parse(bytes: &[u8]) -> std::result::Result<Self, LineError> {
+    /// As `read`, with where every byte of the text went.
+    pub fn read_counted(path: &Path) -> Result<(Self, Ledger)> {
+        let (bytes, mut ledger) = files::read_counted(path)?;
+        let read = Self::parse(&bytes, &mut ledger);
+        Ok((read.map_err(|error| file_error(path, &bytes, error))?, ledger))
+    }
+
+    fn parse(bytes: &[u8], ledger: &mut Ledger) -> std::result::Result<Self, LineError> {
         let format = format_of(bytes)?;
         let parse = |line| parse_line(line, format);
-        let topics = by_topic(grouped(bytes, parse)?, rank_lines).map_err(|Twice { topic, document }| {
+        let groups = grouped(bytes, parse)?;
+        ledger.merge(&groups.bytes);
+        let topics = by_topic(groups, rank_lines).map_err(|Twice { topic, document }| {
             let line = lines::second(bytes, parse, |t, line| t == topic && line.doc == document);
             (line, format!("document '{document}' is in topic '{topic}' twice; keep one line"))
         })?;

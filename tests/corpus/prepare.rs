@@ -70,6 +70,15 @@ impl Case {
         shards
     }
 
+    pub fn options(&self) -> &PrepareOptions {
+        &self.options
+    }
+
+    /// The first fault ends it.
+    pub fn strict(&mut self) {
+        self.options.strict = true;
+    }
+
     pub fn put(&self, name: &str, content: &str) -> std::path::PathBuf {
         let path = self.folder.path().join(name);
         std::fs::write(&path, content).unwrap();

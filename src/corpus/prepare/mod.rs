@@ -24,7 +24,7 @@ mod vocabulary;
 use std::time::Instant;
 
 pub use self::options::{Filter, PrepareOptions};
-use self::options::{as_text, sources};
+use self::options::{as_text, inputs, sources};
 use self::preparation::Preparation;
 use super::read::rows::ReadCounts;
 use super::shard::{MANIFEST, Manifest, check_free, fingerprint, read_manifest, tidy};
@@ -43,6 +43,7 @@ pub fn run(options: &PrepareOptions) -> Result<()> {
         Target::File(place) | Target::Stream(place) => place, // the latter is in the way, and will be named
     };
     let options = &PrepareOptions { out, ..options.clone() };
+    inputs(options)?.iter().try_for_each(|path| files::refuse_pipe(path))?;
     if let Some(manifest) = up_to_date(options)? {
         tell!(
             "{}: up to date (same files, same options): {} clicks, {} queries, {} documents",
@@ -89,8 +90,11 @@ fn summarise(options: &PrepareOptions, manifest: &Manifest, done: &Preparation<'
     let read: u64 = manifest.sources.iter().map(|source| source.bytes).sum();
     let cut = 100.0 * manifest.documents_cut as f64 / f64::from(manifest.documents.max(1));
     tell!("{}: fingerprint {}", options.out.display(), fingerprint(manifest));
-    for (kind, ReadCounts { rows, kept, .. }) in &done.read {
+    for (kind, ReadCounts { rows, kept, bytes, .. }) in &done.read {
         tell!("  read {rows} {kind} rows, {kept} of them usable");
+        if let Some(text) = bytes.notable() {
+            tell!("    {text}");
+        }
     }
     let (clicks, found) = done.joined;
     tell!(

@@ -75,6 +75,11 @@ pub(crate) fn as_text(options: &PrepareOptions) -> BTreeMap<String, String> {
 
 /// Every file that the shards come from.
 pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<SourceFile>> {
+    inputs(options)?.iter().map(|path| SourceFile::of(path)).collect()
+}
+
+/// The paths of these files.
+pub(crate) fn inputs(options: &PrepareOptions) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for source in &options.sources {
         paths.extend(source.files()?);
@@ -84,5 +89,5 @@ pub(crate) fn sources(options: &PrepareOptions) -> Result<Vec<SourceFile>> {
         paths.extend(given::paths(&given::find(tokenizer)?).into_iter().map(|(_, path)| path));
     }
     paths.extend(options.exclude_topics.iter().chain(&options.exclude_qrels).cloned());
-    paths.iter().map(|path| SourceFile::of(path)).collect()
+    Ok(paths)
 }

@@ -69,6 +69,10 @@ impl<'a> Preparation<'a> {
             &format!("{kind} rows with bytes that are not UTF-8 (replaced, not dropped)"),
             counts.not_utf8,
         );
+        self.drop_rows(
+            &format!("{kind} rows without </DOC> (read up to the next <DOC>, not dropped)"),
+            counts.unclosed,
+        );
         self.read.push((kind, counts.clone()));
     }
 

@@ -11,6 +11,7 @@ use crate::corpus::progress::Progress;
 use crate::corpus::read::repair::repaired;
 use crate::corpus::read::rows::{self, Role};
 use crate::corpus::read::source::{BlockTally, Piece, Position, SourceFiles, Tally};
+use crate::ir::qrels;
 use crate::{Error, Result};
 
 /// The rows of one block, parsed and judged.
@@ -90,7 +91,7 @@ impl Preparation<'_> {
         };
         let tally = files.parse(piece, &mut |row, _| {
             if files.role == Role::Qrels {
-                let barred = row[2].parse::<i64>().is_ok_and(|label| label <= 0);
+                let barred = qrels::label(&row[2]).is_ok_and(|label| label <= 0);
                 let barred = barred.then_some("clicks with a label of 0 or less");
                 let (query_id, document_id) = (keep(&row[0]), keep(&row[1]));
                 rows.push(Span { query_id, query: 0..0, document_id, times: 1, barred });

@@ -15,6 +15,7 @@ use memmap2::Mmap;
 
 use super::lookup::Picks;
 use super::rows::LONGEST;
+use super::tags;
 use crate::files::{self, BOM, Opened, Packing, broken};
 use crate::{Error, Result};
 
@@ -22,36 +23,48 @@ use crate::{Error, Result};
 /// the end, and 1,000 handings-over a gigabyte cost nothing.
 const BLOCK: usize = 1 << 20;
 
+/// Bytes that two windows share: a record end that lies across them is whole in one.
+const SHARED: usize = 2 * tags::LONGEST;
+
 /// What ends a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// A line end.
     Line,
-    /// `</DOC>`.
+    /// `</DOC>`, or the next `<DOC>` at the start of a line where that is missing.
     Document,
 }
 
 impl Cut {
     /// The end of the last whole record in `bytes`.
     fn last(self, bytes: &[u8]) -> Option<usize> {
-        match self {
-            Self::Line => memchr::memrchr(b'\n', bytes).map(|at| at + 1),
-            Self::Document => memchr::memrchr_iter(b'<', bytes).find_map(|at| document_end(bytes, at)),
+        if self == Self::Line {
+            return memchr::memrchr(b'\n', bytes).map(|at| at + 1);
         }
+        let mut start = None;
+        for at in memchr::memrchr_iter(b'<', bytes) {
+            if let Some(end) = tags::closing(bytes, at, b"DOC") {
+                return Some(end);
+            }
+            start = start.or_else(|| starts_document(bytes, at).then_some(at));
+        }
+        start
     }
 
     /// The end of the first record in `bytes`.
     fn first(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Self::Line => memchr::memchr(b'\n', bytes).map(|at| at + 1),
-            Self::Document => memchr::memchr_iter(b'<', bytes).find_map(|at| document_end(bytes, at)),
+            Self::Document => memchr::memchr_iter(b'<', bytes).find_map(|at| {
+                tags::closing(bytes, at, b"DOC").or_else(|| starts_document(bytes, at).then_some(at))
+            }),
         }
     }
 }
 
-/// The first byte after the `</DOC>`, in any case, that begins at `at`.
-fn document_end(bytes: &[u8], at: usize) -> Option<usize> {
-    bytes[at..].get(..6)?.eq_ignore_ascii_case(b"</DOC>").then_some(at + 6)
+/// Whether a document begins there that is not the first of `bytes`.
+fn starts_document(bytes: &[u8], at: usize) -> bool {
+    at > 0 && bytes[at - 1] == b'\n' && tags::opening(bytes, at, b"DOC").is_some()
 }
 
 /// Whole records of one file, in its order.
@@ -63,6 +76,8 @@ pub(crate) struct Block {
     pub(crate) end: u64,
     /// A record longer than `LONGEST`, of which nothing is kept.
     pub(crate) too_long: bool,
+    /// The file is known to end here.
+    pub(crate) last: bool,
 }
 
 enum Bytes {
@@ -127,6 +142,12 @@ impl Blocks {
         Ok(Self { path: path.to_owned(), cut, at: start, done, from })
     }
 
+    /// All of a file that cannot be opened again; `reader` gives its text from the start.
+    pub(crate) fn once(path: &Path, cut: Cut, reader: Box<dyn Read + Send>) -> Self {
+        let from = From::Stream { reader, carry: Vec::new() };
+        Self { path: path.to_owned(), cut, at: 0, done: Arc::default(), from }
+    }
+
     /// The lines of a plain file that `picks` names, from the first that begins at `start` or later.
     ///
     /// # Errors
@@ -148,18 +169,18 @@ impl Blocks {
     /// `Error::Data` where the file cannot be read further.
     pub(crate) fn next(&mut self) -> Result<Option<Block>> {
         let start = self.at;
-        let (bytes, length, too_long) = match &mut self.from {
+        let found = match &mut self.from {
             From::Mapped { file, bytes } => {
                 let Some(found) = map_block(&self.path, file, self.cut, start, *bytes)? else {
                     return Ok(None);
                 };
-                self.done.fetch_add(found.1, Ordering::Relaxed);
+                self.done.fetch_add(found.length, Ordering::Relaxed);
                 found
             }
             From::Picked { file, picks } => {
                 let Some((bytes, end)) = picks.block(file, &self.path, start)? else { return Ok(None) };
                 self.done.fetch_add(end - start, Ordering::Relaxed);
-                (Bytes::Owned(bytes), end - start, false)
+                Found { bytes: Bytes::Owned(bytes), length: end - start, too_long: false, last: false }
             }
             From::Stream { reader, carry } => {
                 let read = read_block(reader, carry, self.cut);
@@ -169,50 +190,70 @@ impl Blocks {
                 found
             }
         };
+        let Found { bytes, length, too_long, last } = found;
         self.at += length;
-        Ok(Some(Block { bytes, start, end: self.at, too_long }))
+        Ok(Some(Block { bytes, start, end: self.at, too_long, last }))
     }
 }
 
-/// A block, its length in the file and whether it is a record that is too long.
-type Found = Option<(Bytes, u64, bool)>;
+/// A block.
+struct Found {
+    bytes: Bytes,
+    /// Its bytes in the file.
+    length: u64,
+    too_long: bool,
+    last: bool,
+}
 
-fn map_block(path: &Path, file: &std::fs::File, cut: Cut, start: u64, bytes: u64) -> Result<Found> {
+impl Found {
+    fn too_long(length: u64, last: bool) -> Self {
+        Self { bytes: Bytes::Owned(Vec::new()), length, too_long: true, last }
+    }
+}
+
+fn map_block(path: &Path, file: &std::fs::File, cut: Cut, start: u64, bytes: u64) -> Result<Option<Found>> {
     let left = bytes.saturating_sub(start);
     if left == 0 {
         return Ok(None);
     }
+    let found = |map, length: usize, last| {
+        let bytes = Bytes::Mapped(map, length);
+        Ok(Some(Found { bytes, length: length as u64, too_long: false, last }))
+    };
     let mut size = BLOCK;
     loop {
         let length = left.min(size as u64) as usize;
         let map = files::map_range(file, path, start, length)?;
         if length as u64 == left && length <= LONGEST {
-            return Ok(Some((Bytes::Mapped(map, length), left, false)));
+            return found(map, length, true);
         }
         if let Some(end) = cut.last(&map) {
-            return Ok(Some((Bytes::Mapped(map, end), end as u64, false)));
+            return found(map, end, false);
         }
         if size >= LONGEST {
             break;
         }
         size *= 2;
     }
-    let mut skipped = LONGEST as u64;
-    // A record end that lies across two windows is looked for in both.
+    let mut skipped = (LONGEST - SHARED) as u64;
     while skipped < left {
         let length = (left - skipped).min(BLOCK as u64) as usize;
         let map = files::map_range(file, path, start + skipped, length)?;
         match cut.first(&map) {
-            Some(end) => return Ok(Some((Bytes::Owned(Vec::new()), skipped + end as u64, true))),
+            Some(end) => return Ok(Some(Found::too_long(skipped + end as u64, false))),
             None if length as u64 == left - skipped => break,
-            None => skipped += (length - 5) as u64,
+            None => skipped += (length - SHARED) as u64,
         }
     }
-    Ok(Some((Bytes::Owned(Vec::new()), left, true)))
+    Ok(Some(Found::too_long(left, true)))
 }
 
-fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io::Result<Found> {
+fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io::Result<Option<Found>> {
     let mut bytes = std::mem::take(carry);
+    let found = |bytes: Vec<u8>, last| {
+        let length = bytes.len() as u64;
+        Ok(Some(Found { bytes: Bytes::Owned(bytes), length, too_long: false, last }))
+    };
     let mut size = BLOCK;
     loop {
         let want = size.saturating_sub(bytes.len()) as u64;
@@ -221,12 +262,11 @@ fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io:
             return Ok(None);
         }
         if ended && bytes.len() <= LONGEST {
-            let length = bytes.len() as u64;
-            return Ok(Some((Bytes::Owned(bytes), length, false)));
+            return found(bytes, true);
         }
         if let Some(end) = cut.last(&bytes[..bytes.len().min(size)]) {
             *carry = bytes.split_off(end);
-            return Ok(Some((Bytes::Owned(bytes), end as u64, false)));
+            return found(bytes, false);
         }
         if size >= LONGEST {
             break;
@@ -234,7 +274,7 @@ fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io:
         size *= 2;
     }
     let mut skipped = bytes.len() as u64;
-    let tail = bytes.len().saturating_sub(5);
+    let tail = bytes.len().saturating_sub(SHARED);
     let mut window = bytes.split_off(tail);
     drop(bytes);
     loop {
@@ -243,11 +283,11 @@ fn read_block(reader: &mut impl Read, carry: &mut Vec<u8>, cut: Cut) -> std::io:
         skipped += read as u64;
         if let Some(end) = cut.first(&window) {
             *carry = window.split_off(end);
-            return Ok(Some((Bytes::Owned(Vec::new()), skipped - carry.len() as u64, true)));
+            return Ok(Some(Found::too_long(skipped - carry.len() as u64, false)));
         }
         if read < BLOCK {
-            return Ok(Some((Bytes::Owned(Vec::new()), skipped, true)));
+            return Ok(Some(Found::too_long(skipped, true)));
         }
-        window.drain(..kept + read - 5);
+        window.drain(..kept + read - SHARED);
     }
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::rows::{MOST_COLUMNS, Role, Row, Seen};
+use crate::files::{self, Fate};
 
 /// Where the columns of a role are in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +24,8 @@ pub(crate) struct Tabs {
     pub(crate) due: String,
 }
 
-/// Calls `each` with the number (from 0) and text of each line that is not empty.
-fn each_line(text: &[u8], seen: &mut Seen, mut each: impl FnMut(u64, &str, &mut Seen)) {
+/// Calls `each` with the number (from 0) and text of each line that is not empty, and notes what became of it.
+fn each_line(text: &[u8], seen: &mut Seen, mut each: impl FnMut(u64, &str, &mut Seen) -> Fate) {
     // Checked at once: the library's vector code sees long text, not lines.
     let whole = std::str::from_utf8(text).ok();
     let (mut start, mut number) = (0, 0);
@@ -35,18 +36,21 @@ fn each_line(text: &[u8], seen: &mut Seen, mut each: impl FnMut(u64, &str, &mut 
             last -= 1;
         }
         let line = &text[start..last];
-        if !line.iter().all(u8::is_ascii_whitespace) {
-            seen.rows += 1;
+        let fate = if line.iter().all(u8::is_ascii_whitespace) {
+            Fate::Blank
+        } else {
             match whole.and_then(|whole| whole.get(start..last)).map_or_else(|| std::str::from_utf8(line), Ok)
             {
                 Ok(line) => each(number, line, seen),
                 Err(_) => {
-                    seen.not_utf8(number);
-                    each(number, &String::from_utf8_lossy(line), seen);
+                    seen.not_utf8(number, "holds bytes that are not UTF-8");
+                    each(number, &String::from_utf8_lossy(line), seen)
                 }
             }
-        }
-        start = end + 1;
+        };
+        let next = text.len().min(end + 1);
+        seen.row(fate, next - start);
+        start = next;
         number += 1;
     }
     seen.lines = memchr::memchr_iter(b'\n', text).count() as u64;
@@ -65,8 +69,7 @@ pub(crate) fn tabs(
     let mut heading = first && tabs.header;
     each_line(text, &mut seen, |number, line, seen| {
         if std::mem::take(&mut heading) {
-            seen.rows -= 1;
-            return;
+            return Fate::Header;
         }
         let mut parts: [&str; 16] = [""; 16];
         let mut found = 0;
@@ -78,7 +81,7 @@ pub(crate) fn tabs(
         }
         if found < tabs.least || tabs.most.is_some_and(|most| found > most) {
             seen.damaged(number, format!("{found} columns, expected {}", tabs.due));
-            return;
+            return Fate::Columns;
         }
         let row: Row<'_> = tabs.at.map(|at| {
             let text = at.map_or("", |at| match parts.get(at) {
@@ -87,7 +90,7 @@ pub(crate) fn tabs(
             });
             Cow::Borrowed(text.trim())
         });
-        pass(role, row, number, seen, each);
+        pass(role, row, number, seen, each)
     });
     seen
 }
@@ -103,17 +106,19 @@ pub(crate) fn spaces(
     let mut seen = Seen::default();
     let mut heading = first && tabs.header;
     each_line(text, &mut seen, |number, line, seen| {
-        if line.starts_with('#') || std::mem::take(&mut heading) {
-            seen.rows -= 1;
-            return;
+        if line.starts_with('#') {
+            return Fate::Comment;
+        }
+        if std::mem::take(&mut heading) {
+            return Fate::Header;
         }
         let parts: Vec<&str> = line.split_ascii_whitespace().collect();
         if parts.len() < tabs.least || tabs.most.is_some_and(|most| parts.len() > most) {
             seen.damaged(number, format!("{} columns, expected {}", parts.len(), tabs.due));
-            return;
+            return Fate::Columns;
         }
         let row = tabs.at.map(|at| Cow::Borrowed(at.and_then(|at| parts.get(at).copied()).unwrap_or("")));
-        pass(role, row, number, seen, each);
+        pass(role, row, number, seen, each)
     });
     seen
 }
@@ -122,64 +127,103 @@ pub(crate) fn spaces(
 pub(crate) fn json(text: &[u8], role: Role, keys: &[String], each: &mut impl FnMut(Row<'_>, u64)) -> Seen {
     let mut seen = Seen::default();
     each_line(text, &mut seen, |number, line, seen| {
-        let mut parser = serde_json::Deserializer::from_str(line);
-        match parser.deserialize_map(Object { keys }).and_then(|row| parser.end().map(|()| row)) {
-            Ok((row, found)) if found => pass(role, row, number, seen, each),
-            Ok(_) => seen.damaged(number, format!("no key {:?}", keys.first().map_or("", String::as_str))),
+        let exact;
+        let mut object = object(line, keys);
+        if matches!(&object, Ok(found) if found.inexact) {
+            exact = files::numbers_as_text(line);
+            object = self::object(&exact, keys);
+        }
+        match object {
+            Ok(found) if found.first => pass(role, found.row, number, seen, each),
+            Ok(_) => {
+                seen.damaged(number, format!("no key {:?}", keys.first().map_or("", String::as_str)));
+                Fate::Columns
+            }
             Err(cause) => {
                 let text = cause.to_string();
                 let text = text.split(" at line 1").next().unwrap_or_default();
                 seen.damaged(number, format!("column {}: {text}", cause.column()));
+                Fate::Syntax
             }
         }
     });
     seen
 }
 
-fn pass(role: Role, row: Row<'_>, number: u64, seen: &mut Seen, each: &mut impl FnMut(Row<'_>, u64)) {
+fn object<'a>(line: &'a str, keys: &[String]) -> serde_json::Result<Object<'a>> {
+    let mut parser = serde_json::Deserializer::from_str(line);
+    let object = parser.deserialize_map(Wanted { keys })?;
+    parser.end().map(|()| object)
+}
+
+fn pass(role: Role, row: Row<'_>, number: u64, seen: &mut Seen, each: &mut impl FnMut(Row<'_>, u64)) -> Fate {
     match role.fault(&row) {
-        Some(fault) => seen.damaged(number, fault),
+        Some(fault) => {
+            seen.damaged(number, fault);
+            Fate::Value
+        }
         None => {
             seen.kept += 1;
             each(row, number);
+            Fate::Used
         }
     }
 }
 
+/// What an object holds of the wanted keys.
+#[derive(Default)]
+struct Object<'a> {
+    row: Row<'a>,
+    /// The first key was there.
+    first: bool,
+    /// A number lost digits.
+    inexact: bool,
+}
+
 /// Takes the wanted keys of an object and looks at no other.
-struct Object<'k> {
+struct Wanted<'k> {
     keys: &'k [String],
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
-    /// The columns, and whether the first was there.
-    type Value = (Row<'de>, bool);
+impl<'de> Visitor<'de> for Wanted<'_> {
+    type Value = Object<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON object")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut row = Row::default();
-        let mut found = false;
-        while let Some(Text(key)) = map.next_key::<Text<'de>>()? {
-            match self.keys.iter().position(|wanted| !wanted.is_empty() && *wanted == key) {
+        let mut object = Object::default();
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            match self.keys.iter().position(|wanted| !wanted.is_empty() && *wanted == key.text) {
                 Some(at) => {
-                    row[at] = map.next_value::<Text<'de>>()?.0;
-                    found |= at == 0;
+                    let value = map.next_value::<Text<'de>>()?;
+                    object.row[at] = value.text;
+                    object.inexact |= value.inexact;
+                    object.first |= at == 0;
                 }
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        Ok((row, found))
+        Ok(object)
     }
 }
 
 /// A string (borrowed where it holds no escape), a number or a truth value as text, null as nothing, or a
 /// list of such, joined with spaces.
-struct Text<'de>(Cow<'de, str>);
+struct Text<'de> {
+    text: Cow<'de, str>,
+    /// It is of a number that 64 bits may not hold as it is written.
+    inexact: bool,
+}
+
+impl<'de> Text<'de> {
+    fn of(text: impl Into<Cow<'de, str>>) -> Self {
+        Self { text: text.into(), inexact: false }
+    }
+}
 
 impl<'de> serde::Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -197,41 +241,42 @@ impl<'de> Visitor<'de> for TextVisitor {
     }
 
     fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Borrowed(text)))
+        Ok(Text::of(text))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Owned(text.to_owned())))
+        Ok(Text::of(text.to_owned()))
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Owned(number.to_string())))
+        Ok(Text::of(number.to_string()))
     }
 
     fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Owned(number.to_string())))
+        Ok(Text::of(number.to_string()))
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Owned(number.to_string())))
+        Ok(Text { inexact: true, ..Text::of(number.to_string()) })
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Owned(value.to_string())))
+        Ok(Text::of(value.to_string()))
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Text(Cow::Borrowed("")))
+        Ok(Text::of(""))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let mut all = String::new();
-        while let Some(Text(text)) = list.next_element::<Text<'de>>()? {
+        let (mut all, mut inexact) = (String::new(), false);
+        while let Some(item) = list.next_element::<Text<'de>>()? {
             if !all.is_empty() {
                 all.push(' ');
             }
-            all.push_str(&text);
+            all.push_str(&item.text);
+            inexact |= item.inexact;
         }
-        Ok(Text(Cow::Owned(all)))
+        Ok(Text { inexact, ..Text::of(all) })
     }
 }

@@ -6,7 +6,10 @@ use std::path::Path;
 
 use super::columns::Tabs;
 use super::rows::{COUNT, MOST_COLUMNS, Role};
+use super::tags;
 pub use crate::config::Format;
+use crate::files;
+use crate::ir::qrels;
 use crate::{Error, Result};
 
 /// Bytes of a file that are looked at: a first document is nearly always whole in it.
@@ -66,8 +69,11 @@ pub(crate) fn resolve(
     columns: &BTreeMap<String, String>,
     head: &[u8],
 ) -> Result<(Format, Parser)> {
-    let text = String::from_utf8_lossy(head);
     let name = path.display();
+    if let Some(what) = files::wide(head) {
+        return Err(Error::data(format!("{name}: {what}")));
+    }
+    let text = String::from_utf8_lossy(head);
     if let Some(format) = given.filter(|format| !format.has(role)) {
         return Err(Error::config(format!("{name}: format {format} does not hold {role:?}").to_lowercase()));
     }
@@ -81,6 +87,9 @@ pub(crate) fn resolve(
         return Err(Error::data(format!("{name}: is empty; expected rows of {due}")));
     };
     let syntax = syntax_of(&text);
+    if let Some(what) = files::lone_returns(head).filter(|_| syntax != Syntax::Sgml) {
+        return Err(Error::data(format!("{name}: {what}")));
+    }
     let found = detect(role, syntax, line, &text, !columns.is_empty());
     let format = match (given, found) {
         (Some(format), _) if format.syntax(role) != syntax => {
@@ -126,7 +135,7 @@ pub(crate) fn due(role: Role) -> &'static str {
 fn syntax_of(text: &str) -> Syntax {
     let text = text.trim_start();
     // XML-minded collections put a declaration or a root element before the first document.
-    let sgml = text.starts_with('<') && (text.contains("<DOC>") || text.contains("<doc>"));
+    let sgml = text.starts_with('<') && tags::find_opening(text.as_bytes(), 0, b"DOC").is_some();
     match text.as_bytes().first() {
         _ if sgml => Syntax::Sgml,
         Some(b'{') => Syntax::Json,
@@ -137,7 +146,9 @@ fn syntax_of(text: &str) -> Syntax {
 fn detect(role: Role, syntax: Syntax, line: &str, text: &str, named: bool) -> Option<Format> {
     let columns = line.split('\t').count();
     let format = match (syntax, role) {
-        (Syntax::Sgml, Role::Documents) if text.contains("<DOCHDR>") => Format::Trecweb,
+        (Syntax::Sgml, Role::Documents) if tags::find_opening(text.as_bytes(), 0, b"DOCHDR").is_some() => {
+            Format::Trecweb
+        }
         (Syntax::Sgml, _) => Format::Trec,
         (Syntax::Json, _) if named => Format::Jsonl,
         (Syntax::Json, _) if line.contains("\"_id\"") => Format::Beir,
@@ -210,12 +221,14 @@ fn lines_parser(
         }
         (Format::MsmarcoV1, _) => (tabs.at, tabs.least, tabs.most) = ([0, 1, 2, 3].map(Some), 4, None),
         (Format::Trec, _) => {
+            let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+            tabs.header = qrels::is_header(&columns);
             (tabs.at, tabs.least, tabs.most) = ([Some(0), Some(2), Some(3), None], 4, Some(4));
             return Ok(Parser::Spaces(tabs));
         }
         (Format::Beir, _) => {
-            let label = line.split_whitespace().nth(2).unwrap_or_default();
-            (tabs.header, tabs.most) = (label.parse::<i64>().is_err(), Some(3));
+            let columns: Vec<&str> = line.split_ascii_whitespace().collect();
+            (tabs.header, tabs.most) = (qrels::is_header(&columns), Some(3));
             tabs.due = "query-id, corpus-id, score".into();
             return Ok(Parser::Spaces(tabs));
         }

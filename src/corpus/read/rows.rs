@@ -8,6 +8,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use crate::config::Role;
+use crate::files::{Fate, Ledger};
+use crate::ir::qrels;
 use crate::{Error, Result};
 
 /// Bytes of a record at most. A longer one is none of any of our formats, and must not fill the memory.
@@ -65,9 +67,7 @@ impl Role {
             Self::Clicks if !row[3].is_empty() && times(&row[3]).is_none() => {
                 Some(format!("the count {:?} is not a whole number above 0", row[3]))
             }
-            Self::Qrels if row[2].parse::<i64>().is_err() => {
-                Some(format!("the label {:?} is not an integer", row[2]))
-            }
+            Self::Qrels => qrels::label(&row[2]).err(),
             _ => None,
         }
     }
@@ -85,6 +85,12 @@ pub struct ReadCounts {
     /// Rows with bytes that are not UTF-8, each replaced by U+FFFD or read as Windows-1252 where the format
     /// says so; the rows are kept.
     pub not_utf8: u64,
+    /// Documents without an end, read up to where the next one begins; they are kept.
+    #[serde(default)]
+    pub unclosed: u64,
+    /// Where every byte of the (decompressed) files went; of a file with a lookup, of the lines that were looked up.
+    #[serde(default)]
+    pub bytes: Ledger,
     /// The first ten faults: file, line and reason.
     pub shown: Vec<String>,
 }
@@ -98,6 +104,11 @@ impl ReadCounts {
         for fault in &self.shown {
             tracing::warn!("{fault}");
         }
+        if self.bytes.of(Fate::Between) > 0
+            && let Some(text) = self.bytes.notable()
+        {
+            tracing::warn!("{text}");
+        }
     }
 }
 
@@ -108,6 +119,8 @@ pub(crate) struct Seen {
     pub(crate) kept: u64,
     pub(crate) damaged: u64,
     pub(crate) not_utf8: u64,
+    pub(crate) unclosed: u64,
+    pub(crate) bytes: Ledger,
     /// Line ends in the block.
     pub(crate) lines: u64,
     /// (line from 0, what is wrong), the first ten.
@@ -121,10 +134,27 @@ impl Seen {
         self.fault(line, reason.into());
     }
 
-    /// A row that is kept though it holds bytes that are no UTF-8.
-    pub(crate) fn not_utf8(&mut self, line: u64) {
+    /// A row that is kept though it holds bytes that are not in the encoding that they should be in.
+    pub(crate) fn not_utf8(&mut self, line: u64, what: impl Into<String>) {
         self.not_utf8 += 1;
-        self.fault(line, "holds bytes that are not UTF-8".into());
+        self.fault(line, what.into());
+    }
+
+    /// A document that is kept though its end is missing.
+    pub(crate) fn unclosed(&mut self, line: u64) {
+        self.unclosed += 1;
+        self.fault(line, "<DOC> without </DOC>; it was read up to the next <DOC>".into());
+    }
+
+    /// A row of so many bytes, or a line that is none.
+    pub(crate) fn row(&mut self, fate: Fate, bytes: usize) {
+        self.rows += u64::from(!fate.is_outside());
+        self.bytes.add(fate, bytes);
+    }
+
+    /// Bytes between two documents.
+    pub(crate) fn outside(&mut self, gap: &[u8]) {
+        self.bytes.add(Fate::of_gap(gap), gap.len());
     }
 
     fn fault(&mut self, line: u64, reason: String) {
@@ -133,9 +163,10 @@ impl Seen {
         }
     }
 
-    /// A block that is one record without an end.
-    pub(crate) fn too_long() -> Self {
-        let mut seen = Self { rows: 1, lines: 1, ..Self::default() };
+    /// A block that is one record without an end, of so many bytes.
+    pub(crate) fn too_long(bytes: u64) -> Self {
+        let mut seen = Self { lines: 1, ..Self::default() };
+        seen.row(Fate::TooLong, bytes as usize);
         seen.damaged(0, format!("longer than {} MiB", LONGEST >> 20));
         seen
     }
@@ -151,6 +182,8 @@ impl ReadCounts {
         self.kept += seen.kept;
         self.damaged += seen.damaged;
         self.not_utf8 += seen.not_utf8;
+        self.unclosed += seen.unclosed;
+        self.bytes.merge(&seen.bytes);
         for (at, reason) in seen.faults {
             let text = format!("{}, {unit} {}: {reason}", path.display(), line + at + 1);
             if strict {
@@ -169,6 +202,8 @@ impl ReadCounts {
         self.kept += other.kept;
         self.damaged += other.damaged;
         self.not_utf8 += other.not_utf8;
+        self.unclosed += other.unclosed;
+        self.bytes.merge(&other.bytes);
         let room = SHOWN.saturating_sub(self.shown.len());
         self.shown.extend(other.shown.iter().take(room).cloned());
     }

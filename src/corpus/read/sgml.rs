@@ -1,89 +1,159 @@
 //! Documents of the TREC collections: `<DOC>` ... `</DOC>`, where everything between is SGML of some newspaper
 //! (TREC disks) or an HTTP answer as a crawler got it (GOV2). Neither is well-formed, so tags are looked for and
-//! never matched; HTML goes through a browser-grade parser.
+//! never matched; a document whose end is missing ends where the next one begins.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
-use scraper::{Html, Node, Selector};
-
+use super::page::{Page, utf8_or_western};
 use super::rows::{Role, Row, Seen};
+use super::tags;
+use crate::files::Fate;
 
 /// Tags whose content is a document's title ...
 const TITLE: [&str; 5] = ["HEADLINE", "TITLE", "HL", "HEAD", "TTL"];
 /// ... and its body.
 const BODY: [&str; 5] = ["TEXT", "LEADPARA", "LP", "DD", "DATE"];
-/// Elements of a page that are never read by people.
-const UNSEEN: [&str; 6] = ["script", "style", "noscript", "template", "head", "svg"];
+/// Attributes of `<DOC>` that are its id where it has no DOCNO.
+const IDS: [&str; 3] = ["docno", "docid", "id"];
 /// Bytes of the longest name of an entity.
 const LONGEST_ENTITY: usize = 9;
-/// Bytes of HTML that are parsed: a page beyond is a table or a dump, and GOV2 itself was cut at 256 KiB.
-const MOST_HTML: usize = 1 << 20;
 
-/// Documents of TREC SGML or, with `web`, of trecweb.
-pub(crate) fn documents(text: &[u8], web: bool, each: &mut impl FnMut(Row<'_>, u64)) -> Seen {
+/// A document in a block.
+struct Found<'a> {
+    /// Inside its `<DOC>`.
+    attributes: &'a [u8],
+    /// Between its tags.
+    content: &'a [u8],
+    /// First byte after all of it.
+    end: usize,
+    closed: bool,
+}
+
+/// Documents of TREC SGML or, with `web`, of trecweb; `last` where the file ends with the block.
+pub(crate) fn documents(text: &[u8], web: bool, last: bool, each: &mut impl FnMut(Row<'_>, u64)) -> Seen {
     let mut seen = Seen::default();
     let (mut at, mut counted, mut lines) = (0, 0, 0u64);
-    while let Some(start) = find(&text[at..], b"<DOC>").map(|found| at + found + 5) {
-        lines += memchr::memchr_iter(b'\n', &text[counted..start]).count() as u64;
-        counted = start;
-        seen.rows += 1;
-        let Some(length) = find(&text[start..], b"</DOC>") else {
+    while let Some((start, content)) = tags::find_opening(text, at, b"DOC") {
+        seen.outside(&text[at..start]);
+        lines += memchr::memchr_iter(b'\n', &text[counted..content]).count() as u64;
+        counted = content;
+        let found = found(text, start, content);
+        at = found.end;
+        let fate = if !found.closed && last && at == text.len() {
             seen.damaged(lines, "<DOC> without </DOC>");
-            break;
+            Fate::Unclosed
+        } else {
+            pass(&found, web, lines, &mut seen, each)
         };
-        let document = &text[start..start + length];
-        at = start + length + 6;
-        let decoded = decode(document, lines, &mut seen);
-        match id_of(&decoded) {
-            None => seen.damaged(lines, "a document without <DOCNO>"),
-            Some((id, rest)) => {
-                let row = if web { page(id, rest) } else { article(id, rest) };
-                match Role::Documents.fault(&row) {
-                    Some(fault) => seen.damaged(lines, fault),
-                    None => {
-                        seen.kept += 1;
-                        each(row, lines);
-                    }
-                }
-            }
-        }
+        seen.row(fate, at - start);
     }
+    seen.outside(&text[at..]);
     seen.lines = memchr::memchr_iter(b'\n', text).count() as u64;
     seen
 }
 
-/// Where a tag begins, whatever its case. One pass over the `<`: a file of small letters costs what one of
-/// capitals does.
-fn find(text: &[u8], tag: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(tag[0], text)
-        .find(|&at| text[at..].get(..tag.len()).is_some_and(|found| found.eq_ignore_ascii_case(tag)))
-}
-
-/// UTF-8, else Windows-1252, of which Latin-1 is a part: what crawled pages are.
-fn decode<'a>(bytes: &'a [u8], line: u64, seen: &mut Seen) -> Cow<'a, str> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Cow::Borrowed(text),
-        Err(_) => {
-            seen.not_utf8(line);
-            encoding_rs::WINDOWS_1252.decode_without_bom_handling(bytes).0
+/// The document whose tag is `text[start..content]`. It ends with `</DOC>`, or before a `<DOC>` that begins
+/// another: one at the start of a line, or one with a DOCNO after it.
+fn found(text: &[u8], start: usize, content: usize) -> Found<'_> {
+    let make = |until: usize, end, closed| Found {
+        attributes: &text[start + 4..content - 1],
+        content: &text[content..until],
+        end,
+        closed,
+    };
+    let mut maybe = None;
+    for at in memchr::memchr_iter(b'<', &text[content..]).map(|at| content + at) {
+        // Most tags are of other names.
+        if !matches!(text.get(at + 1), Some(b'/' | b'D' | b'd')) {
+            continue;
+        }
+        if let Some(end) = tags::closing(text, at, b"DOC") {
+            return make(at, end, true);
+        }
+        if tags::opening(text, at, b"DOC").is_some() {
+            if tags::starts_line(text, at) {
+                let until = maybe.unwrap_or(at);
+                return make(until, until, false);
+            }
+            maybe = maybe.or(Some(at));
+        } else if let Some(until) = maybe.filter(|_| tags::opening(text, at, b"DOCNO").is_some()) {
+            return make(until, until, false);
         }
     }
+    make(text.len(), text.len(), false)
 }
 
-/// The DOCNO and what follows it.
-fn id_of(document: &str) -> Option<(&str, &str)> {
-    let start = find(document.as_bytes(), b"<DOCNO>")? + 7;
-    let length = find(&document.as_bytes()[start..], b"</DOCNO>")?;
-    Some((document[start..start + length].trim(), &document[start + length + 8..]))
+fn pass(
+    found: &Found<'_>,
+    web: bool,
+    line: u64,
+    seen: &mut Seen,
+    each: &mut impl FnMut(Row<'_>, u64),
+) -> Fate {
+    let (text, fault) = if web { (Cow::Borrowed(""), None) } else { utf8_or_western(found.content) };
+    // The id is looked for in bytes, because HTML is decoded apart; tags are ASCII in every charset.
+    let bytes = if web { found.content } else { text.as_bytes() };
+    let (id, place) = match id_of(bytes) {
+        Some((id, place)) => (String::from_utf8_lossy(&bytes[id]).trim().to_owned(), place),
+        None => match attribute_id(found.attributes) {
+            Some(id) => (id, 0..0),
+            None => {
+                seen.damaged(line, "a document without <DOCNO>");
+                return Fate::NoId;
+            }
+        },
+    };
+    let (row, fault) = if web {
+        let page = Page::read(&without(bytes, &place));
+        ([id, page.url, page.title, page.body].map(Cow::Owned), page.fault)
+    } else {
+        (article(id, &text[..place.start], &text[place.end..]), fault)
+    };
+    if let Some(fault) = fault {
+        seen.not_utf8(line, fault);
+    }
+    if let Some(fault) = Role::Documents.fault(&row) {
+        seen.damaged(line, fault);
+        return Fate::Value;
+    }
+    if !found.closed {
+        seen.unclosed(line);
+    }
+    seen.kept += 1;
+    each(row, line);
+    Fate::Used
+}
+
+/// Where the DOCNO is and where its whole element.
+fn id_of(document: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
+    let (start, id) = tags::find_opening(document, 0, b"DOCNO")?;
+    let (end, after) = tags::find_closing(document, id, b"DOCNO")?;
+    Some((id..end, start..after))
+}
+
+fn attribute_id(attributes: &[u8]) -> Option<String> {
+    let attributes = String::from_utf8_lossy(attributes);
+    let id = IDS.iter().find_map(|name| tags::attribute(&attributes, name))?;
+    Some(id.to_owned())
+}
+
+/// The document without its DOCNO: borrowed where nothing stands before that.
+fn without<'a>(document: &'a [u8], place: &Range<usize>) -> Cow<'a, [u8]> {
+    let (before, after) = (&document[..place.start], &document[place.end..]);
+    if before.iter().all(u8::is_ascii_whitespace) {
+        return Cow::Borrowed(after);
+    }
+    Cow::Owned([before, b" ", after].concat())
 }
 
 /// A news article: the content of the tags above; all text where there is none of them.
-fn article<'a>(id: &'a str, rest: &'a str) -> Row<'a> {
+fn article(id: String, before: &str, after: &str) -> Row<'static> {
     let (mut title, mut body) = (String::new(), String::new());
     // The content tag that is open and whether it is a title's.
     let mut open: Option<(&str, bool)> = None;
     let mut tagged = false;
-    for (tag, text) in Tags::new(rest) {
+    for (tag, text) in Tags::new(before).chain(Tags::new(after)) {
         let (closing, name) = (tag.starts_with('/'), tag.trim_start_matches('/'));
         let of = |names: &[&str]| names.iter().any(|wanted| name.eq_ignore_ascii_case(wanted));
         match open {
@@ -98,11 +168,11 @@ fn article<'a>(id: &'a str, rest: &'a str) -> Row<'a> {
         }
     }
     if !tagged {
-        for (_, text) in Tags::new(rest) {
+        for (_, text) in Tags::new(before).chain(Tags::new(after)) {
             append(&mut body, text);
         }
     }
-    [Cow::Borrowed(id), Cow::Borrowed(""), Cow::Owned(title), Cow::Owned(body)]
+    [Cow::Owned(id), Cow::Borrowed(""), Cow::Owned(title), Cow::Owned(body)]
 }
 
 /// Tags (name alone, `/name` for a closing one) with the text after each; the text before the first tag
@@ -191,65 +261,5 @@ fn entity(name: &str) -> &'static str {
         "apos" | "rsquo" | "lsquo" => "'",
         "hyph" | "hyphen" => "-",
         _ => " ",
-    }
-}
-
-/// A crawled page: the first line of the head is its address, the rest of it the server's; then HTML.
-fn page<'a>(id: &'a str, rest: &'a str) -> Row<'a> {
-    let (head, html) = match (find(rest.as_bytes(), b"<DOCHDR>"), find(rest.as_bytes(), b"</DOCHDR>")) {
-        (Some(start), Some(end)) if start + 8 <= end => (&rest[start + 8..end], &rest[end + 9..]),
-        _ => ("", rest),
-    };
-    let url = head.split_ascii_whitespace().next().unwrap_or_default();
-    let mut most = html.len().min(MOST_HTML);
-    while !html.is_char_boundary(most) {
-        most -= 1;
-    }
-    let (title, body) = html_text(&html[..most]);
-    [Cow::Borrowed(id), Cow::Borrowed(url), Cow::Owned(title), Cow::Owned(body)]
-}
-
-/// Title and visible text of an HTML page, runs of white space as one space.
-pub(crate) fn html_text(html: &str) -> (String, String) {
-    let page = Html::parse_document(html);
-    let (mut title, mut body) = (String::new(), String::new());
-    // Cannot fail: the selector is a constant, and an error would only leave the title empty.
-    if let Ok(selector) = Selector::parse("title")
-        && let Some(element) = page.select(&selector).next()
-    {
-        element.text().for_each(|text| words(&mut title, text));
-    }
-    // Depth first without recursion: broken pages nest thousands deep.
-    let mut next = Some(page.tree.root());
-    while let Some(node) = next {
-        let unseen = match node.value() {
-            Node::Text(text) => {
-                words(&mut body, text);
-                false
-            }
-            Node::Element(element) => UNSEEN.contains(&element.name()),
-            _ => false,
-        };
-        let child = if unseen { None } else { node.first_child() };
-        let mut up = Some(node);
-        next = child.or_else(|| {
-            while let Some(at) = up {
-                if let Some(sibling) = at.next_sibling() {
-                    return Some(sibling);
-                }
-                up = at.parent();
-            }
-            None
-        });
-    }
-    (title, body)
-}
-
-fn words(out: &mut String, text: &str) {
-    for word in text.split_whitespace() {
-        if !out.is_empty() {
-            out.push(' ');
-        }
-        out.push_str(word);
     }
 }

@@ -1,9 +1,10 @@
 //! `[[source]]`: where rows come from. A source is a file, several, or a folder; whatever their format and
 //! packing, they become one sequence of blocks, each of which any thread can parse.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,7 @@ use super::lookup::Picks;
 use super::rows::{ReadCounts, Role, Row, Seen};
 use super::sgml;
 pub use crate::config::Source;
-use crate::files;
+use crate::files::{self, Fate};
 use crate::{Error, Result};
 
 impl Source {
@@ -66,8 +67,11 @@ pub(crate) struct Position {
     pub(crate) line: u64,
 }
 
+/// All of the text of a file that cannot be opened again, for whoever reads it first.
+type Once = Arc<Mutex<Option<Box<dyn Read + Send>>>>;
+
 /// A file whose format is known.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct File {
     pub(crate) path: PathBuf,
     pub(crate) format: Format,
@@ -75,10 +79,30 @@ pub(crate) struct File {
     lookup: Option<PathBuf>,
     /// Only these lines are read.
     picks: Option<Picks>,
+    /// It is a pipe.
+    once: Option<Once>,
+}
+
+impl File {
+    fn blocks(&self, start: u64, done: &Arc<AtomicU64>) -> Result<Blocks> {
+        let cut = if matches!(self.parser, Parser::Sgml { .. }) { Cut::Document } else { Cut::Line };
+        match (&self.picks, &self.once) {
+            (Some(picks), _) => Blocks::picked(&self.path, picks.clone(), start, done.clone()),
+            (None, None) => Blocks::open(&self.path, cut, start, done.clone()),
+            (None, Some(once)) => {
+                let whole = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+                match whole {
+                    Some(whole) => Ok(Blocks::once(&self.path, cut, whole)),
+                    // Says why not.
+                    None => Blocks::open(&self.path, cut, start, done.clone()),
+                }
+            }
+        }
+    }
 }
 
 /// Every file of one role, in the order of the sources.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct SourceFiles {
     pub(crate) role: Role,
     pub(crate) files: Vec<File>,
@@ -104,12 +128,13 @@ impl SourceFiles {
         for source in sources.iter().filter(|source| source.role == role) {
             let before = all.files.len();
             for (path, from_folder) in source.marked_files()? {
-                let head = files::head(&path, HEAD)?;
-                match format::resolve(&path, role, source.format, &source.columns, &head) {
+                let begun = files::begin(&path, HEAD)?;
+                match format::resolve(&path, role, source.format, &source.columns, &begun.head) {
                     Ok((format, parser)) => {
                         all.bytes += std::fs::metadata(&path).map_or(0, |about| about.len());
                         let lookup = source.lookup.clone();
-                        all.files.push(File { path, format, parser, lookup, picks: None });
+                        let once = begun.whole.map(|whole| Arc::new(Mutex::new(Some(whole))));
+                        all.files.push(File { path, format, parser, lookup, picks: None, once });
                     }
                     Err(_) if from_folder => all.passed_over.push(path),
                     Err(error) => return Err(error),
@@ -138,6 +163,7 @@ impl SourceFiles {
             parser: Parser::Tabs(tabs),
             lookup: None,
             picks: None,
+            once: None,
         };
         let bytes = std::fs::metadata(path).map_or(0, |about| about.len());
         Self { role: Role::Queries, files: vec![file], bytes, passed_over: Vec::new() }
@@ -177,12 +203,8 @@ impl SourceFiles {
         pass: &mut dyn FnMut(Piece) -> Result<()>,
     ) -> Result<()> {
         for (file, about) in self.files.iter().enumerate().skip(from.file) {
-            let cut = if matches!(about.parser, Parser::Sgml { .. }) { Cut::Document } else { Cut::Line };
             let start = if file == from.file { from.offset } else { 0 };
-            let mut blocks = match &about.picks {
-                Some(picks) => Blocks::picked(&about.path, picks.clone(), start, done.clone())?,
-                None => Blocks::open(&about.path, cut, start, done.clone())?,
-            };
+            let mut blocks = about.blocks(start, done)?;
             while let Some(block) = blocks.next()? {
                 pass(Piece { file, block })?;
             }
@@ -194,13 +216,15 @@ impl SourceFiles {
     pub(crate) fn parse(&self, piece: &Piece, each: &mut impl FnMut(Row<'_>, u64)) -> BlockTally {
         let (block, role) = (&piece.block, self.role);
         let (text, first) = (block.text(), block.start == 0);
-        let seen = match &self.files[piece.file].parser {
-            _ if block.too_long => Seen::too_long(),
+        let mut seen = match &self.files[piece.file].parser {
+            _ if block.too_long => Seen::too_long(block.end - block.start),
             Parser::Tabs(tabs) => columns::tabs(text, first, role, tabs, each),
             Parser::Spaces(tabs) => columns::spaces(text, first, role, tabs, each),
             Parser::Json(keys) => columns::json(text, role, keys, each),
-            Parser::Sgml { web } => sgml::documents(text, *web, each),
+            Parser::Sgml { web } => sgml::documents(text, *web, block.last, each),
         };
+        seen.bytes.add(Fate::Mark, block.len() - text.len());
+        debug_assert!(block.too_long || seen.bytes.total() == block.len() as u64, "{:?}", seen.bytes);
         BlockTally { file: piece.file, end: block.end, seen }
     }
 

@@ -54,6 +54,7 @@ impl SourceFile {
     pub fn of(path: &Path) -> Result<Self> {
         const SAMPLE: u64 = 1 << 20;
         let failed = |cause| Error::io("read", path, cause);
+        files::refuse_pipe(path)?;
         let (mut file, bytes) = files::open(path)?;
         let mut crc = crc32fast::Hasher::new();
         for start in [0, bytes / 2, bytes.saturating_sub(SAMPLE)] {
