@@ -41,9 +41,7 @@ const TOPIC: [&str; 10] =
 pub(crate) fn is_header(columns: &[&str]) -> bool {
     let label = columns.last().copied().unwrap_or_default();
     let is_name = |name: &&str| columns.first().is_some_and(|first| first.eq_ignore_ascii_case(name));
-    (3..=4).contains(&columns.len())
-        && label.parse::<f64>().is_err()
-        && TOPIC.iter().any(|name| is_name(&name))
+    (3..=4).contains(&columns.len()) && label.parse::<f64>().is_err() && TOPIC.iter().any(is_name)
 }
 
 /// A label as it is written: whole, with or without decimals that are all zero.

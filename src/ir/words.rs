@@ -165,9 +165,8 @@ mod tests {
         let at = |i: usize| characters.get(i).copied().unwrap_or('\0');
         let (mut words, mut word) = (Vec::new(), String::new());
         for (i, &c) in characters.iter().enumerate() {
-            if c.is_alphanumeric() {
-                word.push(c);
-            } else if !word.is_empty() && Rules::default().joins(at(i - 1), c, at(i + 1)) {
+            let joins = |i: usize| i > 0 && Rules::default().joins(at(i - 1), at(i), at(i + 1));
+            if c.is_alphanumeric() || !word.is_empty() && joins(i) {
                 word.push(c);
             } else if !word.is_empty() {
                 words.push(std::mem::take(&mut word));

@@ -266,7 +266,8 @@ fn a_nan_is_traced<E: Engine>(engine: &E) {
         let (rows, width) = (batch.tokens(), if backward { at.k } else { at.n });
         (done.unwrap_err().to_string(), format!("{rows} of {} values are not finite", rows * width))
     };
-    let cases: [(bool, fn(&Layout) -> LinearAt, &str); 5] = [
+    type Spoilt = fn(&Layout) -> LinearAt;
+    let cases: [(bool, Spoilt, &str); 5] = [
         (false, |layout| layout.layers[0].qkv, "forward 0: linear: "),
         (false, |layout| layout.layers[1].up, "forward 0: linear_gelu: "),
         (false, |layout| layout.layers[1].down, "forward 0: linear: "),

@@ -95,7 +95,7 @@ fn words_of_any_script_are_found() {
         ("emoji", "a👩\u{200d}👩\u{200d}👧b"),
     ];
     let lines = documents.map(|(id, text)| format!("{id}\tu\t\t{text}\n"));
-    file(&folder, "docs.tsv", &lines.concat());
+    file(&folder, "docs.tsv", lines.concat());
     let queries = [
         ("greek", "Ἀθῆναι"),
         ("arabic", "الع\u{64e}ربية"),
@@ -108,7 +108,7 @@ fn words_of_any_script_are_found() {
         ("french", "caféine"),
         ("emoji", "b"),
     ];
-    file(&folder, "topics.tsv", &queries.map(|(id, text)| format!("{id}\t{text}\n")).concat());
+    file(&folder, "topics.tsv", queries.map(|(id, text)| format!("{id}\t{text}\n")).concat());
     let plain = RetrieveOptions { stem: false, stop_words: false, ..options(&folder) };
     retrieve(&plain).unwrap();
     let run = Run::read(&plain.out).unwrap();
