@@ -36,10 +36,11 @@ fn prepared() -> Place {
     assert_done(&place.run(&coarse.split_whitespace().collect::<Vec<_>>()));
     let arm = "[[experiment.arms]]\nname = \"plain\"\nmodel = \"tuned/model\"\nstart = \"qdpp-head\"\n";
     place.write("study.toml", &(fs::read_to_string(place.path("plan.toml")).unwrap() + arm));
-    let program = place.path("program");
-    fs::hard_link(BINARY, &program).or_else(|_| fs::copy(BINARY, &program).map(drop)).unwrap();
     let open = Command::new("chmod").args(["-R", "a+rwX"]).arg(place.path(".")).status().unwrap();
     assert!(open.success());
+    // after the change of modes: a link shares them with the program that it is of
+    let program = place.path("program");
+    fs::hard_link(BINARY, &program).or_else(|_| fs::copy(BINARY, &program).map(drop)).unwrap();
     place
 }
 
