@@ -11,10 +11,11 @@ use ctune_dist::corpus::read::documents::{ReadOptions, read_rows};
 use ctune_dist::corpus::shard::write::{Provenance, ShardWriter};
 use ctune_dist::corpus::shard::{MANIFEST, MANIFEST_CRC};
 use ctune_dist::corpus::{Format, Manifest, Role, Shards, Source};
+use ctune_dist::files::{Fate, Ledger, Packing};
 use ctune_dist::ir::folds::{read_folds, write_folds};
 use ctune_dist::ir::qrels::Qrels;
 use ctune_dist::ir::run::Run;
-use ctune_dist::ir::topics::{TopicField, read_topics, read_topics_fields};
+use ctune_dist::ir::topics::{TopicField, read_topics, read_topics_counted, read_topics_fields};
 use ctune_dist::model::checkpoint::Checkpoint;
 use ctune_dist::report::Results;
 use ctune_dist::run::checkpoints::find;
@@ -99,11 +100,23 @@ fn with_file<T>(name: &str, content: &[u8], read: impl FnOnce(&Path) -> T) -> T 
     read(&folder.path().join(name))
 }
 
+/// Where nothing may be left out, every byte is of what was used or outside it.
+fn all_used(bytes: &Ledger, data: &[u8]) {
+    assert_eq!(bytes.dropped(), 0, "{bytes:?}");
+    // A packed file has another length.
+    if Packing::of(data) == Packing::Plain {
+        assert_eq!(bytes.total(), data.len() as u64, "{bytes:?}");
+    }
+}
+
 fn topics(data: &[u8]) -> bool {
     with_file("topics", data, |path| {
         let all =
             read_topics_fields(path, &[TopicField::Title, TopicField::Description, TopicField::Narrative]);
         let titles = read_topics(path);
+        if let Ok((_, bytes)) = read_topics_counted(path, &[TopicField::Title]) {
+            all_used(&bytes, data);
+        }
         for topic in titles.iter().chain(&all).flatten() {
             assert!(!topic.id.is_empty() && !topic.text.is_empty() && !topic.text.contains('\n'));
         }
@@ -115,8 +128,9 @@ fn qrels(data: &[u8]) -> bool {
     with_file("qrels", data, |path| {
         let rows =
             read_rows(&[Source::of(Role::Qrels, path)], Role::Qrels, &ReadOptions::default(), |_| Ok(()));
-        let read = Qrels::read(path);
-        if let Ok(qrels) = &read {
+        let read = Qrels::read_counted(path);
+        if let Ok((qrels, bytes)) = &read {
+            all_used(bytes, data);
             assert!(qrels.judgements() >= qrels.topics().len());
         }
         read.is_ok() && rows.is_ok()
@@ -125,7 +139,8 @@ fn qrels(data: &[u8]) -> bool {
 
 fn runs(data: &[u8]) -> bool {
     with_file("run", data, |path| {
-        let Ok(run) = Run::read(path) else { return false };
+        let Ok((run, bytes)) = Run::read_counted(path) else { return false };
+        all_used(&bytes, data);
         for topic in run.topics() {
             let hits = run.get(topic).unwrap();
             assert!(hits.iter().all(|hit| !hit.score.is_nan()));
@@ -146,15 +161,15 @@ fn folds(data: &[u8]) -> bool {
     })
 }
 
-/// Every row is either kept or counted as damaged.
+/// Every row is either kept or counted as damaged, and so is every byte, or it is outside rows.
 fn rows(role: Role, format: Option<Format>, columns: &[(&str, &str)], data: &[u8]) -> bool {
     with_file("rows", data, |path| {
         let columns = columns.iter().map(|(column, name)| ((*column).to_owned(), (*name).to_owned()));
-        rows_of(Source { format, columns: columns.collect(), ..Source::of(role, path) })
+        rows_of(Source { format, columns: columns.collect(), ..Source::of(role, path) }, data)
     })
 }
 
-fn rows_of(source: Source) -> bool {
+fn rows_of(source: Source, data: &[u8]) -> bool {
     let (role, mut kept) = (source.role, 0);
     let counts = read_rows(&[source], role, &ReadOptions::default(), |row| {
         assert!(!row[0].is_empty() && !row[0].contains(char::is_whitespace));
@@ -163,6 +178,11 @@ fn rows_of(source: Source) -> bool {
     });
     let Ok(counts) = counts else { return false };
     assert_eq!((counts.kept, counts.rows), (kept, counts.kept + counts.damaged));
+    let bytes = &counts.bytes;
+    if Packing::of(data) == Packing::Plain {
+        assert_eq!(bytes.total(), data.len() as u64, "{bytes:?}");
+    }
+    assert_eq!((bytes.of(Fate::Used) > 0, bytes.dropped() > 0), (kept > 0, counts.damaged > 0), "{bytes:?}");
     counts.damaged == 0
 }
 

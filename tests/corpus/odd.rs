@@ -324,7 +324,7 @@ fn files_of_a_folder_are_all_accounted_for() {
     put("b", b"\n<DOC id=\"2\">b\n<DOC id=\"3\">c</DOC>\n");
     let source = Source::documents(PathBuf::from(folder.path()));
     let counts = read_rows(&[source], Role::Documents, &ReadOptions::default(), |_| Ok(())).unwrap();
-    assert_eq!((counts.kept, counts.unclosed, counts.bytes.total()), (3, 1, 29 + 37));
+    assert_eq!((counts.kept, counts.unclosed, counts.bytes.total()), (3, 1, 29 + 35));
     assert_eq!(counts.bytes.of(Fate::Blank), 3);
     let given = Source { format: Some(Format::Trec), ..Source::documents(folder.path()) };
     assert_eq!(read_rows(&[given], Role::Documents, &ReadOptions::default(), |_| Ok(())).unwrap(), counts);
