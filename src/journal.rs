@@ -84,7 +84,9 @@ pub fn warn_once(text: &str) {
 
 /// The error that ends a process, on the terminal and in the log.
 pub fn complain(text: &str) {
-    eprintln!("ctune-dist: {text}");
+    // one write, so that no other process of the job can put its own words into the line
+    let line = format!("ctune-dist: {text}\n");
+    eprint!("{line}");
     tracing::error!(target: QUIET, "{text}");
 }
 

@@ -169,7 +169,7 @@ fn a_place_where_nothing_can_be_made_is_one_line() {
         assert_refused(
             &shell(&place, &line),
             3,
-            &["shut/plot.svg", "no file can be made in shut", "Permission denied"],
+            &["shut/plot.svg", "no file can be created in shut", "Permission denied"],
         );
         assert_eq!(fs::read_to_string(place.path("shut/plot.svg")).unwrap(), "old");
     } else {

@@ -181,7 +181,7 @@ fn mistakes_in_the_plan_are_one_line_and_exit_code_2() {
     // a model of another vocabulary
     let golden = crate::golden::folder();
     let path = format!("model.path=\"{}\"", golden.display());
-    assert_refused(&coarse(&["--set", &path]), 2, &["120 tokens", "prepare"]);
+    assert_refused(&coarse(&["--set", &path]), 2, &["120 rows", "196 pieces"]);
 }
 
 #[test]

@@ -345,10 +345,10 @@ fn the_keys_of_tokenizer_json_too() {
                 Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error}"),
                 Ok((tokenizer, warnings)) => {
                     assert_eq!(warnings, Vec::<String>::new());
-                    // accents go by default where case does, and a kind that is not said is told by the other keys
+                    // accents go by default where case does, and a kind that is no name is told by the other keys
                     let same = whole["normalizer"][*name] == value
                         || (*name, &value) == ("strip_accents", &json!(true))
-                        || (*name, &value) == ("type", &json!(null));
+                        || *name == "type" && !value.is_string();
                     assert_eq!(ids(&tokenizer) == base, same, "{name} = {value}");
                 }
             }
