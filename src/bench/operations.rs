@@ -82,7 +82,7 @@ struct Timed {
 
 impl<E: Engine> Visitor<E> for Timed {
     fn wants(&self, op: &str, sizes: &Sizes) -> bool {
-        !self.gpu || !op.starts_with("attention") || sizes.attends_on_gpu()
+        !self.gpu || sizes.runs_on_gpu(op)
     }
 
     fn meet<O>(&mut self, engine: &E, case: &'static str, mut op: O) -> Result<()>

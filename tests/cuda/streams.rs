@@ -46,23 +46,21 @@ fn the_host_never_leaves_the_device_without_work() {
     const MORE: i64 = 5;
     const TRIES: usize = 8;
     let place = Place::with_shards();
-    // how many waits of the further steps found the device without work, over all ranks
-    let idle = |ranks: usize, packs: i64| -> i64 {
+    // whether every rank's further steps waited no more than they must, and never with the device idle
+    let busy = |ranks: usize, packs: i64| -> bool {
         let (few, many) = (waits(&place, ranks, 6), waits(&place, ranks, 6 + MORE as usize));
         assert_eq!((few.len(), many.len()), (ranks, ranks));
-        let of_rank = |(few, many): (&[i64; 2], &[i64; 2])| {
+        few.iter().zip(&many).all(|(few, many)| {
             let [all, idle] = [many[0] - few[0], many[1] - few[1]];
             println!("{ranks} rank(s): {few:?} waits in 6 steps; in {MORE} more {all}, {idle} of them idle");
-            assert!(all <= MORE * (packs + 1), "{all} waits in {MORE} steps of {packs} packs");
-            idle
-        };
-        few.iter().zip(&many).map(of_rank).sum()
+            idle == 0 && all <= MORE * (packs + 1)
+        })
     };
     for (ranks, packs) in [(1, 4), (2, 2)] {
         // on a busy machine a rank may wait for the other, and its device with it, now and then; a step that
         // leaves its device without work does so every time
-        let never = (0..TRIES).any(|_| idle(ranks, packs) == 0);
-        assert!(never, "{ranks} rank(s): a step leaves the device without work");
+        let once = (0..TRIES).any(|_| busy(ranks, packs));
+        assert!(once, "{ranks} rank(s): a step waits too often, or leaves the device without work");
     }
 }
 

@@ -78,6 +78,11 @@ impl Sizes {
         self.lengths.len()
     }
 
+    /// Whether the GPU has kernels for this operation at these sizes.
+    pub fn runs_on_gpu(&self, op: &str) -> bool {
+        !op.starts_with("attention") || self.attends_on_gpu()
+    }
+
     /// Whether the GPU's kernels support heads of this size.
     pub fn attends_on_gpu(&self) -> bool {
         self.head_size().is_multiple_of(8) && (8..=128).contains(&self.head_size())

@@ -79,7 +79,7 @@ impl Keep {
 
 impl<E: Engine> Visitor<E> for Keep {
     fn wants(&self, op: &str, sizes: &Sizes) -> bool {
-        !self.gpu || !op.starts_with("attention") || sizes.attends_on_gpu()
+        !self.gpu || sizes.runs_on_gpu(op)
     }
 
     fn meet<O>(&mut self, engine: &E, case: &'static str, op: O) -> Result<()>
